@@ -1,0 +1,68 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "expertwire/bootstrap.hpp"
+#include "expertwire/connection.hpp"
+#include "expertwire/error.hpp"
+#include "expertwire/memory.hpp"
+#include "expertwire/topology.hpp"
+
+namespace expertwire {
+
+/// What a communicator is made with; everything unset comes from the environment.
+struct CommunicatorOptions {
+  std::optional<std::size_t> arena_bytes;            ///< EXPERTWIRE_ARENA_BYTES
+  std::optional<int> ranks_per_node;                 ///< EXPERTWIRE_RANKS_PER_NODE
+  std::optional<std::chrono::milliseconds> timeout;  ///< EXPERTWIRE_TIMEOUT_MS
+};
+
+/// The ranks of a job, how they reach each other, and the memory they share.
+///
+/// Made collectively. Destroying it is local and never waits; a peer that still needs this rank
+/// then gets `Error{peer_lost}`. Objects made from it keep it alive.
+class Communicator {
+ public:
+  /// Throws `Error{mismatch}` if ranks run different versions, `Error{unsupported}` if a peer can be
+  /// reached by no wire of this build.
+  static std::shared_ptr<Communicator> create(std::shared_ptr<Bootstrap> bootstrap,
+                                              const CommunicatorOptions& options = {});
+  /// A communicator over bootstrap_from_environment().
+  static std::shared_ptr<Communicator> from_environment(const CommunicatorOptions& options = {});
+
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const noexcept;
+  int size() const noexcept;
+  const Topology& topology() const noexcept;
+  Arena& arena() noexcept;
+  /// How this rank writes to `peer`; `peer` may be this rank.
+  Connection& connection(int peer);
+  /// The deadline of every wait that names none.
+  std::chrono::milliseconds timeout() const noexcept;
+
+  /// Collective; for setup and tests, not for hot paths.
+  void all_gather(void* data, std::size_t bytes_per_rank);
+  void barrier();
+
+  /// Looks whether peers still live; long waits call it from any thread. Returns an error to throw
+  /// if one died, or if `awaited` (when >= 0) has left. What a rank wrote before it left is visible
+  /// once this has said so: look at what you wait for once more before you give up.
+  std::optional<Error> find_lost_peer(int awaited);
+
+  /// One line: version, backend, ranks, wires and why each was chosen.
+  const std::string& banner() const noexcept;
+
+ private:
+  struct Impl;
+  explicit Communicator(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertwire

@@ -1,0 +1,131 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "expertwire/allocator.hpp"
+#include "expertwire/communicator.hpp"
+#include "expertwire/handle.hpp"
+#include "expertwire/shape.hpp"
+#include "expertwire/status.hpp"
+#include "expertwire/stream.hpp"
+#include "expertwire/tensor.hpp"
+
+namespace expertwire {
+
+struct HighThroughputOptions {
+  MoeShape shape;
+  int lanes = 1;  ///< operations that can be in flight independently of each other, 1 to 8
+  /// Rows of a receive pool; a lane has two. 0: R*M, which always suffices.
+  std::int64_t pool_rows = 0;
+  int threads = 0;  ///< threads a lane works with; 0: EXPERTWIRE_THREADS
+};
+
+/// Dispatch and combine for large batches (training, prefill).
+///
+/// Output is *token-major*: one row per (token, this rank), ordered by source rank, then source
+/// token. Ranks first tell each other how many rows go where, so every row is written once, into
+/// its final place in the receiver's pool.
+///
+/// Lanes and call order are as for LowLatency.
+class HighThroughput {
+ public:
+  /// Where a dispatch leaves its rows.
+  enum class Output {
+    pool,   ///< a view of the receive pool: no copy; valid until released
+    owned,  ///< the caller's or allocator's memory, filled as rows arrive
+  };
+
+  /// N rows. For Output::owned all of them may be given, or none.
+  struct Outputs {
+    TensorView x;              ///< [N, H]
+    TensorView source_tokens;  ///< int32 [N]: index of the token at its source
+    TensorView topk_experts;   ///< int32 [N, K]: local expert of each selection, -1 if not here
+    TensorView topk_weights;   ///< fp32 [N, K]: its weight, 0 if not here
+  };
+
+  struct DispatchRequest {
+    ConstTensorView x;             ///< [T, H], 0 <= T <= M; T may differ between ranks and calls
+    ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
+    ConstTensorView topk_weights;  ///< [T, K] fp32, sent along; or absent
+    /// A handle of this object, in place of topk_idx: the same routing again, without exchanging
+    /// counts (the backward pass of combine).
+    Handle cached;
+    Output output = Output::owned;
+    /// Rows that the output has room for. Set: counts stay on the device, no host waits for them,
+    /// rows past it are not written. Unset: the output gets exactly the rows that came.
+    std::optional<std::int64_t> capacity;
+    Outputs outputs;
+    Allocator allocator;
+    Stream* stream = nullptr;  ///< null: finished when the call returns
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+
+  struct DispatchResult {
+    /// N is the number of rows that came, or the capacity where one was given.
+    Outputs outputs;
+    /// int32 [1] in memory of the result: rows that came, also those past the capacity.
+    TensorView needed_rows;
+    /// Without a capacity, or without a stream: rows from each source [R], and selections of each
+    /// local expert [L]. Empty otherwise.
+    std::vector<std::int32_t> rows_per_source;
+    std::vector<std::int32_t> rows_per_expert;
+    Handle handle;
+    std::shared_ptr<void> owner;  ///< keeps allocated outputs alive
+  };
+
+  struct CombineRequest {
+    /// [N, H] with the N of the dispatch: one row per (token, this rank), already summed over this
+    /// rank's experts. The rows of a pool dispatch may be given as they are (x of its outputs,
+    /// overwritten): peers then read them there, which saves a copy.
+    ConstTensorView y;
+    Handle handle;
+    ConstTensorView topk_weights;  ///< fp32 [N, K] to bring home, as dispatch gave them; or absent
+    ConstTensorView bias;          ///< [T, H] of the row type, initial value of the sum; or absent
+    TensorView out;                ///< [T, H] of the row type; or absent
+    TensorView out_topk_weights;   ///< fp32 [T, K]; or absent
+    Allocator allocator;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+
+  struct CombineResult {
+    /// [T, H]: bias plus the rows of the token's ranks, added in fp32 in ascending order of rank,
+    /// rounded at the end. A row past a rank's capacity counts as zero.
+    TensorView out;
+    /// [T, K], present if topk_weights were: each selection's weight from the rank that held its
+    /// expert, 0 where there was none.
+    TensorView topk_weights;
+    std::shared_ptr<void> owner;
+  };
+
+  /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
+  static std::unique_ptr<HighThroughput> create(std::shared_ptr<Communicator> communicator,
+                                                const HighThroughputOptions& options);
+  /// Bytes that an object takes of every rank's arena.
+  static std::size_t memory_bytes(const HighThroughputOptions& options, int ranks);
+
+  ~HighThroughput();
+  HighThroughput(const HighThroughput&) = delete;
+  HighThroughput& operator=(const HighThroughput&) = delete;
+
+  /// Throws `Error{capacity}` on every rank if some rank's pool is too small and no capacity was
+  /// given; the object works on. Throws `Error{invalid_usage}` while the pool dispatch before last
+  /// of the lane is still held.
+  DispatchResult dispatch(const DispatchRequest& request);
+  /// Releases the pool rows of the handle, if it holds some.
+  CombineResult combine(const CombineRequest& request);
+  /// Gives the pool rows of a dispatch back without a combine. Does nothing if there are none.
+  void release(const Handle& handle, Stream* stream = nullptr);
+  Status status() const;
+
+ private:
+  struct Impl;
+  explicit HighThroughput(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertwire

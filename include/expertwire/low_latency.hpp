@@ -1,0 +1,98 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "expertwire/allocator.hpp"
+#include "expertwire/communicator.hpp"
+#include "expertwire/handle.hpp"
+#include "expertwire/shape.hpp"
+#include "expertwire/status.hpp"
+#include "expertwire/stream.hpp"
+#include "expertwire/tensor.hpp"
+
+namespace expertwire {
+
+struct LowLatencyOptions {
+  MoeShape shape;
+  int lanes = 1;    ///< operations that can be in flight independently of each other, 1 to 8
+  int threads = 0;  ///< threads a lane works with; 0: EXPERTWIRE_THREADS
+};
+
+/// Dispatch and combine for small batches (decoding): every byte goes straight to its place, sizes
+/// are fixed by the shape, nothing is exchanged with the host.
+///
+/// Output is *expert-major*: `x[L, R*M, H]` holds, for each local expert, the rows that chose it,
+/// packed at the front, ordered by source rank, then source token. The wire carries one row per
+/// (token, rank); combine sums what one rank's experts made of a token before it sends.
+///
+/// Operations use the lanes in turn: the n-th dispatch of every rank uses lane n mod `lanes`, and a
+/// combine uses the lane of its dispatch. All ranks make the same calls in the same order. One
+/// thread at a time may call an object.
+class LowLatency {
+ public:
+  /// All four, or none: absent outputs come from the allocator.
+  struct Outputs {
+    TensorView x;                  ///< [L, R*M, H]; rows past a count are left as they were
+    TensorView tokens_per_expert;  ///< int32 [L]
+    TensorView ranges;             ///< int32 [L, R, 2]: first row and rows from each source
+    TensorView source_tokens;      ///< int32 [L, R*M]: index of the token at its source
+  };
+
+  struct DispatchRequest {
+    ConstTensorView x;             ///< [T, H], 0 <= T <= M; T may differ between ranks and calls
+    ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
+    ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
+    Outputs outputs;
+    Allocator allocator;      ///< for outputs that were not given; host memory if empty
+    Stream* stream = nullptr;  ///< null: finished when the call returns
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+
+  struct DispatchResult {
+    Outputs outputs;  ///< as given, or as allocated; filled once the stream got there
+    Handle handle;
+    std::shared_ptr<void> owner;  ///< keeps allocated outputs alive
+  };
+
+  struct CombineRequest {
+    ConstTensorView y;  ///< [L, R*M, H], rows where dispatch put them
+    Handle handle;
+    /// [T, K] fp32, for weights that dispatch did not have. Every rank gives them, or none does.
+    ConstTensorView topk_weights;
+    ConstTensorView bias;  ///< [T, H] of the row type, initial value of the sum; or absent
+    TensorView out;        ///< [T, H] of the row type; or absent
+    Allocator allocator;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+
+  struct CombineResult {
+    /// [T, H]: bias plus, over ascending ranks, the rank's partial sum. The partial is
+    /// fma(w, y, acc) in fp32 in top-k order, rounded to the row type; so is the end.
+    TensorView out;
+    std::shared_ptr<void> owner;
+  };
+
+  /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
+  static std::unique_ptr<LowLatency> create(std::shared_ptr<Communicator> communicator,
+                                            const LowLatencyOptions& options);
+  /// Bytes that an object takes of every rank's arena.
+  static std::size_t memory_bytes(const LowLatencyOptions& options, int ranks);
+
+  ~LowLatency();
+  LowLatency(const LowLatency&) = delete;
+  LowLatency& operator=(const LowLatency&) = delete;
+
+  DispatchResult dispatch(const DispatchRequest& request);
+  CombineResult combine(const CombineRequest& request);
+  Status status() const;
+
+ private:
+  struct Impl;
+  explicit LowLatency(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertwire

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace expertwire {
+
+/// A rank's memory as this process can reach it. A small value; copies are cheap.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(int rank, std::shared_ptr<std::byte> mapping, std::size_t bytes)
+      : rank_(rank), mapping_(std::move(mapping)), bytes_(bytes) {}
+
+  /// The rank whose memory it is.
+  int rank() const noexcept { return rank_; }
+  std::size_t bytes() const noexcept { return bytes_; }
+  /// Where it is mapped here, or null when only a network reaches it. Valid while this object or
+  /// the communicator lives.
+  std::byte* data() const noexcept { return mapping_.get(); }
+
+ private:
+  int rank_ = -1;
+  std::shared_ptr<std::byte> mapping_;
+  std::size_t bytes_ = 0;
+};
+
+/// One block of memory a rank, mapped by all ranks of its domain when the communicator is made.
+///
+/// Objects carve what they need out of their own rank's part; that is a local call. On the CPU the
+/// block is a sparse memfd, so pages exist only once they are touched and nothing has a name in the
+/// file system.
+class Arena {
+ public:
+  explicit Arena(std::vector<Memory> parts, int rank);
+
+  const Memory& local() const { return part(rank_); }
+  /// Memory of `rank`, 0 <= rank < size.
+  const Memory& part(int rank) const { return parts_[static_cast<std::size_t>(rank)]; }
+
+  /// Takes `bytes` of this rank's part, aligned to 4096 bytes, and returns the offset. The content
+  /// is unspecified. Throws `Error{capacity}` that says how much is left. Thread-safe.
+  std::uint64_t carve(std::size_t bytes);
+  /// Returns what carve() gave. Pages go back to the operating system.
+  void give_back(std::uint64_t offset) noexcept;
+  /// Bytes carved now.
+  std::size_t carved() const;
+
+ private:
+  std::vector<Memory> parts_;
+  int rank_;
+  mutable std::mutex mutex_;
+  std::map<std::uint64_t, std::size_t> taken_;  // offset to size
+};
+
+}  // namespace expertwire

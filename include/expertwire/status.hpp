@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace expertwire {
+
+/// What an object has noticed since it was made.
+struct Status {
+  /// Expert ids outside 0..E-1 and not -1. They were taken as "no selection".
+  std::int64_t invalid_expert_ids = 0;
+  /// Where the first of them was: "topk_idx[3, 1] = 999".
+  std::string first_invalid_id;
+  /// The error after which the object can no longer be used; empty while it works.
+  std::string failure;
+};
+
+}  // namespace expertwire

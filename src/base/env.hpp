@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace expertwire {
+
+/// The environment, read once at first use. Nothing else in expertwire calls getenv, and nothing
+/// writes to it. The meaning of every variable is in env.cpp, from which docs/environment.md is
+/// made.
+struct Env {
+  // Logging.
+  std::string log;
+  std::string log_subsystems;
+  std::string log_file;
+
+  // Who this process is in the job.
+  std::optional<int> rank;
+  std::optional<int> size;
+  std::optional<int> local_size;
+  std::string launcher;  ///< which launcher the three above came from
+  std::string job;       ///< a name that all ranks of the job know
+  std::string rendezvous;
+  std::string secret;
+  std::string secret_file;
+  std::string runtime_dir;
+
+  // Resources and limits.
+  std::int64_t timeout_ms;
+  std::int64_t arena_bytes;
+  int ranks_per_node;
+  int threads;
+  std::uint32_t first_epoch;
+
+  static const Env& get();
+  /// Reads the environment anew; for tests.
+  static Env read();
+};
+
+/// The text of docs/environment.md.
+std::string environment_page();
+
+}  // namespace expertwire

@@ -1,0 +1,26 @@
+#include "expertwire/tensor.hpp"
+
+#include <fmt/format.h>
+
+#include <new>
+
+#include "expertwire/allocator.hpp"
+
+namespace expertwire {
+
+std::string describe(const ConstTensorView& view) {
+  if (!view.present()) return "absent";
+  std::string text = fmt::format("{} [", to_string(view.dtype()));
+  for (int i = 0; i < view.dimensions(); ++i)
+    text += fmt::format("{}{}", i == 0 ? "" : ", ", view.size(i));
+  return text + "]";
+}
+
+Allocation allocate_host(const AllocationRequest& request) {
+  constexpr std::align_val_t kAlignment{64};
+  if (request.bytes == 0) return {};
+  void* data = ::operator new(request.bytes, kAlignment);
+  return {data, std::shared_ptr<void>(data, [](void* p) { ::operator delete(p, kAlignment); })};
+}
+
+}  // namespace expertwire

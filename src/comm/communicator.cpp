@@ -1,0 +1,232 @@
+#include "expertwire/communicator.hpp"
+
+#include <array>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "base/check.hpp"
+#include "base/env.hpp"
+#include "base/log.hpp"
+#include "comm/endpoint.hpp"
+#include "comm/links.hpp"
+#include "comm/segment.hpp"
+#include "comm/transport/transport.hpp"
+#include "expertwire/version.hpp"
+
+namespace expertwire {
+
+namespace {
+
+template <std::size_t N>
+void store_text(std::array<char, N>& to, std::string_view text) {
+  check(text.size() < N, ErrorCode::system, "'{}' is longer than {} characters", text, N - 1);
+  to.fill('\0');
+  std::memcpy(to.data(), text.data(), text.size());
+}
+
+RankPlace place_of(const Endpoint& endpoint) {
+  RankPlace place;
+  place.host = endpoint.host.data();
+  place.process = endpoint.process;
+  place.pid = endpoint.pid;
+  place.cores = endpoint.cores;
+  place.numa_node = endpoint.numa_node;
+  return place;
+}
+
+}  // namespace
+
+struct Communicator::Impl {
+  std::shared_ptr<Bootstrap> bootstrap;
+  std::chrono::milliseconds timeout{};
+  Segment segment;
+  std::vector<Endpoint> endpoints;
+  Topology topology;
+  std::unique_ptr<Links> links;
+  std::vector<std::unique_ptr<Transport>> transports = make_transports();
+  std::vector<std::unique_ptr<Connection>> connections;
+  std::unique_ptr<Arena> arena;
+  std::string banner;
+
+  Impl() = default;
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    if (links) links->say_goodbye();
+    retire_segment(segment.id);
+  }
+
+  Deadline deadline() const { return Deadline::after(timeout); }
+  int rank() const { return bootstrap->rank(); }
+  int size() const { return bootstrap->size(); }
+  const Endpoint& self() const { return endpoints[static_cast<std::size_t>(rank())]; }
+
+  void exchange_endpoints(const CommunicatorOptions& options);
+  std::string agree_on_secret();
+  void connect_all();
+  Links::State state_of(int peer);
+  const Transport& transport_to(const Endpoint& peer, std::string* why) const;
+};
+
+void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) {
+  const Env& env = Env::get();
+  segment = create_segment(options.arena_bytes.value_or(static_cast<std::size_t>(env.arena_bytes)));
+  links = std::make_unique<Links>(rank());
+  const RankPlace place = local_place();
+
+  endpoints.resize(static_cast<std::size_t>(size()));
+  Endpoint& mine = endpoints[static_cast<std::size_t>(rank())];
+  store_text(mine.version, kVersion);
+  store_text(mine.host, place.host);
+  store_text(mine.link_address, links->address());
+  mine.process = place.process;
+  mine.segment = segment.id;
+  mine.arena_bytes = segment.bytes;
+  mine.rank = rank();
+  mine.pid = place.pid;
+  mine.cores = place.cores;
+  mine.numa_node = place.numa_node;
+  mine.ranks_per_node = options.ranks_per_node.value_or(env.ranks_per_node);
+  bootstrap->all_gather(endpoints.data(), sizeof(Endpoint), deadline());
+
+  std::vector<RankPlace> places;
+  for (const Endpoint& peer : endpoints) {
+    check(peer.version == self().version, ErrorCode::mismatch,
+          "rank {} runs expertwire {}, rank {} runs {}", peer.rank, peer.version.data(), rank(),
+          kVersion);
+    check(peer.ranks_per_node == self().ranks_per_node, ErrorCode::mismatch,
+          "rank {} has ranks_per_node {}, rank {} has {}", peer.rank, peer.ranks_per_node, rank(),
+          self().ranks_per_node);
+    places.push_back(place_of(peer));
+  }
+  topology = Topology(std::move(places), self().ranks_per_node);
+}
+
+Links::State Communicator::Impl::state_of(int peer) {
+  const Endpoint& endpoint = endpoints[static_cast<std::size_t>(peer)];
+  if (endpoint.process != self().process) return links->state(peer);
+  return segment_retired(endpoint.segment) ? Links::State::left : Links::State::connected;
+}
+
+/// The links' secret: rank 0 draws it, the bootstrap (which has let in only ranks of this job)
+/// carries it.
+std::string Communicator::Impl::agree_on_secret() {
+  std::string secret = make_secret();
+  bootstrap->broadcast(secret.data(), secret.size(), 0, deadline());
+  return secret;
+}
+
+const Transport& Communicator::Impl::transport_to(const Endpoint& peer, std::string* why) const {
+  std::string reasons;
+  for (const auto& transport : transports) {
+    const Reach reach = transport->reach(self(), peer);
+    if (reach.possible) {
+      if (why != nullptr) *why = reach.why;
+      return *transport;
+    }
+    reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : ", ", transport->name(), reach.why);
+  }
+  throw Error(ErrorCode::unsupported,
+              fmt::format("no wire of this build reaches rank {} ({})", peer.rank, reasons),
+              {rank(), peer.rank, Phase::setup});
+}
+
+void Communicator::Impl::connect_all() {
+  const std::string secret = agree_on_secret();
+  std::vector<Links::Peer> neighbours;
+  for (const Endpoint& peer : endpoints)
+    if (peer.host == self().host && peer.process != self().process)
+      neighbours.push_back({peer.rank, peer.link_address.data()});
+  links->connect(neighbours, secret, size(), deadline());
+  const std::vector<Fd> descriptors = links->exchange(segment.fd, deadline());
+
+  std::vector<Memory> parts;
+  struct Wire {
+    int ranks = 0;
+    std::string why;
+  };
+  std::map<std::string_view, Wire> wires;
+  for (const Endpoint& peer : endpoints) {
+    std::string why;
+    const Transport& transport = transport_to(peer, &why);
+    parts.push_back(
+        transport.import({peer, descriptors[static_cast<std::size_t>(peer.rank)]}));
+    connections.push_back(transport.connect(peer.rank));
+    Wire& wire = wires[transport.name()];
+    ++wire.ranks;
+    wire.why = why;
+    log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank,
+        transport.name(), why);
+  }
+  arena = std::make_unique<Arena>(std::move(parts), rank());
+  segment.fd = Fd();
+  bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
+
+  banner = fmt::format("expertwire {}: CPU backend, {} rank{} on {} node{} ({} host{}), {}; wires:",
+                       kVersion, size(), size() == 1 ? "" : "s", topology.nodes(),
+                       topology.nodes() == 1 ? "" : "s", topology.domains(),
+                       topology.domains() == 1 ? "" : "s", bootstrap->kind());
+  for (const auto& [name, wire] : wires)
+    banner += fmt::format(" {} to {} rank{} ({})", name, wire.ranks, wire.ranks == 1 ? "" : "s",
+                          wire.why);
+}
+
+Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Communicator::~Communicator() = default;
+
+std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Bootstrap> bootstrap,
+                                                   const CommunicatorOptions& options) {
+  check_argument(bootstrap != nullptr, "Communicator::create: bootstrap is null");
+  check_log_settings();
+  auto impl = std::make_unique<Impl>();
+  impl->bootstrap = std::move(bootstrap);
+  impl->timeout = options.timeout.value_or(std::chrono::milliseconds(Env::get().timeout_ms));
+  impl->exchange_endpoints(options);
+  impl->connect_all();
+  if (impl->rank() == 0) log(LogLevel::info, Subsystem::topo, "{}", impl->banner);
+  return std::shared_ptr<Communicator>(new Communicator(std::move(impl)));
+}
+
+std::shared_ptr<Communicator> Communicator::from_environment(const CommunicatorOptions& options) {
+  return create(bootstrap_from_environment(), options);
+}
+
+int Communicator::rank() const noexcept { return impl_->rank(); }
+int Communicator::size() const noexcept { return impl_->size(); }
+const Topology& Communicator::topology() const noexcept { return impl_->topology; }
+Arena& Communicator::arena() noexcept { return *impl_->arena; }
+std::chrono::milliseconds Communicator::timeout() const noexcept { return impl_->timeout; }
+const std::string& Communicator::banner() const noexcept { return impl_->banner; }
+
+Connection& Communicator::connection(int peer) {
+  check_argument(peer >= 0 && peer < size(), "connection: peer is {}; it must be from 0 to {}",
+                 peer, size() - 1);
+  return *impl_->connections[static_cast<std::size_t>(peer)];
+}
+
+void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
+  impl_->bootstrap->all_gather(data, bytes_per_rank, impl_->deadline());
+}
+
+void Communicator::barrier() { impl_->bootstrap->barrier(impl_->deadline()); }
+
+std::optional<Error> Communicator::find_lost_peer(int awaited) {
+  for (int r = 0; r < size(); ++r) {
+    const Links::State state = impl_->state_of(r);
+    const ErrorContext context{rank(), r, Phase::none};
+    if (state == Links::State::died)
+      return Error(ErrorCode::peer_lost,
+                   fmt::format("the process of rank {} (pid {}) died", r,
+                               impl_->topology.place(r).pid),
+                   context);
+    if (state == Links::State::left && r == awaited)
+      return Error(ErrorCode::peer_lost,
+                   fmt::format("rank {} left the job while rank {} still waited for it", r, rank()),
+                   context);
+  }
+  return std::nullopt;
+}
+
+}  // namespace expertwire

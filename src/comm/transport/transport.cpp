@@ -1,0 +1,12 @@
+#include "comm/transport/transport.hpp"
+
+namespace expertwire {
+
+std::vector<std::unique_ptr<Transport>> make_transports() {
+  std::vector<std::unique_ptr<Transport>> all;
+  all.push_back(make_loopback_transport());
+  all.push_back(make_shm_transport());
+  return all;
+}
+
+}  // namespace expertwire

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/endpoint.hpp"
+#include "comm/socket.hpp"
+#include "expertwire/connection.hpp"
+#include "expertwire/memory.hpp"
+
+namespace expertwire {
+
+/// Whether a transport reaches a peer, and a few words why (not), for the banner.
+struct Reach {
+  bool possible = false;
+  std::string why;
+};
+
+/// What a transport needs to map a peer's arena.
+struct ImportRequest {
+  const Endpoint& peer;
+  const Fd& descriptor;  ///< of the peer's arena; empty when the peer is in this process
+};
+
+/// A kind of wire. The communicator asks the transports in order and takes the first that reaches.
+/// Each has a folder with the same file names: memory.cpp maps, transport.cpp reaches and connects.
+class Transport {
+ public:
+  Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+  virtual ~Transport() = default;
+
+  virtual std::string_view name() const noexcept = 0;
+  virtual Reach reach(const Endpoint& self, const Endpoint& peer) const = 0;
+  virtual Memory import(const ImportRequest& request) const = 0;
+  virtual std::unique_ptr<Connection> connect(int peer) const = 0;
+};
+
+std::unique_ptr<Transport> make_loopback_transport();
+std::unique_ptr<Transport> make_shm_transport();
+
+/// All transports of this build, the one to prefer first.
+std::vector<std::unique_ptr<Transport>> make_transports();
+
+}  // namespace expertwire

@@ -1,0 +1,132 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "comm/wait.hpp"
+#include "ep/cpu/lane_memory.hpp"
+#include "ep/cpu/team.hpp"
+#include "ep/object.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/high_throughput.hpp"
+
+namespace expertwire::ep::cpu {
+
+/// Routing of one high-throughput dispatch.
+struct HighThroughputHandle final : HandleState {
+  std::vector<std::int32_t> rows;             ///< [R, R] rows from source to destination
+  std::vector<std::int64_t> capacity;         ///< [R] rows that each rank's output has room for
+  std::vector<std::int64_t> first_at;         ///< [R] this rank's first row at each rank
+  std::vector<std::int64_t> first_from;       ///< [R + 1] each source's first row here
+  std::vector<std::int32_t> rows_per_expert;  ///< [L]
+  std::int32_t needed = 0;                    ///< rows that came, or would have
+  bool overflow = false;                      ///< some rank's pool is too small: nothing was sent
+  std::int64_t output_rows = 0;               ///< N of the outputs; known to the calling thread
+
+  Epoch epoch = 0;       ///< of the dispatch; its pool rows lie in that slot
+  bool in_pool = false;  ///< the rows stay there until they are released
+  bool release_called = false;  ///< by the calling thread: combine or release is on its way
+
+  std::int64_t rows_between(int source, int destination) const {
+    return rows[static_cast<std::size_t>(source) * first_at.size() +
+                static_cast<std::size_t>(destination)];
+  }
+};
+
+/// One lane of the high-throughput mode on the CPU.
+///
+/// Roles: a worker of a send half owns contiguous tokens (dispatch) or every W-th chunk of rows
+/// (combine); a worker of a receive half owns every W-th chunk (dispatch) or contiguous tokens
+/// (combine). Worker 0 alone exchanges counts and offers.
+///
+/// Who writes what: a row of the pool has one writer, the source whose range it lies in; so has
+/// every slot region. A chunk's flag is released by whichever worker of the source adds the chunk's
+/// last row, after the others' additions to the same (local) counter.
+///
+/// Memory order: rows, store fence (rows may be written past the caches), acq_rel addition to the
+/// chunk's counter, release of the chunk's flag; acquire of the flag, then reads.
+///
+/// Cost: dispatch writes each row once (owned: twice); combine copies nothing when rows lie in the
+/// pool, else each row once; every token is summed once.
+class HighThroughputLane {
+ public:
+  using Memory = LaneMemory<HighThroughputSlots>;
+
+  HighThroughputLane(Memory memory, const MoeShape& shape, int workers);
+
+  /// First part of a dispatch that has a new route: fills the handle's counts. `capacity` is what
+  /// this rank's output takes; `strict` makes a rank that needs more an overflow.
+  void exchange_counts(HighThroughputHandle& handle, std::int64_t capacity, bool strict,
+                       const WaitContext& context);
+
+  struct Dispatch {
+    ConstTensorView x;
+    ConstTensorView topk_weights;              ///< or absent
+    HighThroughput::Outputs outputs;           ///< present unless the rows stay in the pool
+    std::shared_ptr<HighThroughputHandle> handle;
+  };
+  /// Second part: rows. Ends the dispatch's epoch, also when there was an overflow.
+  void send_rows(const Dispatch& op, WaitContext context);
+  void receive_rows(const Dispatch& op, WaitContext context);
+
+  struct Combine {
+    ConstTensorView y;
+    ConstTensorView topk_weights;
+    ConstTensorView bias;
+    TensorView out;
+    TensorView out_topk_weights;
+    std::shared_ptr<HighThroughputHandle> handle;
+  };
+  void send_combine(const Combine& op, WaitContext context);
+  void receive_combine(const Combine& op, WaitContext context);
+
+  /// Gives the rows of a pool dispatch back to the senders.
+  void release_pool(Epoch epoch);
+
+  /// The pool rows that the next dispatch will fill; called before send_rows.
+  HighThroughput::Outputs pool_view(Epoch n, std::int64_t rows) const;
+  /// Epoch of the n-th dispatch to come, counted from 0.
+  Epoch epoch_after(std::uint64_t dispatches) const;
+
+  Turnstile& turnstile() { return turnstile_; }
+
+ private:
+  /// Where one row goes, with what belongs to it.
+  struct RowPlace {
+    std::byte* x;
+    std::int32_t* token;
+    std::int32_t* experts;
+    float* weights;
+  };
+  class ChunkTally;
+
+  RowPlace pool_place(int owner, Epoch n, std::int64_t row) const;
+  static RowPlace place_in(const HighThroughput::Outputs& outputs, std::int64_t row,
+                           std::size_t row_bytes, int top_k);
+  void send_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
+  void copy_rows(const Dispatch& op, Epoch n, std::int64_t begin, std::int64_t end,
+                 bool stream) const;
+  bool lies_in_pool(const Combine& op) const;
+  void send_offers(const Combine& op, Epoch n) const;
+  void send_weights(const Combine& op, Epoch n) const;
+  void push_rows(const Combine& op, int worker, Epoch n) const;
+  void sum_tokens(const Combine& op, int worker, Epoch n, const WaitContext& context) const;
+  void settle();
+
+  Memory memory_;
+  MoeShape shape_;
+  Team team_;
+  Turnstile turnstile_;
+  std::unique_ptr<std::atomic<std::int32_t>[]> chunk_rows_;  // [R, chunks] rows written so far
+  Epoch first_epoch_;
+  struct Reading {
+    Epoch epoch;
+    bool done;
+  };
+  std::deque<Reading> readings_;  // dispatches whose credit has not been granted, oldest first
+};
+
+}  // namespace expertwire::ep::cpu

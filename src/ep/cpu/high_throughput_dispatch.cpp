@@ -1,0 +1,266 @@
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "ep/cpu/high_throughput.hpp"
+#include "ep/cpu/stream_rule.hpp"
+#include "ep/cpu/vector_ops.hpp"
+
+namespace expertwire::ep::cpu {
+
+namespace {
+
+constexpr auto kChunkRows = static_cast<std::int64_t>(HighThroughputSlots::kChunkRows);
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+HighThroughputLane::HighThroughputLane(Memory memory, const MoeShape& shape, int workers)
+    : memory_(std::move(memory)), shape_(shape), team_(workers) {
+  const std::size_t chunks = index(memory_.size()) * memory_.slots().chunks();
+  chunk_rows_ = std::make_unique<std::atomic<std::int32_t>[]>(chunks);
+  first_epoch_ = memory_.direction(memory_.slots().dispatch).sending();
+}
+
+Epoch HighThroughputLane::epoch_after(std::uint64_t dispatches) const {
+  return first_epoch_ + static_cast<Epoch>(dispatches);
+}
+
+// Counts ---------------------------------------------------------------------------------------
+
+void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int64_t capacity,
+                                         bool strict, const WaitContext& context) {
+  const auto& slots = memory_.slots();
+  const Epoch n = memory_.direction(slots.dispatch).sending();
+  const Route& route = handle.route;
+  const int size = memory_.size(), local = route.placement.local_experts();
+  for_each_peer(memory_.rank(), size, [&](int peer) {
+    memory_.await_credit(slots.dispatch, peer, n, context);
+    auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
+    counts[0] = static_cast<std::int32_t>(capacity);
+    std::copy(route.rows_to_rank.begin(), route.rows_to_rank.end(), counts + 1);
+    std::memcpy(counts + 1 + size, &route.rows_to_expert[index(peer * local)],
+                index(local) * sizeof(std::int32_t));
+    publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
+  });
+
+  handle.rows.assign(index(size) * index(size), 0);
+  handle.capacity.assign(index(size), 0);
+  handle.first_at.assign(index(size), 0);
+  handle.first_from.assign(index(size) + 1, 0);
+  handle.rows_per_expert.assign(index(local), 0);
+  std::vector<std::int64_t> needed(index(size), 0);
+  for (int source = 0; source < size; ++source) {
+    const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
+    wait_until(context, source, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
+    const auto* counts = memory_.at<std::int32_t>(memory_.rank(), slots.counts_of(n, source));
+    handle.capacity[index(source)] = counts[0];
+    for (int to = 0; to < size; ++to) {
+      handle.rows[index(source) * index(size) + index(to)] = counts[1 + to];
+      if (source < memory_.rank()) handle.first_at[index(to)] += counts[1 + to];
+      needed[index(to)] += counts[1 + to];
+    }
+    handle.first_from[index(source) + 1] =
+        handle.first_from[index(source)] + counts[1 + memory_.rank()];
+    for (int e = 0; e < local; ++e)
+      handle.rows_per_expert[index(e)] += counts[1 + size + e];
+  }
+  handle.needed = static_cast<std::int32_t>(handle.first_from.back());
+  for (int to = 0; strict && to < size; ++to)
+    handle.overflow = handle.overflow || needed[index(to)] > handle.capacity[index(to)];
+}
+
+// Rows, send half ------------------------------------------------------------------------------
+
+/// Counts the rows that a worker has written to each chunk, and announces a chunk when its last row
+/// is there. A worker's rows for one rank are contiguous, so it remembers one chunk a rank.
+class HighThroughputLane::ChunkTally {
+ public:
+  ChunkTally(HighThroughputLane& lane, const HighThroughputHandle& handle, Epoch n)
+      : lane_(lane), handle_(handle), n_(n), open_(index(lane.memory_.size())) {}
+
+  void add(int rank, std::int64_t row) {
+    Open& open = open_[index(rank)];
+    if (open.rows > 0 && open.chunk != row / kChunkRows) close(rank);
+    open.chunk = row / kChunkRows;
+    ++open.rows;
+  }
+  void close_all() {
+    for (int rank = 0; rank < lane_.memory_.size(); ++rank)
+      if (open_[index(rank)].rows > 0) close(rank);
+  }
+
+ private:
+  struct Open {
+    std::int64_t chunk = 0;
+    std::int32_t rows = 0;
+  };
+
+  void close(int rank) {
+    Open& open = open_[index(rank)];
+    const auto& memory = lane_.memory_;
+    const std::int64_t rows = handle_.rows_between(memory.rank(), rank);
+    const std::int64_t whole = std::min(kChunkRows, rows - open.chunk * kChunkRows);
+    std::atomic<std::int32_t>& written =
+        lane_.chunk_rows_[index(rank) * memory.slots().chunks() + index(open.chunk)];
+    vector_ops().store_fence();
+    if (written.fetch_add(open.rows, std::memory_order_acq_rel) + open.rows == whole) {
+      written.store(0, std::memory_order_relaxed);
+      publish<HostAccess>(
+          memory.at<Epoch>(rank, memory.slots().row_flag_of(n_, memory.rank(), open.chunk)), n_);
+    }
+    open.rows = 0;
+  }
+
+  HighThroughputLane& lane_;
+  const HighThroughputHandle& handle_;
+  Epoch n_;
+  std::vector<Open> open_;
+};
+
+void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
+  const auto& slots = memory_.slots();
+  const auto lane = memory_.direction(slots.dispatch);
+  const Epoch n = lane.sending();
+  const HighThroughputHandle& handle = *op.handle;
+  const Route& route = handle.route;
+  // With fresh counts all credit is there already; a cached dispatch waits for it here.
+  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+    memory_.await_credit(slots.dispatch, peer, n, context);
+  });
+  const bool stream = passes_caches(index(route.tokens) * shape_.row_bytes());
+  const bool direct = op.outputs.x.present();  // own rows skip the pool
+  team_.run([&](int worker) {
+    ChunkTally tally(*this, handle, n);
+    const Span tokens = part_of(handle.overflow ? 0 : route.tokens, worker, team_.size());
+    for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
+      const Destination* list = route.destinations_of(t);
+      for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
+        const int to = list[i].rank;
+        const std::int64_t row = handle.first_at[index(to)] + list[i].row;
+        if (row < handle.capacity[index(to)]) {
+          const RowPlace place =
+              direct && to == memory_.rank()
+                  ? place_in(op.outputs, row, shape_.row_bytes(), shape_.top_k)
+                  : pool_place(to, n, row);
+          send_row(op, t, to, place, stream);
+        }
+        tally.add(to, list[i].row);
+      }
+    }
+    tally.close_all();
+    lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
+  });
+}
+
+HighThroughputLane::RowPlace HighThroughputLane::pool_place(int owner, Epoch n,
+                                                            std::int64_t row) const {
+  const auto& slots = memory_.slots();
+  return {memory_.at<std::byte>(owner, slots.pool_row_of(n, row)),
+          memory_.at<std::int32_t>(owner, slots.pool_token_of(n, row)),
+          memory_.at<std::int32_t>(owner, slots.pool_experts_of(n, row)),
+          memory_.at<float>(owner, slots.pool_weights_of(n, row))};
+}
+
+HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::Outputs& outputs,
+                                                          std::int64_t row, std::size_t row_bytes,
+                                                          int top_k) {
+  return {outputs.x.as<std::byte>() + index(row) * row_bytes,
+          outputs.source_tokens.as<std::int32_t>() + row,
+          outputs.topk_experts.as<std::int32_t>() + index(row) * index(top_k),
+          outputs.topk_weights.as<float>() + index(row) * index(top_k)};
+}
+
+void HighThroughputLane::send_row(const Dispatch& op, int token, int to, const RowPlace& place,
+                                  bool stream) const {
+  const Route& route = op.handle->route;
+  const std::int32_t* experts = route.experts_of(token);
+  const float* weights = op.topk_weights.present()
+                             ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
+                             : nullptr;
+  *place.token = token;
+  for (int k = 0; k < route.top_k; ++k) {
+    const bool here = experts[k] >= 0 && route.placement.rank_of(experts[k]) == to;
+    place.experts[k] = here ? route.placement.local_index(experts[k]) : -1;
+    place.weights[k] = here && weights != nullptr ? weights[k] : 0.0F;
+  }
+  void* x = place.x;
+  vector_ops().copy(&x, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
+                    shape_.row_bytes(), stream);
+}
+
+// Rows, receive half ---------------------------------------------------------------------------
+
+void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
+  const auto& slots = memory_.slots();
+  const auto lane = memory_.direction(slots.dispatch);
+  const Epoch n = lane.receiving();
+  const HighThroughputHandle& handle = *op.handle;
+  const std::int64_t capacity = handle.capacity[index(memory_.rank())];
+  const bool copy = op.outputs.x.present();
+  const bool stream = passes_caches(index(handle.needed) * shape_.row_bytes());
+  context.abandoned = team_.failed();
+  team_.run([&](int worker) {
+    for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
+      if (source == memory_.rank() || handle.overflow) return;  // own rows are there already
+      const std::int64_t rows = handle.rows_between(source, memory_.rank());
+      const std::int64_t first = handle.first_from[index(source)];
+      for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
+        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, chunk));
+        wait_until(context, source, Phase::dispatch_rows,
+                   static_cast<std::uint64_t>(chunk * kChunkRows),
+                   [&] { return arrived<HostAccess>(flag, n); });
+        const std::int64_t end = first + std::min(rows, (chunk + 1) * kChunkRows);
+        if (copy)
+          copy_rows(op, n, first + chunk * kChunkRows, std::min(end, capacity), stream);
+      }
+    });
+    vector_ops().store_fence();
+    lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
+  });
+  const bool keep = op.handle->in_pool && !handle.overflow;
+  readings_.push_back({n, !keep});
+  settle();
+}
+
+/// Copies rows [begin, end) from the pool to the caller's outputs.
+void HighThroughputLane::copy_rows(const Dispatch& op, Epoch n, std::int64_t begin,
+                                   std::int64_t end, bool stream) const {
+  if (begin >= end) return;
+  const RowPlace from = pool_place(memory_.rank(), n, begin);
+  const RowPlace to = place_in(op.outputs, begin, shape_.row_bytes(), shape_.top_k);
+  const std::size_t rows = index(end - begin), selections = rows * index(shape_.top_k);
+  void* x = to.x;
+  vector_ops().copy(&x, 1, from.x, rows * shape_.row_bytes(), stream);
+  std::memcpy(to.token, from.token, rows * sizeof(std::int32_t));
+  std::memcpy(to.experts, from.experts, selections * sizeof(std::int32_t));
+  std::memcpy(to.weights, from.weights, selections * sizeof(float));
+}
+
+// Pool -----------------------------------------------------------------------------------------
+
+HighThroughput::Outputs HighThroughputLane::pool_view(Epoch n, std::int64_t rows) const {
+  const RowPlace place = pool_place(memory_.rank(), n, 0);
+  return {{place.x, shape_.dtype, {rows, shape_.hidden}},
+          {place.token, DType::int32, {rows}},
+          {place.experts, DType::int32, {rows, shape_.top_k}},
+          {place.weights, DType::fp32, {rows, shape_.top_k}}};
+}
+
+void HighThroughputLane::release_pool(Epoch epoch) {
+  for (Reading& reading : readings_)
+    if (reading.epoch == epoch) reading.done = true;
+  settle();
+}
+
+/// Grants credit for what has been read. A credit covers all epochs up to it, so a later epoch waits
+/// for an earlier one that is still held.
+void HighThroughputLane::settle() {
+  while (!readings_.empty() && readings_.front().done) {
+    memory_.grant_all(memory_.slots().dispatch, readings_.front().epoch);
+    readings_.pop_front();
+  }
+}
+
+}  // namespace expertwire::ep::cpu

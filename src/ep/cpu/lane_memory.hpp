@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "comm/wait.hpp"
+#include "ep/lane.hpp"
+#include "ep/region.hpp"
+#include "ep/slots.hpp"
+
+namespace expertwire::ep::cpu {
+
+/// One lane's memory at all ranks, addressed through its layout, with the protocol steps that both
+/// modes share.
+template <class Slots>
+class LaneMemory {
+ public:
+  LaneMemory(std::shared_ptr<Region> region, const Slots& slots, int lane)
+      : slots_(slots), region_(std::move(region)), lane_(lane) {
+    for (const DirectionSlots* direction : {&slots_.dispatch, &slots_.combine}) {
+      auto* words = at<DirectionWords>(rank(), direction->words);
+      words->senders_done = 0;
+      words->receivers_done = 0;
+    }
+  }
+
+  const Slots& slots() const { return slots_; }
+  int rank() const { return region_->communicator().rank(); }
+  int size() const { return region_->communicator().size(); }
+  Region& region() const { return *region_; }
+
+  /// The object at `offset` of the lane in the memory of `owner`.
+  template <class T>
+  T* at(int owner, std::uint64_t offset) const {
+    return reinterpret_cast<T*>(region_->lane(owner, lane_) + offset);
+  }
+
+  Direction<HostAccess> direction(const DirectionSlots& place) const {
+    return {at<DirectionWords>(rank(), place.words), at<Epoch>(rank(), place.consumed)};
+  }
+
+  /// Waits until `peer` has credit for epoch `n`.
+  void await_credit(const DirectionSlots& place, int peer, Epoch n,
+                    const WaitContext& context) const {
+    const auto lane = direction(place);
+    wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
+  }
+
+  /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.
+  void grant_all(const DirectionSlots& place, Epoch n) const {
+    for (int peer = 0; peer < size(); ++peer)
+      grant<HostAccess>(at<Epoch>(peer, place.consumed) + rank(), n);
+  }
+
+ private:
+  Slots slots_;
+  std::shared_ptr<Region> region_;
+  int lane_;
+};
+
+/// The peers of a rank, starting behind itself, so that ranks do not all write to the same one.
+template <class Visit>
+void for_each_peer(int rank, int size, Visit visit) {
+  for (int i = 1; i <= size; ++i) visit((rank + i) % size);
+}
+
+}  // namespace expertwire::ep::cpu

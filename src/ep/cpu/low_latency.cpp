@@ -1,0 +1,274 @@
+#include "ep/cpu/low_latency.hpp"
+
+#include <cstring>
+
+#include "ep/cpu/vector_ops.hpp"
+
+namespace expertwire::ep::cpu {
+
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+LowLatencyLane::LowLatencyLane(Memory memory, const MoeShape& shape, int workers)
+    : memory_(std::move(memory)), shape_(shape), team_(workers) {}
+
+// Dispatch, send half --------------------------------------------------------------------------
+
+void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {
+  const auto lane = memory_.direction(memory_.slots().dispatch);
+  const Epoch n = lane.sending();
+  const Route& route = op.handle->route;
+  context.abandoned = team_.failed();
+  team_.run([&](int worker) {
+    if (worker == 0) send_counts(route, n, context);
+    std::vector<bool> credited(index(memory_.size()), false);
+    const Span tokens = part_of(route.tokens, worker, team_.size());
+    for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
+      const Destination* list = route.destinations_of(t);
+      for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
+        if (!credited[index(list[i].rank)]) {
+          memory_.await_credit(memory_.slots().dispatch, list[i].rank, n, context);
+          credited[index(list[i].rank)] = true;
+        }
+        send_row(op, t, list[i], n);
+      }
+    }
+    lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
+  });
+}
+
+/// Counts go to every rank, zeros too, before any row.
+void LowLatencyLane::send_counts(const Route& route, Epoch n, const WaitContext& context) {
+  const auto& slots = memory_.slots();
+  const int local = route.placement.local_experts();
+  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+    memory_.await_credit(slots.dispatch, peer, n, context);
+    auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
+    counts[0] = route.rows_to_rank[index(peer)];
+    std::memcpy(counts + 1, &route.rows_to_expert[index(peer * local)],
+                index(local) * sizeof(std::int32_t));
+    publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
+  });
+}
+
+void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& to,
+                              Epoch n) const {
+  const auto& slots = memory_.slots();
+  const Route& route = op.handle->route;
+  auto* header = memory_.at<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
+  auto* selections = reinterpret_cast<Selection*>(header + 1);
+  const std::int32_t* experts = route.experts_of(token);
+  const float* weights =
+      op.handle->weighted ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
+                          : nullptr;
+  std::int32_t count = 0;
+  for (int k = 0; k < route.top_k; ++k) {
+    if (experts[k] < 0 || route.placement.rank_of(experts[k]) != to.rank) continue;
+    selections[count++] = {route.placement.local_index(experts[k]), route.positions_of(token)[k],
+                           weights != nullptr ? weights[k] : 1.0F};
+  }
+  *header = {token, count};
+  void* payload = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
+  vector_ops().copy(&payload, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
+                    shape_.row_bytes(), false);
+  publish<HostAccess>(memory_.at<Epoch>(to.rank, slots.row_flag_of(n, memory_.rank(), to.row)), n);
+}
+
+// Dispatch, receive half -----------------------------------------------------------------------
+
+void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
+  const auto& slots = memory_.slots();
+  const auto lane = memory_.direction(slots.dispatch);
+  const Epoch n = lane.receiving();
+  await_counts(op, n, context);
+  context.abandoned = team_.failed();
+  team_.run([&](int worker) {
+    for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
+      const std::int32_t rows = op.handle->rows_from[index(source)];
+      for (std::int32_t row = worker; row < rows; row += team_.size()) {
+        const auto* flag =
+            memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, row));
+        wait_until(context, source, Phase::dispatch_rows, static_cast<std::uint64_t>(row),
+                   [&] { return arrived<HostAccess>(flag, n); });
+        expand_row(op, source, row, n);
+      }
+    });
+    vector_ops().store_fence();
+    lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
+  });
+  memory_.grant_all(slots.dispatch, n);
+}
+
+/// Turns the sources' counts into places: within an expert, rows go by source, then by token.
+void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
+  const auto& slots = memory_.slots();
+  const int local = op.handle->route.placement.local_experts(), size = memory_.size();
+  auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
+  auto* ranges = op.outputs.ranges.as<std::int32_t>();
+  std::memset(per_expert, 0, index(local) * sizeof(std::int32_t));
+  LowLatencyHandle& handle = *op.handle;
+  handle.rows_from.assign(index(size), 0);
+  handle.first_from.assign(index(size) + 1, 0);
+  for (int source = 0; source < size; ++source) {
+    const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
+    wait_until(context, source, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
+    const auto* counts = memory_.at<std::int32_t>(memory_.rank(), slots.counts_of(n, source));
+    handle.rows_from[index(source)] = counts[0];
+    handle.first_from[index(source) + 1] = handle.first_from[index(source)] + counts[0];
+    for (int e = 0; e < local; ++e) {
+      std::int32_t* range = ranges + (index(e) * index(size) + index(source)) * 2;
+      range[0] = per_expert[e];
+      range[1] = counts[1 + e];
+      per_expert[e] += counts[1 + e];
+    }
+  }
+  const std::size_t entries = index(handle.first_from.back()) * index(shape_.top_k);
+  handle.copies.assign(entries, -1);
+  handle.weights.assign(entries, 0.0F);
+}
+
+/// Copies a row to each of its experts, and notes in the handle where.
+void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const {
+  const auto& slots = memory_.slots();
+  const auto* header = memory_.at<RowHeader>(memory_.rank(), slots.row_of(n, source, row));
+  const auto* selections = reinterpret_cast<const Selection*>(header + 1);
+  const auto size = index(memory_.size()), rows_per_expert = size * index(shape_.max_tokens);
+  const auto* ranges = op.outputs.ranges.as<std::int32_t>();
+  LowLatencyHandle& handle = *op.handle;
+  const std::size_t entry =
+      index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  void* places[32];
+  for (std::int32_t i = 0; i < header->count; ++i) {
+    const std::size_t expert = index(selections[i].local_expert);
+    const std::size_t place = expert * rows_per_expert +
+                              index(ranges[(expert * size + index(source)) * 2]) +
+                              index(selections[i].position);
+    places[i] = op.outputs.x.as<std::byte>() + place * shape_.row_bytes();
+    op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
+    handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
+    handle.weights[entry + index(i)] = selections[i].weight;
+  }
+  vector_ops().copy(places, header->count,
+                    reinterpret_cast<const std::byte*>(header) + slots.header_bytes,
+                    shape_.row_bytes(), true);
+}
+
+// Combine, send half ---------------------------------------------------------------------------
+
+void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
+  const auto& slots = memory_.slots();
+  const auto lane = memory_.direction(slots.combine);
+  const Epoch n = lane.sending();
+  if (op.topk_weights.present()) send_weights(op, n);
+  context.abandoned = team_.failed();
+  team_.run([&](int worker) {
+    for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
+      const std::int32_t rows = op.handle->rows_from[index(source)];
+      if (worker >= rows) return;
+      memory_.await_credit(slots.combine, source, n, context);
+      if (op.topk_weights.present()) {
+        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.weight_flag_of(n, source));
+        wait_until(context, source, Phase::combine_weights, n,
+                   [&] { return arrived<HostAccess>(flag, n); });
+      }
+      for (std::int32_t row = worker; row < rows; row += team_.size())
+        send_partial(op, source, row, n);
+    });
+    lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
+  });
+}
+
+/// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection. A
+/// rank has read the weights of an epoch before its partial sums of that epoch arrive here, so the
+/// slot is free two epochs later without a credit of its own.
+void LowLatencyLane::send_weights(const Combine& op, Epoch n) {
+  const auto& slots = memory_.slots();
+  const Route& route = op.handle->route;
+  for (int t = 0; t < route.tokens; ++t) {
+    const Destination* list = route.destinations_of(t);
+    const std::int32_t* experts = route.experts_of(t);
+    const float* given = op.topk_weights.as<float>() + index(t) * index(route.top_k);
+    for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
+      auto* weights =
+          memory_.at<float>(list[i].rank, slots.weights_of(n, memory_.rank(), list[i].row));
+      for (int k = 0; k < route.top_k; ++k)
+        if (experts[k] >= 0 && route.placement.rank_of(experts[k]) == list[i].rank)
+          *weights++ = given[k];
+    }
+  }
+  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+    publish<HostAccess>(memory_.at<Epoch>(peer, slots.weight_flag_of(n, memory_.rank())), n);
+  });
+}
+
+/// Sums what this rank's experts made of one token, straight into the source's memory.
+void LowLatencyLane::send_partial(const Combine& op, int source, std::int32_t row, Epoch n) const {
+  const auto& slots = memory_.slots();
+  const LowLatencyHandle& handle = *op.handle;
+  const std::size_t entry =
+      index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  const void* rows[32];
+  int count = 0;
+  for (; count < shape_.top_k && handle.copies[entry + index(count)] >= 0; ++count)
+    rows[count] = op.y.as<std::byte>() +
+                  index(handle.copies[entry + index(count)]) * shape_.row_bytes();
+  SumRequest sum;
+  sum.dtype = shape_.dtype;
+  sum.elements = index(shape_.hidden);
+  sum.rows = rows;
+  sum.count = count;
+  if (op.topk_weights.present())
+    sum.weights = memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row));
+  else if (handle.weighted)
+    sum.weights = &handle.weights[entry];
+  sum.out = memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row));
+  vector_ops().sum(sum);
+  publish<HostAccess>(memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);
+}
+
+// Combine, receive half ------------------------------------------------------------------------
+
+void LowLatencyLane::receive_combine(const Combine& op, WaitContext context) {
+  const auto lane = memory_.direction(memory_.slots().combine);
+  const Epoch n = lane.receiving();
+  context.abandoned = team_.failed();
+  team_.run([&](int worker) {
+    const Span tokens = part_of(op.handle->route.tokens, worker, team_.size());
+    for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) sum_token(op, t, n, context);
+    vector_ops().store_fence();
+    lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
+  });
+  memory_.grant_all(memory_.slots().combine, n);
+}
+
+/// Adds the partial sums of a token's ranks in ascending order of rank.
+void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n,
+                               const WaitContext& context) const {
+  const auto& slots = memory_.slots();
+  const Route& route = op.handle->route;
+  const Destination* list = route.destinations_of(token);
+  const void* rows[32];
+  int count = 0;
+  for (; count < route.width() && list[count].rank >= 0; ++count) {
+    const Destination& from = list[count];
+    const auto* flag =
+        memory_.at<Epoch>(memory_.rank(), slots.partial_flag_of(n, from.rank, from.row));
+    wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
+               [&] { return arrived<HostAccess>(flag, n); });
+    rows[count] = memory_.at<std::byte>(memory_.rank(), slots.partial_of(n, from.rank, from.row));
+  }
+  const std::size_t offset = index(token) * shape_.row_bytes();
+  SumRequest sum;
+  sum.dtype = shape_.dtype;
+  sum.elements = index(shape_.hidden);
+  sum.rows = rows;
+  sum.count = count;
+  sum.init = op.bias.present() ? op.bias.as<std::byte>() + offset : nullptr;
+  sum.out = op.out.as<std::byte>() + offset;
+  vector_ops().sum(sum);
+}
+
+}  // namespace expertwire::ep::cpu

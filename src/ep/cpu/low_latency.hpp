@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "comm/wait.hpp"
+#include "ep/cpu/lane_memory.hpp"
+#include "ep/cpu/team.hpp"
+#include "ep/object.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/low_latency.hpp"
+
+namespace expertwire::ep::cpu {
+
+/// Routing of one low-latency dispatch: where this rank's tokens went (Route), and what came.
+struct LowLatencyHandle final : HandleState {
+  bool weighted = false;                 ///< weights came with dispatch
+  std::vector<std::int32_t> rows_from;   ///< [R] rows that each source sent here
+  std::vector<std::int64_t> first_from;  ///< [R + 1] index of each source's first row
+  /// For every row that came, in order of source and row, K entries: where its copies lie in the
+  /// output [L * R*M], -1 ends; and the weights that came with it.
+  std::vector<std::int64_t> copies;
+  std::vector<float> weights;
+};
+
+/// One lane of the low-latency mode on the CPU.
+///
+/// Roles: each half runs on all workers of the team. A worker of a send half owns contiguous
+/// tokens (dispatch) or every W-th row (combine); a worker of a receive half owns every W-th row
+/// (dispatch) or contiguous tokens (combine). Worker 0 sends the counts.
+///
+/// Who writes what: slot regions [slot][source] are written by that source alone, outputs by the
+/// worker that owns the row or token.
+///
+/// Memory order: row data, then release of the row's flag; acquire of the flag, then reads; after
+/// the last read of the half (the end of Team::run) the credit is released to every rank. See
+/// ep/lane.hpp.
+///
+/// Cost: dispatch T * (distinct ranks) rows over the wire and T * K rows written by receivers;
+/// combine the same number of rows back.
+class LowLatencyLane {
+ public:
+  using Memory = LaneMemory<LowLatencySlots>;
+
+  LowLatencyLane(Memory memory, const MoeShape& shape, int workers);
+
+  struct Dispatch {
+    ConstTensorView x;
+    ConstTensorView topk_weights;  ///< or absent
+    LowLatency::Outputs outputs;
+    LowLatencyHandle* handle = nullptr;  ///< its route is set
+  };
+  void send_dispatch(const Dispatch& op, WaitContext context);
+  void receive_dispatch(const Dispatch& op, WaitContext context);
+
+  struct Combine {
+    ConstTensorView y;
+    ConstTensorView topk_weights;  ///< or absent
+    ConstTensorView bias;          ///< or absent
+    TensorView out;
+    const LowLatencyHandle* handle = nullptr;
+  };
+  void send_combine(const Combine& op, WaitContext context);
+  void receive_combine(const Combine& op, WaitContext context);
+
+  Turnstile& turnstile() { return turnstile_; }
+
+ private:
+  void send_counts(const Route& route, Epoch n, const WaitContext& context);
+  void send_row(const Dispatch& op, int token, const Destination& to, Epoch n) const;
+  void await_counts(const Dispatch& op, Epoch n, const WaitContext& context);
+  void expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const;
+  void send_weights(const Combine& op, Epoch n);
+  void send_partial(const Combine& op, int source, std::int32_t row, Epoch n) const;
+  void sum_token(const Combine& op, int token, Epoch n, const WaitContext& context) const;
+
+  Memory memory_;
+  MoeShape shape_;
+  Team team_;
+  Turnstile turnstile_;
+};
+
+}  // namespace expertwire::ep::cpu

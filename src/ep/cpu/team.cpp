@@ -1,0 +1,51 @@
+#include "ep/cpu/team.hpp"
+
+namespace expertwire::ep::cpu {
+
+Team::Team(int workers) {
+  for (int worker = 1; worker < workers; ++worker)
+    threads_.emplace_back([this, worker] { serve(worker); });
+}
+
+Team::~Team() {
+  ending_ = true;
+  generation_.fetch_add(1);
+  generation_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::call(int worker) noexcept {
+  try {
+    (*body_)(worker);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+    failed_ = true;
+  }
+}
+
+void Team::serve(int worker) {
+  for (std::uint32_t seen = 0;;) {
+    generation_.wait(seen);
+    seen = generation_.load();
+    if (ending_) return;
+    call(worker);
+    if (running_.fetch_sub(1) == 1) running_.notify_one();
+  }
+}
+
+void Team::run(const std::function<void(int)>& body) {
+  body_ = &body;
+  error_ = nullptr;
+  failed_ = false;
+  running_ = static_cast<int>(threads_.size());
+  if (!threads_.empty()) {
+    generation_.fetch_add(1);
+    generation_.notify_all();
+  }
+  call(0);
+  for (int left = running_; left != 0; left = running_) running_.wait(left);
+  if (error_) std::rethrow_exception(error_);
+}
+
+}  // namespace expertwire::ep::cpu

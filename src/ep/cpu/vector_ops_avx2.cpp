@@ -1,0 +1,72 @@
+#include "ep/cpu/vector_loops.hpp"
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace expertwire::ep::cpu {
+
+#if defined(__AVX2__) && defined(__FMA__)
+
+namespace {
+
+struct Avx2Simd {
+  static constexpr std::size_t kLanes = 8;
+  static constexpr std::size_t kBytes = 32;
+  using Register = __m256;
+
+  static Register zero() { return _mm256_setzero_ps(); }
+  static Register fill(float value) { return _mm256_set1_ps(value); }
+  static Register load_fp32(const char* at) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
+  }
+  static Register load_bf16(const char* at) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+  }
+  static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+  static void store_fp32(void* out, Register r, bool stream) {
+    if (stream)
+      _mm256_stream_ps(static_cast<float*>(out), r);
+    else
+      _mm256_storeu_ps(static_cast<float*>(out), r);
+  }
+  static void store_bf16(void* out, Register r, bool stream) {
+    const __m256i bits = _mm256_castps_si256(r);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i number = _mm256_srli_epi32(rounded, 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(r, r, _CMP_UNORD_Q));
+    const __m256i lanes = _mm256_blendv_epi8(number, _mm256_set1_epi32(0x7FFF), nan);
+    const __m256i packed = _mm256_permute4x64_epi64(
+        _mm256_packus_epi32(lanes, _mm256_setzero_si256()), 0b11011000);
+    auto* target = static_cast<__m128i*>(out);
+    if (stream)
+      _mm_stream_si128(target, _mm256_castsi256_si128(packed));
+    else
+      _mm_storeu_si128(target, _mm256_castsi256_si128(packed));
+  }
+  static void stream_bytes(char* to, const char* from) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static void store_fence() { _mm_sfence(); }
+};
+
+constexpr VectorOps kOps = make_ops<Avx2Simd>("avx2");
+
+}  // namespace
+
+const VectorOps* avx2_ops() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 ? &kOps
+                                                                                   : nullptr;
+}
+
+#else
+
+const VectorOps* avx2_ops() { return nullptr; }
+
+#endif
+
+}  // namespace expertwire::ep::cpu

@@ -1,0 +1,142 @@
+#pragma once
+
+// The protocol under every operation, for host and device.
+//
+// A lane is an ordered sequence of operations. It has two directions, dispatch and combine. Each
+// direction has two slots of buffers, so that an operation can be sent while the one before it is
+// still being read:
+//
+//     sender s                                receiver r
+//     --------                                ----------
+//     n = sent + 1                            n = received + 1
+//     acquire consumed[r] >= n - 2            acquire flag == n
+//     write rows into slot n % 2 of r         read slot n % 2
+//     release flag = n                        release consumed[r] = n, at every peer s
+//     sent = n                                received = n
+//
+// Why it is safe to write slot n % 2 again: the reads of n - 2 come before the release of
+// `consumed = n - 2`, which the sender acquires before its first write of n. This holds for pairs
+// that exchange no row, too, because credits go to every peer in every operation.
+//
+// Why a flag cannot be mistaken: it holds the epoch and is compared with ==, so what an earlier
+// operation left there does not count. Epochs are 32 bits and wrap; all words start as the epoch
+// before the first.
+//
+// `Access` says how words are read and written: HostAccess below for CPU threads, a device access
+// in kernels, and a model in the test that walks through all interleavings.
+
+#include <atomic>
+#include <cstdint>
+
+#include "ep/faults.hpp"
+#include "expertwire/host_device.hpp"
+
+namespace expertwire::ep {
+
+using Epoch = std::uint32_t;
+
+inline constexpr Epoch kSlots = 2;
+
+/// The slot of buffers that epoch `n` uses. 2^32 is a multiple of 2, so wrapping is seamless.
+EXPERTWIRE_HOST_DEVICE constexpr int slot_of(Epoch n) { return static_cast<int>(n % kSlots); }
+
+/// Whether `value` is `target` or later; right as long as they are less than 2^31 apart.
+EXPERTWIRE_HOST_DEVICE constexpr bool reached(Epoch value, Epoch target) {
+  return static_cast<std::int32_t>(value - target) >= 0;
+}
+
+/// The counters of one direction; in memory of the rank that they belong to.
+struct DirectionWords {
+  Epoch sent;
+  Epoch received;
+  std::uint32_t senders_done;    // workers of this send half that have finished
+  std::uint32_t receivers_done;  // the same for the receive half
+};
+static_assert(sizeof(DirectionWords) == 16);
+
+/// One direction of a lane, seen from one rank.
+template <class Access>
+struct Direction {
+  DirectionWords* words = nullptr;
+  Epoch* consumed = nullptr;  ///< [R] of this rank's memory; element r is written by rank r alone
+
+  /// The epoch that every worker of the current send half works on.
+  EXPERTWIRE_HOST_DEVICE Epoch sending() const { return Access::load(&words->sent) + 1; }
+  /// The epoch that every worker of the current receive half works on.
+  EXPERTWIRE_HOST_DEVICE Epoch receiving() const { return Access::load(&words->received) + 1; }
+
+  /// Whether epoch `n` may be written to `peer`: it has read what lay in that slot before.
+  EXPERTWIRE_HOST_DEVICE bool may_write(int peer, Epoch n) const {
+    if (Access::removed(Fault::credit)) return true;
+    return reached(Access::acquire(&consumed[peer], Fault::credit_acquire), n - kSlots);
+  }
+  /// Whether `peer` has read epoch `n` itself.
+  EXPERTWIRE_HOST_DEVICE bool has_read(int peer, Epoch n) const {
+    return reached(Access::acquire(&consumed[peer], Fault::credit_acquire), n);
+  }
+
+  /// Every worker of a half calls this after its last step; the last one advances the counter.
+  EXPERTWIRE_HOST_DEVICE void finish_send(Epoch n, std::uint32_t workers) const {
+    finish(&words->senders_done, &words->sent, n, workers);
+  }
+  EXPERTWIRE_HOST_DEVICE void finish_receive(Epoch n, std::uint32_t workers) const {
+    finish(&words->receivers_done, &words->received, n, workers);
+  }
+
+ private:
+  EXPERTWIRE_HOST_DEVICE static void finish(std::uint32_t* done, Epoch* counter, Epoch n,
+                                            std::uint32_t workers) {
+    if (Access::count_up(done) + 1 != workers) return;
+    Access::store(done, 0);
+    Access::store(counter, n);
+  }
+};
+
+/// Tells the owner of `flag` that everything this worker wrote before belongs to epoch `n`.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE void publish(Epoch* flag, Epoch n) {
+  Access::release(flag, n, Fault::flag_release);
+}
+
+/// Whether what `flag` guards is there for epoch `n`.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE bool arrived(const Epoch* flag, Epoch n) {
+  if (Access::removed(Fault::flag)) return true;
+  return Access::acquire(flag, Fault::flag_acquire) == n;
+}
+
+/// Tells a sender, whose `consumed` word for this rank is given, that `n` has been read.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE void grant(Epoch* consumed_at_sender, Epoch n) {
+  Access::release(consumed_at_sender, n, Fault::credit_release);
+}
+
+/// Words shared between CPU threads and processes.
+struct HostAccess {
+  static bool removed(Fault fault) { return ep::removed(fault); }
+
+  static Epoch load(const Epoch* word) { return ref(word).load(std::memory_order_relaxed); }
+  static void store(Epoch* word, Epoch value) {
+    delay();
+    ref(word).store(value, std::memory_order_relaxed);
+  }
+  static Epoch acquire(const Epoch* word, Fault order) {
+    delay();
+    return ref(word).load(removed(order) ? std::memory_order_relaxed : std::memory_order_acquire);
+  }
+  static void release(Epoch* word, Epoch value, Fault order) {
+    delay();
+    ref(word).store(value, removed(order) ? std::memory_order_relaxed : std::memory_order_release);
+  }
+  static std::uint32_t count_up(std::uint32_t* word) {
+    delay();
+    return ref(word).fetch_add(1, std::memory_order_acq_rel);
+  }
+
+ private:
+  static std::atomic_ref<Epoch> ref(const Epoch* word) {
+    return std::atomic_ref(*const_cast<Epoch*>(word));
+  }
+};
+
+}  // namespace expertwire::ep

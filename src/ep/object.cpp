@@ -1,0 +1,131 @@
+#include "ep/object.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/check.hpp"
+#include "base/env.hpp"
+#include "base/log.hpp"
+
+namespace expertwire::ep {
+
+namespace {
+
+constexpr int kSpinsOfOwnCore = 2000;
+
+std::uint64_t next_object_id() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
+
+void Turnstile::enter(std::uint64_t ticket) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return current_ == ticket; });
+}
+
+void Turnstile::leave() {
+  std::lock_guard lock(mutex_);
+  ++current_;
+  changed_.notify_all();
+}
+
+Object::Object(std::shared_ptr<Communicator> communicator, const char* name)
+    : communicator_(std::move(communicator)), name_(name), id_(next_object_id()) {
+  const Topology& topology = communicator_->topology();
+  const int rank = communicator_->rank();
+  // Spinning while others wait for the core would only hold up the rank that is waited for.
+  spins_ = topology.ranks_on_host(rank) <= topology.place(rank).cores ? kSpinsOfOwnCore : 0;
+}
+
+void Object::check_usable() const {
+  std::lock_guard lock(mutex_);
+  check(status_.failure.empty(), ErrorCode::failed_earlier,
+        "this {} object failed in an earlier call and cannot be used any more: {}", name_,
+        status_.failure);
+}
+
+void Object::fail(const std::string& message) {
+  std::lock_guard lock(mutex_);
+  if (status_.failure.empty()) status_.failure = message;
+  log(LogLevel::debug, Subsystem::ep, "{} object failed: {}", name_, message);
+}
+
+void Object::note_invalid_ids(const Route& route, const ExpertIds& ids) {
+  if (route.invalid_ids == 0) return;
+  std::lock_guard lock(mutex_);
+  if (status_.invalid_expert_ids == 0) {
+    const std::int64_t i = route.first_invalid;
+    const std::int64_t value = ids.wide ? static_cast<const std::int64_t*>(ids.data)[i]
+                                        : static_cast<const std::int32_t*>(ids.data)[i];
+    status_.first_invalid_id =
+        fmt::format("topk_idx[{}, {}] = {}", i / route.top_k, i % route.top_k, value);
+    log(LogLevel::warn, Subsystem::ep, "{} is no expert of {} and counts as no selection",
+        status_.first_invalid_id, route.placement.experts);
+  }
+  status_.invalid_expert_ids += route.invalid_ids;
+}
+
+Status Object::status() const {
+  std::lock_guard lock(mutex_);
+  return status_;
+}
+
+WaitContext Object::wait_context(std::optional<std::chrono::milliseconds> timeout,
+                                 const char* operation) const {
+  return {communicator_.get(), Deadline::after(timeout.value_or(communicator_->timeout())),
+          operation, spins_};
+}
+
+void Object::execute(Stream* stream, Turnstile& turnstile, std::function<void()> work) {
+  auto guarded = [this, &turnstile, ticket = turnstile.draw(), work = std::move(work)] {
+    Turn turn(turnstile, ticket);
+    check_usable();
+    try {
+      work();
+    } catch (const std::exception& error) {
+      fail(error.what());
+      throw;
+    }
+  };
+  if (stream != nullptr)
+    stream->enqueue(std::move(guarded));
+  else
+    guarded();
+}
+
+void Object::check_handle(const HandleState* state) const {
+  check(state != nullptr, ErrorCode::invalid_usage,
+        "handle is empty; it must be one that dispatch returned");
+  check(state->object == id_, ErrorCode::invalid_usage,
+        "handle was made by another object; combine must be called on the {} object whose dispatch "
+        "made it",
+        name_);
+}
+
+int team_size(const Communicator& communicator, int asked) {
+  constexpr int kMostByDefault = 8;
+  check_argument(asked >= 0 && asked <= 1024, "threads is {}; it must be from 0 to 1024", asked);
+  if (asked > 0) return asked;
+  if (Env::get().threads > 0) return Env::get().threads;
+  const Topology& topology = communicator.topology();
+  const int rank = communicator.rank();
+  return std::clamp(topology.place(rank).cores / topology.ranks_on_host(rank), 1, kMostByDefault);
+}
+
+TensorView OutputMaker::make(std::string_view name, DType dtype,
+                             std::initializer_list<std::int64_t> shape) {
+  const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
+  const AllocationRequest request{name, dtype, {shape.begin(), shape.end()}, bytes};
+  Allocation allocation = allocator_ ? allocator_(request) : allocate_host(request);
+  check(allocation.data != nullptr || bytes == 0, ErrorCode::capacity,
+        "the allocator gave no memory for {} ({} bytes)", name, bytes);
+  check_argument(reinterpret_cast<std::uintptr_t>(allocation.data) % 16 == 0,
+                 "the allocator gave {} at {}; it must be aligned to 16 bytes", name,
+                 fmt::ptr(allocation.data));
+  owners_->push_back(std::move(allocation.owner));
+  return {allocation.data, dtype, shape};
+}
+
+}  // namespace expertwire::ep

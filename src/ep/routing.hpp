@@ -1,0 +1,71 @@
+#pragma once
+
+// Which rank a selection goes to, and which row it gets there. Shared by host and device.
+
+#include <cstdint>
+
+#include "expertwire/host_device.hpp"
+
+namespace expertwire::ep {
+
+/// Which rank holds which experts: rank r holds experts r*L to (r+1)*L - 1, L = E / R.
+struct Placement {
+  std::int32_t ranks = 1;
+  std::int32_t experts = 1;
+
+  EXPERTWIRE_HOST_DEVICE std::int32_t local_experts() const { return experts / ranks; }
+  EXPERTWIRE_HOST_DEVICE std::int32_t rank_of(std::int32_t expert) const {
+    return expert / local_experts();
+  }
+  EXPERTWIRE_HOST_DEVICE std::int32_t local_index(std::int32_t expert) const {
+    return expert % local_experts();
+  }
+};
+
+/// A row of a token at one rank.
+struct Destination {
+  std::int32_t rank;  ///< -1 ends a token's list
+  std::int32_t row;   ///< index among the rows that this rank sends to `rank`, in token order
+};
+static_assert(sizeof(Destination) == 8);
+
+/// `topk_idx` as the caller gave it: 32 or 64 bits a selection.
+struct ExpertIds {
+  const void* data = nullptr;
+  bool wide = false;
+
+  /// Selection `i`, or -1 if it is "no selection" or out of range; `valid` tells the two apart.
+  EXPERTWIRE_HOST_DEVICE std::int32_t at(std::int64_t i, std::int32_t experts, bool* valid) const {
+    const std::int64_t id = wide ? static_cast<const std::int64_t*>(data)[i]
+                                 : static_cast<const std::int32_t*>(data)[i];
+    *valid = id >= -1 && id < experts;
+    return *valid ? static_cast<std::int32_t>(id) : -1;
+  }
+};
+
+/// Visits the distinct ranks of one token in top-k order: `visit(k, rank)` with the first selection
+/// k that goes there. Linear in K: `last_token[rank]` remembers the token that went there last.
+template <class Visit>
+EXPERTWIRE_HOST_DEVICE void for_each_rank(const std::int32_t* experts, int top_k,
+                                          const Placement& placement, std::int32_t token,
+                                          std::int32_t* last_token, Visit visit) {
+  for (int k = 0; k < top_k; ++k) {
+    if (experts[k] < 0) continue;
+    const std::int32_t rank = placement.rank_of(experts[k]);
+    if (last_token[rank] == token) continue;
+    last_token[rank] = token;
+    visit(k, rank);
+  }
+}
+
+/// Puts a token's destinations in ascending order of rank: the order in which combine adds.
+EXPERTWIRE_HOST_DEVICE inline void sort_by_rank(Destination* list, int count) {
+  for (int i = 1; i < count; ++i) {
+    const Destination moving = list[i];
+    int j = i;
+    for (; j > 0 && list[j - 1].rank > moving.rank; --j) list[j] = list[j - 1];
+    list[j] = moving;
+  }
+}
+
+}  // namespace expertwire::ep

@@ -1,0 +1,91 @@
+#include "ep/validate.hpp"
+
+#include <algorithm>
+
+#include "base/check.hpp"
+
+namespace expertwire::ep {
+
+namespace {
+
+constexpr std::uintptr_t kAlignment = 16;
+constexpr int kMostTopK = 32;
+constexpr int kMostLanes = 8;
+
+/// The number of ranks next to `ranks` that divides `experts`.
+int nearest_divisor(int experts, int ranks) {
+  for (int distance = 1; distance < std::max(experts, ranks); ++distance) {
+    if (ranks - distance >= 1 && experts % (ranks - distance) == 0) return ranks - distance;
+    if (experts % (ranks + distance) == 0) return ranks + distance;
+  }
+  return 1;
+}
+
+}  // namespace
+
+void check_expert_count(int experts, int ranks) {
+  check_argument(ranks >= 1, "ranks is {}; it must be at least 1", ranks);
+  check_argument(experts >= 1, "experts is {}; it must be at least 1", experts);
+  check_argument(experts % ranks == 0,
+                 "experts is {} with {} ranks; it must be a multiple of the ranks (the nearest "
+                 "number of ranks that divides {} is {})",
+                 experts, ranks, experts, nearest_divisor(experts, ranks));
+}
+
+void check_shape(const MoeShape& shape, int ranks) {
+  check_expert_count(shape.experts, ranks);
+  check_argument(shape.dtype == DType::bf16 || shape.dtype == DType::fp32,
+                 "shape.dtype is {}; it must be bf16 or fp32", to_string(shape.dtype));
+  check_argument(shape.hidden >= 1 && shape.row_bytes() % kAlignment == 0,
+                 "shape.hidden is {}, {} bytes a row of {}; a row must be a multiple of 16 bytes",
+                 shape.hidden, shape.row_bytes(), to_string(shape.dtype));
+  check_argument(shape.top_k >= 1 && shape.top_k <= kMostTopK,
+                 "shape.top_k is {}; it must be from 1 to {}", shape.top_k, kMostTopK);
+  check_argument(shape.max_tokens >= 1 && shape.max_tokens <= (1 << 24),
+                 "shape.max_tokens is {}; it must be from 1 to {}", shape.max_tokens, 1 << 24);
+}
+
+void check_lanes(int lanes) {
+  check_argument(lanes >= 1 && lanes <= kMostLanes, "lanes is {}; it must be from 1 to {}", lanes,
+                 kMostLanes);
+}
+
+void check_topk_idx(const ConstTensorView& topk_idx) {
+  check_argument(topk_idx.present() && topk_idx.dimensions() == 2 &&
+                     (topk_idx.dtype() == DType::int32 || topk_idx.dtype() == DType::int64),
+                 "topk_idx is {}; it must be int32 or int64 [T, K]", describe(topk_idx));
+  check_argument(topk_idx.data() != nullptr || topk_idx.elements() == 0, "topk_idx has no data");
+}
+
+void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
+                  std::initializer_list<std::int64_t> shape) {
+  bool good = tensor.present() && tensor.dtype() == dtype &&
+              tensor.dimensions() == static_cast<int>(shape.size());
+  std::string wanted = fmt::format("{} [", to_string(dtype));
+  int i = 0;
+  for (std::int64_t size : shape) {
+    good = good && (size < 0 || tensor.size(i) == size);
+    wanted += fmt::format("{}{}", i == 0 ? "" : ", ", size < 0 ? "any" : std::to_string(size));
+    ++i;
+  }
+  check_argument(good, "{} is {}; it must be {}]", name, describe(tensor), wanted);
+  check_argument(tensor.data() != nullptr || tensor.elements() == 0, "{} has no data", name);
+  check_argument(reinterpret_cast<std::uintptr_t>(tensor.data()) % kAlignment == 0,
+                 "{} is at address {}; it must be aligned to {} bytes", name,
+                 fmt::ptr(tensor.data()), kAlignment);
+}
+
+void check_dispatch_inputs(const MoeShape& shape, const ConstTensorView& x,
+                           const ConstTensorView& topk_idx, const ConstTensorView& topk_weights) {
+  check_tensor("x", x, shape.dtype, {-1, shape.hidden});
+  const std::int64_t tokens = x.size(0);
+  check_argument(tokens <= shape.max_tokens,
+                 "x has {} tokens; it must have at most shape.max_tokens = {}", tokens,
+                 shape.max_tokens);
+  check_topk_idx(topk_idx);
+  check_tensor("topk_idx", topk_idx, topk_idx.dtype(), {tokens, shape.top_k});
+  if (topk_weights.present())
+    check_tensor("topk_weights", topk_weights, DType::fp32, {tokens, shape.top_k});
+}
+
+}  // namespace expertwire::ep

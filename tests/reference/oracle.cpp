@@ -1,0 +1,161 @@
+#include "reference/oracle.hpp"
+
+#include <cmath>
+#include <cstring>
+
+namespace expertwire::reference {
+
+float round_to(DType dtype, float value) {
+  if (dtype == DType::fp32 || std::isnan(value)) return value;
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const std::uint32_t low = bits & 0xFFFF;
+  bits &= 0xFFFF0000;
+  if (low > 0x8000 || (low == 0x8000 && (bits & 0x10000) != 0)) bits += 0x10000;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+Row decode(DType dtype, const std::byte* row, std::size_t elements) {
+  Row values(elements);
+  for (std::size_t h = 0; h < elements; ++h) {
+    std::uint32_t bits = 0;
+    if (dtype == DType::bf16) {
+      std::uint16_t top = 0;
+      std::memcpy(&top, row + 2 * h, sizeof(top));
+      bits = static_cast<std::uint32_t>(top) << 16;
+    } else {
+      std::memcpy(&bits, row + 4 * h, sizeof(bits));
+    }
+    std::memcpy(&values[h], &bits, sizeof(bits));
+  }
+  return values;
+}
+
+void encode(DType dtype, const Row& row, std::byte* out) {
+  for (std::size_t h = 0; h < row.size(); ++h) {
+    const float value = round_to(dtype, row[h]);
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(bits));
+    if (dtype == DType::bf16) {
+      const auto top = static_cast<std::uint16_t>(bits >> 16);
+      std::memcpy(out + 2 * h, &top, sizeof(top));
+    } else {
+      std::memcpy(out + 4 * h, &bits, sizeof(bits));
+    }
+  }
+}
+
+Row apply_expert(DType dtype, int expert, const Row& x) {
+  const std::size_t n = x.size(), shift = static_cast<std::size_t>(expert * 7 + 1) % n;
+  const float scale = 0.5F + static_cast<float>(expert % 13) * 0.0625F;
+  Row y(n);
+  for (std::size_t h = 0; h < n - shift; ++h) y[h] = round_to(dtype, scale * x[h + shift]);
+  for (std::size_t h = n - shift; h < n; ++h) y[h] = round_to(dtype, scale * x[h + shift - n]);
+  return y;
+}
+
+Oracle::Oracle(const Workload& workload, int step)
+    : workload_(workload),
+      step_(step),
+      ranks_(workload.spec().ranks),
+      top_k_(workload.spec().shape.top_k),
+      local_(workload.spec().shape.experts / ranks_),
+      dtype_(workload.spec().shape.dtype) {
+  for (int rank = 0; rank < ranks_; ++rank) {
+    ids_.push_back(workload.topk_idx(rank, step));
+    weights_.push_back(workload.topk_weights(rank, step));
+  }
+  // Index of each token among the rows of (source, rank), counted over all earlier sources: its
+  // row in token-major layout.
+  row_at_.assign(at(ranks_), std::vector<std::vector<std::int64_t>>(at(ranks_)));
+  for (int rank = 0; rank < ranks_; ++rank) {
+    std::int64_t row = 0;
+    for (int source = 0; source < ranks_; ++source)
+      for (int t = 0; t < tokens(source); ++t) {
+        bool here = false;
+        for (int k = 0; k < top_k_; ++k) {
+          const std::int64_t id = ids_[at(source)][at(t * top_k_ + k)];
+          here = here || (id >= 0 && rank_of(id) == rank);
+        }
+        row_at_[at(source)][at(rank)].push_back(here ? row++ : -1);
+      }
+  }
+}
+
+std::vector<ReceivedRow> Oracle::token_major(int rank) const {
+  std::vector<ReceivedRow> rows;
+  for (int source = 0; source < ranks_; ++source)
+    for (int t = 0; t < tokens(source); ++t) {
+      if (row_at_[at(source)][at(rank)][at(t)] < 0) continue;
+      ReceivedRow row{source, t, {}, {}};
+      for (int k = 0; k < top_k_; ++k) {
+        const std::int64_t id = ids_[at(source)][at(t * top_k_ + k)];
+        const bool here = id >= 0 && rank_of(id) == rank;
+        row.experts.push_back(here ? static_cast<std::int32_t>(id) % local_ : -1);
+        row.weights.push_back(here ? weights_[at(source)][at(t * top_k_ + k)] : 0.0F);
+      }
+      rows.push_back(std::move(row));
+    }
+  return rows;
+}
+
+std::vector<ReceivedRow> Oracle::expert_major(int rank, int local_expert) const {
+  std::vector<ReceivedRow> rows;
+  for (int source = 0; source < ranks_; ++source)
+    for (int t = 0; t < tokens(source); ++t)
+      for (int k = 0; k < top_k_; ++k)
+        if (ids_[at(source)][at(t * top_k_ + k)] == rank * local_ + local_expert)
+          rows.push_back({source, t, {}, {}});
+  return rows;
+}
+
+Row Oracle::row_of(int source, int token, bool bias) const {
+  std::vector<std::byte> bytes(workload_.spec().shape.row_bytes());
+  workload_.fill_row(source, step_, token, bias, bytes.data());
+  return decode(dtype_, bytes.data(), at(workload_.spec().shape.hidden));
+}
+
+Row Oracle::partial(int source, int token, int expert_rank, Weights weights) const {
+  const Row x = row_of(source, token, false);
+  Row acc(x.size(), 0.0F);
+  for (int k = 0; k < top_k_; ++k) {
+    const std::size_t i = at(token * top_k_ + k);
+    const std::int64_t id = ids_[at(source)][i];
+    if (id < 0 || rank_of(id) != expert_rank) continue;
+    const Row y = apply_expert(dtype_, static_cast<int>(id), x);
+    const float w = weights == Weights::given ? weights_[at(source)][i] : 1.0F;
+    for (std::size_t h = 0; h < acc.size(); ++h) acc[h] = std::fma(w, y[h], acc[h]);
+  }
+  for (float& value : acc) value = round_to(dtype_, value);
+  return acc;
+}
+
+Row Oracle::combined(int source, int token, Weights weights, bool bias,
+                     const Capacities* capacities) const {
+  Row total = bias ? row_of(source, token, true) : Row(at(workload_.spec().shape.hidden), 0.0F);
+  for (int rank = 0; rank < ranks_; ++rank) {
+    const std::int64_t row = row_at_[at(source)][at(rank)][at(token)];
+    if (row < 0 || (capacities != nullptr && row >= capacities->rows[at(rank)])) continue;
+    const Row part = partial(source, token, rank, weights);
+    for (std::size_t h = 0; h < total.size(); ++h) total[h] += part[h];
+  }
+  for (float& value : total) value = round_to(dtype_, value);
+  return total;
+}
+
+std::vector<double> Oracle::dense(int source, int token) const {
+  const Row x = row_of(source, token, false);
+  std::vector<double> total(x.size(), 0.0);
+  for (int k = 0; k < top_k_; ++k) {
+    const std::size_t i = at(token * top_k_ + k);
+    const std::int64_t id = ids_[at(source)][i];
+    if (id < 0) continue;
+    const Row y = apply_expert(DType::fp32, static_cast<int>(id), x);
+    for (std::size_t h = 0; h < total.size(); ++h)
+      total[h] += static_cast<double>(weights_[at(source)][i]) * static_cast<double>(y[h]);
+  }
+  return total;
+}
+
+}  // namespace expertwire::reference

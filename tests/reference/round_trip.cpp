@@ -1,0 +1,340 @@
+#include "reference/round_trip.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace expertwire::reference {
+
+namespace {
+
+std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+/// Compares values and remembers the first that is wrong.
+class Checker {
+ public:
+  explicit Checker(int rank) : rank_(rank) {}
+
+  template <class T>
+  void same(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
+    ++report_.checked;
+    if (got == want) return;
+    if (report_.wrong++ == 0)
+      report_.first_wrong = fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row,
+                                        column, got, want);
+  }
+  /// A row of H values, compared as bits.
+  void same_row(const char* what, std::int64_t row, DType dtype, const std::byte* got,
+                const std::byte* want, std::size_t elements) {
+    const std::size_t size = size_of(dtype);
+    if (std::memcmp(got, want, elements * size) == 0) {
+      report_.checked += static_cast<std::int64_t>(elements);
+      return;
+    }
+    const Row a = decode(dtype, got, elements), b = decode(dtype, want, elements);
+    for (std::size_t h = 0; h < elements; ++h) {
+      const bool equal = std::memcmp(got + h * size, want + h * size, size) == 0;
+      same(what, row, static_cast<std::int64_t>(h), equal ? b[h] : a[h],
+           equal ? b[h] : (a[h] == b[h] ? NAN : b[h]));
+    }
+  }
+  const Report& report() const { return report_; }
+
+ private:
+  int rank_;
+  Report report_;
+};
+
+/// Inputs of one call, in the form that the options ask for.
+struct Call {
+  RankInput input;
+  std::vector<std::int32_t> narrow_ids;
+  ConstTensorView x, topk_idx, topk_weights, bias;
+
+  Call(const Workload& workload, int rank, int step, const RoundTripOptions& options)
+      : input(workload.input(rank, step)) {
+    const MoeShape& shape = workload.spec().shape;
+    const std::int64_t tokens = input.tokens;
+    x = {input.x.data(), shape.dtype, {tokens, shape.hidden}};
+    topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
+    bias = {input.bias.data(), shape.dtype, {tokens, shape.hidden}};
+    if (options.wide_ids) {
+      topk_idx = {input.topk_idx.data(), DType::int64, {tokens, shape.top_k}};
+    } else {
+      narrow_ids.assign(input.topk_idx.begin(), input.topk_idx.end());
+      topk_idx = {narrow_ids.data(), DType::int32, {tokens, shape.top_k}};
+    }
+  }
+};
+
+/// Output memory that is poisoned, so that what nobody wrote shows.
+class Poisoned {
+ public:
+  TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
+    const std::size_t bytes = std::max<std::size_t>(TensorView(nullptr, dtype, shape).bytes(), 16);
+    Allocation allocation = allocate_host({"poisoned", dtype, shape, bytes});
+    std::memset(allocation.data, 0x7B, bytes);
+    owners_.push_back(allocation.owner);
+    return {allocation.data, dtype, shape};
+  }
+
+ private:
+  std::vector<std::shared_ptr<void>> owners_;
+};
+
+Allocator poisoning_allocator(Poisoned& memory) {
+  return [&memory](const AllocationRequest& request) {
+    const TensorView view = memory.make(DType::uint8, {static_cast<std::int64_t>(request.bytes)});
+    return Allocation{view.data(), nullptr};
+  };
+}
+
+void check_combined(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
+                    const TensorView& out, Oracle::Weights weights, bool bias,
+                    const Capacities* capacities) {
+  const MoeShape& shape = workload.spec().shape;
+  std::vector<std::byte> want(shape.row_bytes());
+  for (int t = 0; t < oracle.tokens(rank); ++t) {
+    encode(shape.dtype, oracle.combined(rank, t, weights, bias, capacities), want.data());
+    check.same_row("combined", t, shape.dtype, out.as<std::byte>() + at(t) * shape.row_bytes(),
+                   want.data(), at(shape.hidden));
+  }
+}
+
+}  // namespace
+
+Report& Report::operator+=(const Report& other) {
+  if (wrong == 0) first_wrong = other.first_wrong;
+  checked += other.checked;
+  wrong += other.wrong;
+  return *this;
+}
+
+// Low latency ----------------------------------------------------------------------------------
+
+void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std::byte* y) {
+  const MoeShape& shape = pass.workload->spec().shape;
+  const int local = static_cast<int>(outputs.x.size(0));
+  const std::size_t rows = at(outputs.x.size(1)), bytes = shape.row_bytes();
+  for (int e = 0; e < local; ++e)
+    for (int i = 0; i < outputs.tokens_per_expert.as<std::int32_t>()[e]; ++i) {
+      const std::size_t offset = (at(e) * rows + at(i)) * bytes;
+      const Row x = decode(shape.dtype, outputs.x.as<std::byte>() + offset, at(shape.hidden));
+      encode(shape.dtype, apply_expert(shape.dtype, pass.rank * local + e, x), y + offset);
+    }
+}
+
+namespace {
+
+void check_expert_major(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
+                        int step, const LowLatency::Outputs& outputs) {
+  const MoeShape& shape = workload.spec().shape;
+  const std::int64_t rows = outputs.x.size(1);
+  const int ranks = workload.spec().ranks;
+  std::vector<std::byte> want(shape.row_bytes());
+  for (int e = 0; e < outputs.x.size(0); ++e) {
+    const auto expected = oracle.expert_major(rank, e);
+    check.same("tokens_per_expert", e, 0, outputs.tokens_per_expert.as<std::int32_t>()[e],
+               static_cast<std::int32_t>(expected.size()));
+    std::vector<std::int32_t> from(at(ranks), 0);
+    for (const ReceivedRow& row : expected) ++from[at(row.source)];
+    std::int32_t first = 0;
+    for (int source = 0; source < ranks; ++source) {
+      const auto* range = outputs.ranges.as<std::int32_t>() + (at(e) * at(ranks) + at(source)) * 2;
+      check.same("ranges", e, 2 * source, range[0], first);
+      check.same("ranges", e, 2 * source + 1, range[1], from[at(source)]);
+      first += from[at(source)];
+    }
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const std::int64_t place = e * rows + static_cast<std::int64_t>(i);
+      check.same("source_tokens", e, static_cast<std::int64_t>(i),
+                 outputs.source_tokens.as<std::int32_t>()[place], expected[i].token);
+      workload.fill_row(expected[i].source, step, expected[i].token, false, want.data());
+      check.same_row("dispatched", place, shape.dtype,
+                     outputs.x.as<std::byte>() + at(place) * shape.row_bytes(), want.data(),
+                     at(shape.hidden));
+    }
+  }
+}
+
+}  // namespace
+
+Report round_trip(LowLatency& object, const Communicator& communicator, const Workload& workload,
+                  int step, const RoundTripOptions& options) {
+  const int rank = communicator.rank(), ranks = communicator.size();
+  const MoeShape& shape = workload.spec().shape;
+  const std::int64_t local = shape.experts / ranks, rows = ranks * shape.max_tokens;
+  const Call call(workload, rank, step, options);
+  Poisoned memory;
+  Checker check(rank);
+
+  LowLatency::DispatchRequest request;
+  request.x = call.x;
+  request.topk_idx = call.topk_idx;
+  if (options.weights == RoundTripOptions::Weights::dispatch)
+    request.topk_weights = call.topk_weights;
+  if (options.preallocated)
+    request.outputs = {memory.make(shape.dtype, {local, rows, shape.hidden}),
+                       memory.make(DType::int32, {local}),
+                       memory.make(DType::int32, {local, ranks, 2}),
+                       memory.make(DType::int32, {local, rows})};
+  else
+    request.allocator = poisoning_allocator(memory);
+  const auto dispatched = object.dispatch(request);
+
+  const Oracle oracle(workload, step);
+  check_expert_major(check, oracle, workload, rank, step, dispatched.outputs);
+
+  LowLatency::CombineRequest back;
+  const TensorView y = memory.make(shape.dtype, {local, rows, shape.hidden});
+  run_experts({&workload, rank}, dispatched.outputs, y.as<std::byte>());
+  back.y = y;
+  back.handle = dispatched.handle;
+  if (options.weights == RoundTripOptions::Weights::combine) back.topk_weights = call.topk_weights;
+  if (options.bias) back.bias = call.bias;
+  if (options.preallocated)
+    back.out = memory.make(shape.dtype, {call.input.tokens, shape.hidden});
+  else
+    back.allocator = poisoning_allocator(memory);
+  const auto combined = object.combine(back);
+  check_combined(check, oracle, workload, rank, combined.out,
+                 options.weights == RoundTripOptions::Weights::none ? Oracle::Weights::none
+                                                                    : Oracle::Weights::given,
+                 options.bias, nullptr);
+  return check.report();
+}
+
+// High throughput ------------------------------------------------------------------------------
+
+void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs, std::int64_t rows,
+                 bool weighted, std::byte* y) {
+  const WorkloadSpec& spec = pass.workload->spec();
+  const MoeShape& shape = spec.shape;
+  const int local = shape.experts / spec.ranks;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::size_t offset = at(row) * shape.row_bytes();
+    const Row x = decode(shape.dtype, outputs.x.as<std::byte>() + offset, at(shape.hidden));
+    Row acc(x.size(), 0.0F);
+    for (int k = 0; k < shape.top_k; ++k) {
+      const std::size_t i = at(row) * at(shape.top_k) + at(k);
+      const std::int32_t expert = outputs.topk_experts.as<std::int32_t>()[i];
+      if (expert < 0) continue;
+      const Row out = apply_expert(shape.dtype, pass.rank * local + expert, x);
+      const float w = weighted ? outputs.topk_weights.as<float>()[i] : 1.0F;
+      for (std::size_t h = 0; h < acc.size(); ++h) acc[h] = std::fma(w, out[h], acc[h]);
+    }
+    encode(shape.dtype, acc, y + offset);
+  }
+}
+
+namespace {
+
+void check_token_major(Checker& check, const std::vector<ReceivedRow>& expected,
+                       const Workload& workload, int step, const HighThroughput::Outputs& outputs,
+                       bool weighted) {
+  const MoeShape& shape = workload.spec().shape;
+  const std::int64_t rows =
+      std::min(outputs.x.size(0), static_cast<std::int64_t>(expected.size()));
+  std::vector<std::byte> want(shape.row_bytes());
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const ReceivedRow& wanted = expected[at(row)];
+    check.same("source_tokens", row, 0, outputs.source_tokens.as<std::int32_t>()[row],
+               wanted.token);
+    for (int k = 0; k < shape.top_k; ++k) {
+      const std::size_t i = at(row) * at(shape.top_k) + at(k);
+      check.same("topk_experts", row, k, outputs.topk_experts.as<std::int32_t>()[i],
+                 wanted.experts[at(k)]);
+      check.same("topk_weights", row, k, outputs.topk_weights.as<float>()[i],
+                 weighted ? wanted.weights[at(k)] : 0.0F);
+    }
+    workload.fill_row(wanted.source, step, wanted.token, false, want.data());
+    check.same_row("dispatched", row, shape.dtype,
+                   outputs.x.as<std::byte>() + at(row) * shape.row_bytes(), want.data(),
+                   at(shape.hidden));
+  }
+}
+
+}  // namespace
+
+Report round_trip(HighThroughput& object, const Communicator& communicator,
+                  const Workload& workload, int step, const RoundTripOptions& options) {
+  const int rank = communicator.rank(), ranks = communicator.size();
+  const MoeShape& shape = workload.spec().shape;
+  const bool weighted = options.weights == RoundTripOptions::Weights::dispatch;
+  const Call call(workload, rank, step, options);
+  const Oracle oracle(workload, step);
+  Poisoned memory;
+  Checker check(rank);
+
+  Capacities capacities;
+  for (int r = 0; r < ranks; ++r) {
+    const auto needed = static_cast<double>(oracle.token_major(r).size());
+    capacities.rows.push_back(options.capacity > 0
+                                  ? static_cast<std::int64_t>(needed * options.capacity)
+                                  : static_cast<std::int64_t>(needed));
+  }
+  const auto expected = oracle.token_major(rank);
+
+  HighThroughput::DispatchRequest request;
+  request.x = call.x;
+  request.topk_idx = call.topk_idx;
+  if (weighted) request.topk_weights = call.topk_weights;
+  request.output = options.output;
+  if (options.capacity > 0) request.capacity = capacities.rows[at(rank)];
+  if (options.preallocated && request.capacity &&
+      options.output == HighThroughput::Output::owned) {
+    const std::int64_t n = *request.capacity;
+    request.outputs = {memory.make(shape.dtype, {n, shape.hidden}), memory.make(DType::int32, {n}),
+                       memory.make(DType::int32, {n, shape.top_k}),
+                       memory.make(DType::fp32, {n, shape.top_k})};
+  } else {
+    request.allocator = poisoning_allocator(memory);
+  }
+  auto dispatched = object.dispatch(request);
+  check.same("needed_rows", 0, 0, *dispatched.needed_rows.as<std::int32_t>(),
+             static_cast<std::int32_t>(expected.size()));
+  check.same("rows", 0, 0, dispatched.outputs.x.size(0), capacities.rows[at(rank)]);
+  check_token_major(check, expected, workload, step, dispatched.outputs, weighted);
+  if (options.cached) {
+    object.release(dispatched.handle);
+    request.topk_idx = {};
+    request.capacity.reset();
+    request.outputs = {};
+    request.allocator = poisoning_allocator(memory);
+    request.cached = dispatched.handle;
+    dispatched = object.dispatch(request);
+    check_token_major(check, expected, workload, step, dispatched.outputs, weighted);
+  }
+
+  const std::int64_t n = dispatched.outputs.x.size(0);
+  const std::int64_t filled = std::min(n, static_cast<std::int64_t>(expected.size()));
+  const bool in_place = options.in_place && options.output == HighThroughput::Output::pool;
+  const TensorView y =
+      in_place ? dispatched.outputs.x : memory.make(shape.dtype, {n, shape.hidden});
+  run_experts({&workload, rank}, dispatched.outputs, filled, weighted, y.as<std::byte>());
+
+  HighThroughput::CombineRequest back;
+  back.y = y;
+  back.handle = dispatched.handle;
+  std::vector<float> home_weights;
+  if (options.weights_home) back.topk_weights = dispatched.outputs.topk_weights;
+  if (options.bias) back.bias = call.bias;
+  back.allocator = poisoning_allocator(memory);
+  const auto combined = object.combine(back);
+  check_combined(check, oracle, workload, rank, combined.out,
+                 weighted ? Oracle::Weights::given : Oracle::Weights::none, options.bias,
+                 &capacities);
+  if (options.weights_home && options.capacity == 0)
+    for (int t = 0; t < call.input.tokens; ++t)
+      for (int k = 0; k < shape.top_k; ++k) {
+        const std::size_t i = at(t) * at(shape.top_k) + at(k);
+        const float want =
+            weighted && call.input.topk_idx[i] >= 0 ? call.input.topk_weights[i] : 0.0F;
+        check.same("weights home", t, k, combined.topk_weights.as<float>()[i], want);
+      }
+  return check.report();
+}
+
+}  // namespace expertwire::reference

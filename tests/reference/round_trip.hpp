@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "expertwire/high_throughput.hpp"
+#include "expertwire/low_latency.hpp"
+#include "reference/oracle.hpp"
+
+namespace expertwire::reference {
+
+/// How many values were compared, and how many were wrong.
+struct Report {
+  std::int64_t checked = 0;
+  std::int64_t wrong = 0;
+  std::string first_wrong;  ///< which value, what it was and what it must be
+
+  Report& operator+=(const Report& other);
+};
+
+/// How a round trip uses the API.
+struct RoundTripOptions {
+  enum class Weights { none, dispatch, combine };
+  Weights weights = Weights::dispatch;  ///< high throughput: dispatch or none
+  bool bias = false;
+  bool wide_ids = true;  ///< int64 expert ids, else int32
+  bool preallocated = false;
+  // High throughput alone.
+  HighThroughput::Output output = HighThroughput::Output::owned;
+  double capacity = 0;        ///< share of the needed rows to give as capacity; 0: eager counts
+  bool in_place = false;      ///< pool output: write expert outputs over the pool rows
+  bool weights_home = false;  ///< bring top-k weights home
+  bool cached = false;        ///< dispatch again with the handle, and compare once more
+};
+
+/// One dispatch, the stand-in experts, one combine, everything compared with the oracle. Collective.
+Report round_trip(LowLatency& object, const Communicator& communicator, const Workload& workload,
+                  int step, const RoundTripOptions& options);
+Report round_trip(HighThroughput& object, const Communicator& communicator,
+                  const Workload& workload, int step, const RoundTripOptions& options);
+
+/// The stand-in experts over the outputs of a dispatch; `y` has the layout of x.
+struct ExpertPass {
+  const Workload* workload;
+  int rank;
+};
+void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std::byte* y);
+/// Token-major: sums over this rank's experts in top-k order, with the weights if `weighted`.
+void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs, std::int64_t rows,
+                 bool weighted, std::byte* y);
+
+}  // namespace expertwire::reference
