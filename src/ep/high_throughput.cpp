@@ -131,7 +131,7 @@ void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const 
                    "the handle");
     check_argument(!request.capacity.has_value(),
                    "capacity and cached are both given; a cached dispatch has the handle's");
-    ep::check_tensor("x", request.x, options.shape.dtype, {cached->tokens, options.shape.hidden});
+    ep::check_rows("x", request.x, options.shape.dtype, {cached->tokens, options.shape.hidden});
     if (request.topk_weights.present())
       ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
                        {cached->tokens, options.shape.top_k});
@@ -233,7 +233,7 @@ HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
             maker.make("source_tokens", DType::int32, {rows}),
             maker.make("topk_experts", DType::int32, {rows, shape.top_k}),
             maker.make("topk_weights", DType::fp32, {rows, shape.top_k})};
-  ep::check_tensor("outputs.x", given.x, shape.dtype, {rows, shape.hidden});
+  ep::check_rows("outputs.x", given.x, shape.dtype, {rows, shape.hidden});
   ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {rows});
   ep::check_tensor("outputs.topk_experts", given.topk_experts, DType::int32, {rows, shape.top_k});
   ep::check_tensor("outputs.topk_weights", given.topk_weights, DType::fp32, {rows, shape.top_k});
@@ -303,13 +303,13 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
         ErrorCode::invalid_usage,
         "y lies in pool rows that this handle has released already; combine such rows once");
   const std::int64_t rows = handle->output_rows;
-  ep::check_tensor("y", request.y, shape.dtype, {rows, shape.hidden});
+  ep::check_rows("y", request.y, shape.dtype, {rows, shape.hidden});
   if (request.topk_weights.present())
     ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
   if (request.bias.present())
-    ep::check_tensor("bias", request.bias, shape.dtype, {handle->tokens, shape.hidden});
+    ep::check_rows("bias", request.bias, shape.dtype, {handle->tokens, shape.hidden});
   if (request.out.present())
-    ep::check_tensor("out", request.out, shape.dtype, {handle->tokens, shape.hidden});
+    ep::check_rows("out", request.out, shape.dtype, {handle->tokens, shape.hidden});
   if (request.out_topk_weights.present())
     ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
                      {handle->tokens, shape.top_k});

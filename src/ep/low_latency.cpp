@@ -75,7 +75,7 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
             maker.make("tokens_per_expert", DType::int32, {local}),
             maker.make("ranges", DType::int32, {local, ranks(), 2}),
             maker.make("source_tokens", DType::int32, {local, rows})};
-  ep::check_tensor("outputs.x", given.x, options.shape.dtype,
+  ep::check_rows("outputs.x", given.x, options.shape.dtype,
                    {local, rows, options.shape.hidden});
   ep::check_tensor("outputs.tokens_per_expert", given.tokens_per_expert, DType::int32, {local});
   ep::check_tensor("outputs.ranges", given.ranges, DType::int32, {local, ranks(), 2});
@@ -138,7 +138,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   self.object.check_usable();
   const MoeShape& shape = self.options.shape;
   auto handle = self.object.own_handle<LowLatencyHandle>(request.handle.state());
-  ep::check_tensor("y", request.y, shape.dtype,
+  ep::check_rows("y", request.y, shape.dtype,
                    {self.local_experts(), self.rows_per_expert(), shape.hidden});
   const std::int64_t tokens = handle->tokens;
   if (request.topk_weights.present()) {
@@ -147,11 +147,11 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
           "topk_weights are given to combine, but dispatch had them already; give them once");
   }
   if (request.bias.present())
-    ep::check_tensor("bias", request.bias, shape.dtype, {tokens, shape.hidden});
+    ep::check_rows("bias", request.bias, shape.dtype, {tokens, shape.hidden});
   ep::OutputMaker maker(request.allocator);
   CombineResult result;
   if (request.out.present())
-    ep::check_tensor("out", request.out, shape.dtype, {tokens, shape.hidden});
+    ep::check_rows("out", request.out, shape.dtype, {tokens, shape.hidden});
   result.out = request.out.present() ? request.out
                                      : maker.make("out", shape.dtype, {tokens, shape.hidden});
   result.owner = maker.owner();

@@ -8,7 +8,7 @@ namespace expertwire::ep {
 
 namespace {
 
-constexpr std::uintptr_t kAlignment = 16;
+constexpr std::uintptr_t kRowAlignment = 16;
 constexpr int kMostTopK = 32;
 constexpr int kMostLanes = 8;
 
@@ -19,6 +19,12 @@ int nearest_divisor(int experts, int ranks) {
     if (experts % (ranks + distance) == 0) return ranks + distance;
   }
   return 1;
+}
+
+void check_alignment(const char* name, const ConstTensorView& tensor, std::uintptr_t alignment) {
+  check_argument(reinterpret_cast<std::uintptr_t>(tensor.data()) % alignment == 0,
+                 "{} is at address {}; it must be aligned to {} bytes", name,
+                 fmt::ptr(tensor.data()), alignment);
 }
 
 }  // namespace
@@ -36,7 +42,7 @@ void check_shape(const MoeShape& shape, int ranks) {
   check_expert_count(shape.experts, ranks);
   check_argument(shape.dtype == DType::bf16 || shape.dtype == DType::fp32,
                  "shape.dtype is {}; it must be bf16 or fp32", to_string(shape.dtype));
-  check_argument(shape.hidden >= 1 && shape.row_bytes() % kAlignment == 0,
+  check_argument(shape.hidden >= 1 && shape.row_bytes() % kRowAlignment == 0,
                  "shape.hidden is {}, {} bytes a row of {}; a row must be a multiple of 16 bytes",
                  shape.hidden, shape.row_bytes(), to_string(shape.dtype));
   check_argument(shape.top_k >= 1 && shape.top_k <= kMostTopK,
@@ -70,14 +76,18 @@ void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
   }
   check_argument(good, "{} is {}; it must be {}]", name, describe(tensor), wanted);
   check_argument(tensor.data() != nullptr || tensor.elements() == 0, "{} has no data", name);
-  check_argument(reinterpret_cast<std::uintptr_t>(tensor.data()) % kAlignment == 0,
-                 "{} is at address {}; it must be aligned to {} bytes", name,
-                 fmt::ptr(tensor.data()), kAlignment);
+  check_alignment(name, tensor, size_of(dtype));
+}
+
+void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
+                std::initializer_list<std::int64_t> shape) {
+  check_tensor(name, tensor, dtype, shape);
+  check_alignment(name, tensor, kRowAlignment);
 }
 
 void check_dispatch_inputs(const MoeShape& shape, const ConstTensorView& x,
                            const ConstTensorView& topk_idx, const ConstTensorView& topk_weights) {
-  check_tensor("x", x, shape.dtype, {-1, shape.hidden});
+  check_rows("x", x, shape.dtype, {-1, shape.hidden});
   const std::int64_t tokens = x.size(0);
   check_argument(tokens <= shape.max_tokens,
                  "x has {} tokens; it must have at most shape.max_tokens = {}", tokens,

@@ -22,5 +22,8 @@ void check_dispatch_inputs(const MoeShape& shape, const ConstTensorView& x,
 /// A tensor that must have exactly this dtype and shape; -1 accepts any size.
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
                   std::initializer_list<std::int64_t> shape);
+/// The same for rows of H elements, which must also be aligned to 16 bytes.
+void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
+                std::initializer_list<std::int64_t> shape);
 
 }  // namespace expertwire::ep

@@ -1,0 +1,76 @@
+#include "bench.hpp"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <stdexcept>
+
+#include "base/env.hpp"
+#include "ep/route.hpp"
+#include "launcher.hpp"
+
+namespace expertwire::tools {
+
+double now_us() {
+  return std::chrono::duration<double, std::micro>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Steps make_steps(const reference::Workload& workload, int rank) {
+  constexpr std::size_t kRotate = std::size_t{64} << 20;
+  const reference::WorkloadSpec& spec = workload.spec();
+  const MoeShape& shape = spec.shape;
+  const std::size_t bytes = static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes();
+  const auto count = static_cast<int>(std::clamp<std::size_t>(kRotate / bytes, 2, 32));
+  Steps steps;
+  for (int step = 0; step < count; ++step) {
+    steps.inputs.push_back(workload.input(rank, step));
+    const auto& input = steps.inputs.back();
+    const ep::Route route = ep::make_route({input.topk_idx.data(), true}, input.tokens,
+                                           shape.top_k, {spec.ranks, shape.experts});
+    for (std::int32_t rows : route.rows_to_expert) steps.traffic.selections += rows;
+    for (std::int32_t rows : route.rows_to_rank) steps.traffic.unique += rows;
+    steps.traffic.wire -= route.rows_to_rank[static_cast<std::size_t>(rank)];
+  }
+  steps.traffic.wire += steps.traffic.unique;
+  for (double* rows : {&steps.traffic.selections, &steps.traffic.unique, &steps.traffic.wire})
+    *rows /= count;
+  std::vector<std::int64_t> all;
+  for (int r = 0; r < spec.ranks; ++r) {
+    const auto ids = workload.topk_idx(r, 0);
+    all.insert(all.end(), ids.begin(), ids.end());
+  }
+  steps.skew = reference::measure_skew(all, shape.experts, spec.ranks);
+  return steps;
+}
+
+int run_bench(const BenchOptions& options, const std::vector<std::string>& command) {
+  reference::RoutingPattern::parse(options.routing);  // bad words are found before ranks start
+  if (!options.peer.empty() && options.peer != "mpi")
+    throw std::invalid_argument(fmt::format("--peer '{}' must be mpi", options.peer));
+  if (!options.peer.empty() && !options.high_throughput)
+    throw std::invalid_argument("--peer compares high throughput; use `bench ht`");
+  const bool launched = Env::get().rank.has_value();
+  if (!launched) {
+    const int ranks = options.ranks > 0 ? options.ranks : 2;
+    if (options.peer == "mpi") {
+      std::vector<std::string> mpirun{
+          "mpirun",     "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n",
+          fmt::format("{}", ranks)};
+      mpirun.insert(mpirun.end(), command.begin(), command.end());
+      return become(mpirun);
+    }
+    return launch({ranks, command});
+  }
+  auto communicator = Communicator::from_environment();
+  if (options.ranks > 0 && options.ranks != communicator->size())
+    throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
+                                            options.ranks, communicator->size()));
+  const Measurement measurement = options.high_throughput
+                                      ? bench_high_throughput(communicator, options)
+                                      : bench_low_latency(communicator, options);
+  return report(*communicator, options, measurement) == 0 ? 0 : 1;
+}
+
+}  // namespace expertwire::tools

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "expertwire/communicator.hpp"
+#include "expertwire/high_throughput.hpp"
+#include "expertwire/shape.hpp"
+#include "reference/round_trip.hpp"
+
+namespace expertwire::tools {
+
+/// What `expertwire bench` was asked for.
+struct BenchOptions {
+  bool high_throughput = false;
+  std::string model = "deepseek-v3";
+  MoeShape shape;  ///< from the model, or given
+  std::string routing = "uniform";
+  int ranks = 0;  ///< 0: those of a launcher, else 2
+  int iterations = 50;
+  int warmup = 10;
+  int lanes = 1;
+  int threads = 0;
+  std::uint64_t seed = 1;
+  bool verify = true;
+  HighThroughput::Output output = HighThroughput::Output::pool;
+  reference::RoundTripOptions::Weights weights = reference::RoundTripOptions::Weights::dispatch;
+  std::string peer;
+  std::string json;
+};
+
+/// Rows of one rank in one step, averaged over the steps that are rotated through.
+struct Traffic {
+  double selections = 0;  ///< T * K rows
+  double unique = 0;      ///< one row per (token, rank), the own rank included
+  double wire = 0;        ///< unique without the own rank
+};
+
+/// What one rank measured: microseconds of every iteration.
+struct Timings {
+  std::vector<double> dispatch;
+  std::vector<double> combine;
+};
+
+/// All that a run on one rank brings to the report.
+struct Measurement {
+  Timings timings;
+  Timings peer;  ///< of `--peer`, if asked for
+  Traffic traffic;
+  reference::Skew skew;
+  reference::Report report;
+  double memcpy_us = 0;  ///< to copy the unique bytes once, all ranks at the same time
+  std::size_t arena_bytes = 0;
+  int threads = 1;
+};
+
+Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
+                              const BenchOptions& options);
+Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communicator,
+                                  const BenchOptions& options);
+
+/// The steps of a workload that a bench rotates through: enough that inputs do not stay in caches.
+struct Steps {
+  std::vector<reference::RankInput> inputs;
+  Traffic traffic;
+  reference::Skew skew;  ///< over all ranks, first step
+};
+Steps make_steps(const reference::Workload& workload, int rank);
+
+/// Microseconds since an arbitrary start.
+double now_us();
+
+/// Gathers what all ranks measured; rank 0 prints the table and writes the JSON file. Returns the
+/// number of wrong values over all ranks.
+std::int64_t report(Communicator& communicator, const BenchOptions& options,
+                    const Measurement& measurement);
+
+/// Runs the bench as the ranks of a launcher, or launches them. Returns an exit status.
+int run_bench(const BenchOptions& options, const std::vector<std::string>& command);
+
+}  // namespace expertwire::tools

@@ -1,0 +1,99 @@
+#include "bench.hpp"
+#include "ep/object.hpp"
+#include "expertwire/high_throughput.hpp"
+#include "limits.hpp"
+#include "mpi_peer.hpp"
+
+namespace expertwire::tools {
+
+namespace {
+
+using reference::RankInput;
+using Weights = reference::RoundTripOptions::Weights;
+
+/// Outputs of one size, made once: an engine's allocator hands out memory that was used before.
+class ReusingAllocator {
+ public:
+  explicit ReusingAllocator(std::size_t row_bytes) : row_bytes_(row_bytes) {}
+  Allocation operator()(const AllocationRequest& request) {
+    const bool rows = request.name == "x";
+    Allocation& kept = rows ? rows_ : others_[next_++ % kOthers];
+    std::size_t& size = rows ? rows_size_ : others_size_[(next_ - 1) % kOthers];
+    if (size < request.bytes) {
+      size = request.bytes + request.bytes / 4 + row_bytes_;
+      kept = allocate_host({request.name, request.dtype, request.shape, size});
+    }
+    return kept;
+  }
+
+ private:
+  static constexpr std::size_t kOthers = 3;
+  std::size_t row_bytes_;
+  Allocation rows_, others_[kOthers];
+  std::size_t rows_size_ = 0, others_size_[kOthers] = {};
+  std::size_t next_ = 0;
+};
+
+}  // namespace
+
+Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communicator,
+                                  const BenchOptions& options) {
+  const MoeShape& shape = options.shape;
+  const int rank = communicator->rank(), ranks = communicator->size();
+  const bool pool = options.output == HighThroughput::Output::pool;
+  const reference::Workload workload(
+      {shape, ranks, options.seed, reference::RoutingPattern::parse(options.routing)});
+  const Steps steps = make_steps(workload, rank);
+  HighThroughputOptions object_options{shape, options.lanes, 0, options.threads};
+  auto object = HighThroughput::create(communicator, object_options);
+  Measurement result;
+  result.traffic = steps.traffic;
+  result.skew = steps.skew;
+  result.threads = ep::team_size(*communicator, options.threads);
+  result.arena_bytes = HighThroughput::memory_bytes(object_options, ranks);
+
+  if (options.verify) {
+    reference::RoundTripOptions check;
+    check.weights = options.weights;
+    check.output = options.output;
+    check.in_place = pool;
+    result.report += round_trip(*object, *communicator, workload, 0, check);
+  }
+
+  ReusingAllocator allocator(shape.row_bytes());
+  const Allocation out = allocate_host(
+      {"out", shape.dtype, {}, static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes()});
+  communicator->barrier();
+  for (int i = 0; i < options.warmup + options.iterations; ++i) {
+    const RankInput& input = steps.inputs[static_cast<std::size_t>(i) % steps.inputs.size()];
+    const std::int64_t tokens = input.tokens;
+    HighThroughput::DispatchRequest dispatch;
+    dispatch.x = {input.x.data(), shape.dtype, {tokens, shape.hidden}};
+    dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {tokens, shape.top_k}};
+    if (options.weights == Weights::dispatch)
+      dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
+    dispatch.output = options.output;
+    dispatch.allocator = [&](const AllocationRequest& request) { return allocator(request); };
+    const double start = now_us();
+    const auto dispatched = object->dispatch(dispatch);
+    const double middle = now_us();
+    HighThroughput::CombineRequest combine;
+    combine.y = dispatched.outputs.x;
+    combine.handle = dispatched.handle;
+    combine.out = {out.data, shape.dtype, {tokens, shape.hidden}};
+    object->combine(combine);
+    const double end = now_us();
+    if (i < options.warmup) continue;
+    result.timings.dispatch.push_back(middle - start);
+    result.timings.combine.push_back(end - middle);
+  }
+  result.memcpy_us = measure_memcpy(
+      *communicator,
+      static_cast<std::size_t>(steps.traffic.unique * static_cast<double>(shape.row_bytes())),
+      result.threads);
+  if (options.peer == "mpi")
+    result.peer = bench_mpi(*communicator, steps, options, result.threads);
+  return result;
+}
+
+}  // namespace expertwire::tools

@@ -1,0 +1,93 @@
+#include <array>
+
+#include "bench.hpp"
+#include "ep/object.hpp"
+#include "expertwire/low_latency.hpp"
+#include "limits.hpp"
+
+namespace expertwire::tools {
+
+namespace {
+
+using reference::RankInput;
+using Weights = reference::RoundTripOptions::Weights;
+
+/// One set of outputs, given to every call that uses it, as an engine would.
+struct Buffers {
+  ep::OutputMaker maker{kHost};
+  LowLatency::Outputs outputs;
+  TensorView out;
+
+  Buffers(const MoeShape& shape, int ranks) {
+    const std::int64_t local = shape.experts / ranks;
+    const std::int64_t rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
+    outputs = {maker.make("x", shape.dtype, {local, rows, shape.hidden}),
+               maker.make("tokens_per_expert", DType::int32, {local}),
+               maker.make("ranges", DType::int32, {local, ranks, 2}),
+               maker.make("source_tokens", DType::int32, {local, rows})};
+    out = maker.make("out", shape.dtype, {shape.max_tokens, shape.hidden});
+  }
+
+ private:
+  static inline const Allocator kHost = allocate_host;
+};
+
+}  // namespace
+
+Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
+                              const BenchOptions& options) {
+  const MoeShape& shape = options.shape;
+  const int rank = communicator->rank(), ranks = communicator->size();
+  const reference::Workload workload(
+      {shape, ranks, options.seed, reference::RoutingPattern::parse(options.routing)});
+  const Steps steps = make_steps(workload, rank);
+  LowLatencyOptions object_options{shape, options.lanes, options.threads};
+  auto object = LowLatency::create(communicator, object_options);
+  Measurement result;
+  result.traffic = steps.traffic;
+  result.skew = steps.skew;
+  result.threads = ep::team_size(*communicator, options.threads);
+  result.arena_bytes = LowLatency::memory_bytes(object_options, ranks);
+
+  if (options.verify) {
+    reference::RoundTripOptions check;
+    check.weights = options.weights;
+    for (int step = 0; step < 2; ++step)
+      result.report += round_trip(*object, *communicator, workload, step, check);
+  }
+
+  std::array<Buffers, 2> buffers{Buffers(shape, ranks), Buffers(shape, ranks)};
+  communicator->barrier();
+  for (int i = 0; i < options.warmup + options.iterations; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    const RankInput& input = steps.inputs[at % steps.inputs.size()];
+    Buffers& buffer = buffers[at % buffers.size()];
+    const std::int64_t tokens = input.tokens;
+    LowLatency::DispatchRequest dispatch;
+    dispatch.x = {input.x.data(), shape.dtype, {tokens, shape.hidden}};
+    dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {tokens, shape.top_k}};
+    const ConstTensorView weights{input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
+    if (options.weights == Weights::dispatch) dispatch.topk_weights = weights;
+    dispatch.outputs = buffer.outputs;
+    const double start = now_us();
+    const auto dispatched = object->dispatch(dispatch);
+    const double middle = now_us();
+    LowLatency::CombineRequest combine;
+    combine.y = buffer.outputs.x;
+    combine.handle = dispatched.handle;
+    if (options.weights == Weights::combine) combine.topk_weights = weights;
+    combine.out = buffer.out;
+    object->combine(combine);
+    const double end = now_us();
+    if (i < options.warmup) continue;
+    result.timings.dispatch.push_back(middle - start);
+    result.timings.combine.push_back(end - middle);
+  }
+  result.memcpy_us = measure_memcpy(
+      *communicator,
+      static_cast<std::size_t>(steps.traffic.unique * static_cast<double>(shape.row_bytes())),
+      result.threads);
+  return result;
+}
+
+}  // namespace expertwire::tools

@@ -1,0 +1,214 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "bench.hpp"
+#include "expertwire/version.hpp"
+
+namespace expertwire::tools {
+
+namespace {
+
+using nlohmann::json;
+
+/// Every rank's values: element [rank][i].
+using PerRank = std::vector<std::vector<double>>;
+
+PerRank gather(Communicator& communicator, const std::vector<double>& mine) {
+  const auto ranks = static_cast<std::size_t>(communicator.size());
+  std::vector<double> all(mine.size() * ranks);
+  std::copy(mine.begin(), mine.end(),
+            all.begin() + static_cast<std::ptrdiff_t>(
+                              mine.size() * static_cast<std::size_t>(communicator.rank())));
+  communicator.all_gather(all.data(), mine.size() * sizeof(double));
+  PerRank split;
+  for (std::size_t r = 0; r < ranks; ++r)
+    split.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(r * mine.size()),
+                       all.begin() + static_cast<std::ptrdiff_t>((r + 1) * mine.size()));
+  return split;
+}
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0
+                        : std::accumulate(values.begin(), values.end(), 0.0) /
+                              static_cast<double>(values.size());
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+/// One operation over iterations (the slowest rank of each) and over ranks (means).
+struct Line {
+  std::string name;
+  double mean_us, p50, p99, min, max;
+  double rank_avg, rank_min, rank_max;
+};
+
+Line summarize(const std::string& name, const PerRank& times) {
+  std::vector<double> slowest(times.front().size(), 0), means;
+  for (const auto& rank : times) {
+    for (std::size_t i = 0; i < rank.size(); ++i) slowest[i] = std::max(slowest[i], rank[i]);
+    means.push_back(mean(rank));
+  }
+  return {name,
+          mean(slowest),
+          quantile(slowest, 0.5),
+          quantile(slowest, 0.99),
+          quantile(slowest, 0),
+          quantile(slowest, 1),
+          mean(means),
+          *std::min_element(means.begin(), means.end()),
+          *std::max_element(means.begin(), means.end())};
+}
+
+std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timings,
+                                 const std::string& prefix) {
+  std::vector<double> pair(timings.dispatch.size());
+  for (std::size_t i = 0; i < pair.size(); ++i)
+    pair[i] = timings.dispatch[i] + timings.combine[i];
+  std::vector<Line> lines{
+      summarize(prefix + "dispatch", gather(communicator, timings.dispatch)),
+      summarize(prefix + "combine", gather(communicator, timings.combine)),
+      summarize(prefix + "pair", gather(communicator, pair))};
+  return lines;
+}
+
+json to_json(const Line& line) {
+  return {{"mean_us", line.mean_us},
+          {"p50_us", line.p50},
+          {"p99_us", line.p99},
+          {"min_us", line.min},
+          {"max_us", line.max},
+          {"over_ranks", {{"avg_us", line.rank_avg}, {"min_us", line.rank_min},
+                          {"max_us", line.rank_max}}}};
+}
+
+struct Totals {
+  double selections, unique, wire, memcpy_us, checked, wrong;
+};
+
+void print_header(const Communicator& communicator, const BenchOptions& options,
+                  const Measurement& m) {
+  const MoeShape& s = options.shape;
+  fmt::print("# {}\n", communicator.banner());
+  fmt::print("# bench {}: {} H {} E {} K {} T {} {}, {} thread{} a rank, {} lane{}{}, seed {}\n",
+             options.high_throughput ? "ht" : "ll", options.model, s.hidden, s.experts, s.top_k,
+             s.max_tokens, to_string(s.dtype), m.threads, m.threads == 1 ? "" : "s", options.lanes,
+             options.lanes == 1 ? "" : "s",
+             !options.high_throughput                                   ? ""
+             : options.output == HighThroughput::Output::pool ? ", pool output"
+                                                                        : ", owned output",
+             options.seed);
+  fmt::print("# routing {}: busiest expert {:.2f} x mean, busiest rank {:.2f} x mean\n",
+             options.routing, m.skew.expert_max_over_mean, m.skew.rank_max_over_mean);
+  fmt::print("# arena {:.1f} MB a rank\n", static_cast<double>(m.arena_bytes) / 1e6);
+}
+
+void print_lines(const std::vector<Line>& lines, const Totals& totals, double row_bytes) {
+  fmt::print("{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} | {:>8} {:>8}\n", "host us",
+             "mean", "p50", "p99", "min", "max", "rank avg", "min", "max", "uniq GB/s",
+             "of memcpy");
+  for (const Line& line : lines) {
+    const bool both = line.name.size() >= 4 && line.name.substr(line.name.size() - 4) == "pair";
+    const double passes = both ? 2 : 1;
+    const double bandwidth = passes * totals.unique * row_bytes / line.p50 / 1e3;
+    fmt::print("{:<14} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
+               "| {:>9.2f} {:>8.0f}%\n",
+               line.name, line.mean_us, line.p50, line.p99, line.min, line.max, line.rank_avg,
+               line.rank_min, line.rank_max, bandwidth,
+               100 * passes * totals.memcpy_us / line.p50);
+  }
+}
+
+}  // namespace
+
+std::int64_t report(Communicator& communicator, const BenchOptions& options,
+                    const Measurement& m) {
+  const auto row_bytes = static_cast<double>(options.shape.row_bytes());
+  const PerRank numbers =
+      gather(communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
+                            static_cast<double>(m.report.checked),
+                            static_cast<double>(m.report.wrong)});
+  Totals totals{};
+  const auto ranks = static_cast<double>(communicator.size());
+  for (const auto& rank : numbers) {
+    totals.selections += rank[0] / ranks;
+    totals.unique += rank[1] / ranks;
+    totals.wire += rank[2] / ranks;
+    totals.memcpy_us = std::max(totals.memcpy_us, rank[3]);
+    totals.checked += rank[4];
+    totals.wrong += rank[5];
+  }
+  std::vector<Line> lines = summarize_pair(communicator, m.timings, "");
+  std::vector<Line> peer;
+  if (!m.peer.dispatch.empty())
+    peer = summarize_pair(communicator, m.peer, options.peer + " ");
+  if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
+  if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
+
+  print_header(communicator, options, m);
+  fmt::print("# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; memcpy of unique: {:.1f} "
+             "us, {:.2f} GB/s (slowest rank, all at once)\n",
+             totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
+             totals.wire * row_bytes / 1e6, totals.memcpy_us,
+             totals.unique * row_bytes / totals.memcpy_us / 1e3);
+  std::vector<Line> all = lines;
+  all.insert(all.end(), peer.begin(), peer.end());
+  print_lines(all, totals, row_bytes);
+  for (std::size_t i = 0; i < peer.size(); ++i)
+    fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peer[i].name, peer[i].p50 / lines[i].p50,
+               lines[i].name);
+  if (options.verify)
+    fmt::print("# verified {:.0f} values: {:.0f} wrong\n", totals.checked, totals.wrong);
+  else
+    fmt::print("# not verified (--no-verify)\n");
+
+  if (!options.json.empty()) {
+    std::array<char, 256> host{};
+    ::gethostname(host.data(), host.size() - 1);
+    json result = {
+        {"version", kVersion},
+        {"mode", options.high_throughput ? "ht" : "ll"},
+        {"banner", communicator.banner()},
+        {"ranks", communicator.size()},
+        {"threads", m.threads},
+        {"lanes", options.lanes},
+        {"model", options.model},
+        {"shape",
+         {{"hidden", options.shape.hidden},
+          {"experts", options.shape.experts},
+          {"top_k", options.shape.top_k},
+          {"tokens", options.shape.max_tokens},
+          {"dtype", std::string(to_string(options.shape.dtype))}}},
+        {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
+        {"routing", options.routing},
+        {"seed", options.seed},
+        {"skew", {{"expert_max_over_mean", m.skew.expert_max_over_mean},
+                  {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
+        {"iterations", options.iterations},
+        {"arena_bytes", m.arena_bytes},
+        {"bytes_per_rank", {{"selections", totals.selections * row_bytes},
+                            {"unique", totals.unique * row_bytes},
+                            {"wire", totals.wire * row_bytes}}},
+        {"memcpy_us", totals.memcpy_us},
+        {"verified", options.verify},
+        {"checked", totals.checked},
+        {"wrong", totals.wrong}};
+    for (const Line& line : all) result["host"][line.name] = to_json(line);
+    std::ofstream file(options.json);
+    file << result.dump(2) << "\n";
+    if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);
+  }
+  return static_cast<std::int64_t>(totals.wrong);
+}
+
+}  // namespace expertwire::tools

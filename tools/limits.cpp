@@ -1,0 +1,37 @@
+#include "limits.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "bench.hpp"
+#include "ep/cpu/team.hpp"
+
+namespace expertwire::tools {
+
+double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads) {
+  constexpr std::size_t kRotate = std::size_t{96} << 20;
+  constexpr int kRounds = 15;
+  if (bytes == 0) return 0;
+  const std::size_t buffers = std::max<std::size_t>(2, kRotate / bytes);
+  std::vector<char> from(bytes * buffers, 1), to(bytes * buffers, 2);
+  ep::cpu::Team team(threads);
+  std::vector<double> times;
+  communicator.barrier();
+  for (int round = 0; round < kRounds; ++round) {
+    const std::size_t offset = static_cast<std::size_t>(round) % buffers * bytes;
+    const double start = now_us();
+    team.run([&](int worker) {
+      const auto part =
+          ep::cpu::part_of(static_cast<std::int64_t>(bytes), worker, team.size());
+      const auto begin = offset + static_cast<std::size_t>(part.begin);
+      std::memcpy(&to[begin], &from[begin], static_cast<std::size_t>(part.end - part.begin));
+    });
+    times.push_back(now_us() - start);
+  }
+  communicator.barrier();
+  std::nth_element(times.begin(), times.begin() + kRounds / 2, times.end());
+  return times[kRounds / 2];
+}
+
+}  // namespace expertwire::tools
