@@ -8,6 +8,14 @@ endif()
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
+# Debian has no static forms of these two; their header-only forms take their place.
+if(EXPERTWIRE_PORTABLE)
+  set(EXPERTWIRE_FMT $<BUILD_INTERFACE:fmt::fmt-header-only>)
+  set(EXPERTWIRE_SPDLOG $<BUILD_INTERFACE:spdlog::spdlog_header_only>)
+else()
+  set(EXPERTWIRE_FMT fmt::fmt)
+  set(EXPERTWIRE_SPDLOG spdlog::spdlog)
+endif()
 
 # hwloc tells the NUMA node. The portable build leaves it out: its static form needs libudev.
 find_library(HWLOC_LIBRARY hwloc)

@@ -35,7 +35,7 @@ class LowLatency {
   /// All four, or none: absent outputs come from the allocator.
   struct Outputs {
     TensorView x;                  ///< [L, R*M, H]; rows past a count are left as they were
-    TensorView tokens_per_expert;  ///< int32 [L]
+    TensorView tokens_per_expert;  ///< int32 [L]; at most R*M, see Status::dropped_rows
     TensorView ranges;             ///< int32 [L, R, 2]: first row and rows from each source
     TensorView source_tokens;      ///< int32 [L, R*M]: index of the token at its source
   };

@@ -11,6 +11,9 @@ struct Status {
   std::int64_t invalid_expert_ids = 0;
   /// Where the first of them was: "topk_idx[3, 1] = 999".
   std::string first_invalid_id;
+  /// Low latency: rows past the R*M that an expert's output has room for. Only tokens that name an
+  /// expert more than once can bring so many; combine takes the dropped ones as zero.
+  std::int64_t dropped_rows = 0;
   /// The error after which the object can no longer be used; empty while it works.
   std::string failure;
 };

@@ -8,6 +8,7 @@
 #include <array>
 #include <fstream>
 #include <map>
+#include <mutex>
 #include <thread>
 
 #ifdef EXPERTWIRE_HAVE_HWLOC
@@ -92,11 +93,13 @@ int find_numa_node() { return -1; }
 
 RankPlace local_place() {
   // Drawn anew after a fork: a child is another process.
+  static std::mutex mutex;
   static std::pair<int, std::uint64_t> token{0, 0};
   static const int numa_node = find_numa_node();
   RankPlace place;
   place.host = host_identity();
   place.pid = ::getpid();
+  std::lock_guard lock(mutex);
   if (token.first != place.pid) {
     token.first = place.pid;
     fill_random(&token.second, sizeof(token.second));

@@ -129,6 +129,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
         const auto context = self.object.wait_context(timeout, "low-latency dispatch");
         lane.send_dispatch(op, context);
         lane.receive_dispatch(op, context);
+        self.object.note_dropped_rows(handle->dropped_rows);
       });
   return result;
 }

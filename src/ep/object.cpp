@@ -67,6 +67,12 @@ void Object::note_invalid_ids(const Route& route, const ExpertIds& ids) {
   status_.invalid_expert_ids += route.invalid_ids;
 }
 
+void Object::note_dropped_rows(std::int64_t rows) {
+  if (rows == 0) return;
+  std::lock_guard lock(mutex_);
+  status_.dropped_rows += rows;
+}
+
 Status Object::status() const {
   std::lock_guard lock(mutex_);
   return status_;

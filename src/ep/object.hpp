@@ -75,6 +75,7 @@ class Object {
   void fail(const std::string& message);
   /// Remembers ids that were out of range.
   void note_invalid_ids(const Route& route, const ExpertIds& ids);
+  void note_dropped_rows(std::int64_t rows);
   Status status() const;
 
   WaitContext wait_context(std::optional<std::chrono::milliseconds> timeout,

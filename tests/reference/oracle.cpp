@@ -66,6 +66,12 @@ Oracle::Oracle(const Workload& workload, int step)
     ids_.push_back(workload.topk_idx(rank, step));
     weights_.push_back(workload.topk_weights(rank, step));
   }
+  std::vector<std::int64_t> so_far(at(workload.spec().shape.experts), 0);
+  for (int source = 0; source < ranks_; ++source) {
+    of_expert_.emplace_back();
+    for (std::int64_t id : ids_[at(source)])
+      of_expert_.back().push_back(id < 0 ? -1 : so_far[at(id)]++);
+  }
   // Index of each token among the rows of (source, rank), counted over all earlier sources: its
   // row in token-major layout.
   row_at_.assign(at(ranks_), std::vector<std::vector<std::int64_t>>(at(ranks_)));
@@ -105,7 +111,8 @@ std::vector<ReceivedRow> Oracle::expert_major(int rank, int local_expert) const 
   for (int source = 0; source < ranks_; ++source)
     for (int t = 0; t < tokens(source); ++t)
       for (int k = 0; k < top_k_; ++k)
-        if (ids_[at(source)][at(t * top_k_ + k)] == rank * local_ + local_expert)
+        if (ids_[at(source)][at(t * top_k_ + k)] == rank * local_ + local_expert &&
+            of_expert_[at(source)][at(t * top_k_ + k)] < rows_per_expert())
           rows.push_back({source, t, {}, {}});
   return rows;
 }
@@ -116,13 +123,19 @@ Row Oracle::row_of(int source, int token, bool bias) const {
   return decode(dtype_, bytes.data(), at(workload_.spec().shape.hidden));
 }
 
-Row Oracle::partial(int source, int token, int expert_rank, Weights weights) const {
+std::int64_t Oracle::rows_per_expert() const {
+  return static_cast<std::int64_t>(ranks_) * workload_.spec().shape.max_tokens;
+}
+
+Row Oracle::partial(int source, int token, int expert_rank, Weights weights,
+                    Layout layout) const {
   const Row x = row_of(source, token, false);
   Row acc(x.size(), 0.0F);
   for (int k = 0; k < top_k_; ++k) {
     const std::size_t i = at(token * top_k_ + k);
     const std::int64_t id = ids_[at(source)][i];
     if (id < 0 || rank_of(id) != expert_rank) continue;
+    if (layout == Layout::expert_major && of_expert_[at(source)][i] >= rows_per_expert()) continue;
     const Row y = apply_expert(dtype_, static_cast<int>(id), x);
     const float w = weights == Weights::given ? weights_[at(source)][i] : 1.0F;
     for (std::size_t h = 0; h < acc.size(); ++h) acc[h] = std::fma(w, y[h], acc[h]);
@@ -131,13 +144,13 @@ Row Oracle::partial(int source, int token, int expert_rank, Weights weights) con
   return acc;
 }
 
-Row Oracle::combined(int source, int token, Weights weights, bool bias,
+Row Oracle::combined(int source, int token, Weights weights, bool bias, Layout layout,
                      const Capacities* capacities) const {
   Row total = bias ? row_of(source, token, true) : Row(at(workload_.spec().shape.hidden), 0.0F);
   for (int rank = 0; rank < ranks_; ++rank) {
     const std::int64_t row = row_at_[at(source)][at(rank)][at(token)];
     if (row < 0 || (capacities != nullptr && row >= capacities->rows[at(rank)])) continue;
-    const Row part = partial(source, token, rank, weights);
+    const Row part = partial(source, token, rank, weights, layout);
     for (std::size_t h = 0; h < total.size(); ++h) total[h] += part[h];
   }
   for (float& value : total) value = round_to(dtype_, value);

@@ -40,25 +40,28 @@ class Oracle {
 
   /// Token-major rows of `rank`: ascending source, then token.
   std::vector<ReceivedRow> token_major(int rank) const;
-  /// Expert-major rows of `rank`'s local expert: one per selection, in the same order.
+  /// Expert-major rows of `rank`'s local expert: one per selection, in the same order, at most R*M.
   std::vector<ReceivedRow> expert_major(int rank, int local_expert) const;
 
   enum class Weights { none, given };
   /// What combine must give token `token` of `source`, when every rank's experts made
   /// apply_expert() of its row. Per rank fma in top-k order, rounded; then the ranks in ascending
   /// order, on top of the bias if there is one, rounded.
-  Row combined(int source, int token, Weights weights, bool bias,
+  /// `layout` says which selections had no room and count as zero.
+  enum class Layout { token_major, expert_major };
+  Row combined(int source, int token, Weights weights, bool bias, Layout layout,
                const Capacities* capacities = nullptr) const;
   /// The same layer in double precision without any rounding between, to compare roughly.
   std::vector<double> dense(int source, int token) const;
 
   int tokens(int rank) const { return static_cast<int>(ids_[at(rank)].size()) / top_k_; }
   /// The row that `expert_rank` makes of a token from its experts: the rank's partial sum.
-  Row partial(int source, int token, int expert_rank, Weights weights) const;
+  Row partial(int source, int token, int expert_rank, Weights weights, Layout layout) const;
 
  private:
   static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
   int rank_of(std::int64_t expert) const { return static_cast<int>(expert) / local_; }
+  std::int64_t rows_per_expert() const;  ///< that low latency has room for
   Row row_of(int source, int token, bool bias) const;
 
   const Workload& workload_;
@@ -70,6 +73,7 @@ class Oracle {
   std::vector<std::vector<std::int64_t>> ids_;  // by rank
   std::vector<std::vector<float>> weights_;
   std::vector<std::vector<std::vector<std::int64_t>>> row_at_;  // [source][rank][token], -1: none
+  std::vector<std::vector<std::int64_t>> of_expert_;  // [source][selection]: index in its expert
 };
 
 }  // namespace expertwire::reference

@@ -20,10 +20,7 @@ class Checker {
   template <class T>
   void same(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
     ++report_.checked;
-    if (got == want) return;
-    if (report_.wrong++ == 0)
-      report_.first_wrong = fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row,
-                                        column, got, want);
+    if (got != want) wrong(what, row, column, got, want);
   }
   /// A row of H values, compared as bits.
   void same_row(const char* what, std::int64_t row, DType dtype, const std::byte* got,
@@ -35,14 +32,21 @@ class Checker {
     }
     const Row a = decode(dtype, got, elements), b = decode(dtype, want, elements);
     for (std::size_t h = 0; h < elements; ++h) {
-      const bool equal = std::memcmp(got + h * size, want + h * size, size) == 0;
-      same(what, row, static_cast<std::int64_t>(h), equal ? b[h] : a[h],
-           equal ? b[h] : (a[h] == b[h] ? NAN : b[h]));
+      ++report_.checked;
+      if (std::memcmp(got + h * size, want + h * size, size) != 0)
+        wrong(what, row, static_cast<std::int64_t>(h), a[h], b[h]);
     }
   }
   const Report& report() const { return report_; }
 
  private:
+  template <class T>
+  void wrong(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
+    if (report_.wrong++ == 0)
+      report_.first_wrong = fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row,
+                                        column, got, want);
+  }
+
   int rank_;
   Report report_;
 };
@@ -93,11 +97,11 @@ Allocator poisoning_allocator(Poisoned& memory) {
 
 void check_combined(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
                     const TensorView& out, Oracle::Weights weights, bool bias,
-                    const Capacities* capacities) {
+                    Oracle::Layout layout, const Capacities* capacities) {
   const MoeShape& shape = workload.spec().shape;
   std::vector<std::byte> want(shape.row_bytes());
   for (int t = 0; t < oracle.tokens(rank); ++t) {
-    encode(shape.dtype, oracle.combined(rank, t, weights, bias, capacities), want.data());
+    encode(shape.dtype, oracle.combined(rank, t, weights, bias, layout, capacities), want.data());
     check.same_row("combined", t, shape.dtype, out.as<std::byte>() + at(t) * shape.row_bytes(),
                    want.data(), at(shape.hidden));
   }
@@ -202,7 +206,7 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   check_combined(check, oracle, workload, rank, combined.out,
                  options.weights == RoundTripOptions::Weights::none ? Oracle::Weights::none
                                                                     : Oracle::Weights::given,
-                 options.bias, nullptr);
+                 options.bias, Oracle::Layout::expert_major, nullptr);
   return check.report();
 }
 
@@ -325,7 +329,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   const auto combined = object.combine(back);
   check_combined(check, oracle, workload, rank, combined.out,
                  weighted ? Oracle::Weights::given : Oracle::Weights::none, options.bias,
-                 &capacities);
+                 Oracle::Layout::token_major, &capacities);
   if (options.weights_home && options.capacity == 0)
     for (int t = 0; t < call.input.tokens; ++t)
       for (int k = 0; k < shape.top_k; ++k) {

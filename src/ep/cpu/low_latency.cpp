@@ -1,5 +1,6 @@
 #include "ep/cpu/low_latency.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "ep/cpu/vector_ops.hpp"
@@ -102,10 +103,12 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
   memory_.grant_all(slots.dispatch, n);
 }
 
-/// Turns the sources' counts into places: within an expert, rows go by source, then by token.
+/// Turns the sources' counts into places: within an expert, rows go by source, then by token. Only
+/// repeated experts can bring more rows than the output of an expert has; the last ones are dropped.
 void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
   const int local = op.handle->route.placement.local_experts(), size = memory_.size();
+  const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
   auto* ranges = op.outputs.ranges.as<std::int32_t>();
   std::memset(per_expert, 0, index(local) * sizeof(std::int32_t));
@@ -121,12 +124,13 @@ void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext
     for (int e = 0; e < local; ++e) {
       std::int32_t* range = ranges + (index(e) * index(size) + index(source)) * 2;
       range[0] = per_expert[e];
-      range[1] = counts[1 + e];
-      per_expert[e] += counts[1 + e];
+      range[1] = std::min(counts[1 + e], rows_per_expert - per_expert[e]);
+      per_expert[e] += range[1];
+      handle.dropped_rows += counts[1 + e] - range[1];
     }
   }
   const std::size_t entries = index(handle.first_from.back()) * index(shape_.top_k);
-  handle.copies.assign(entries, -1);
+  handle.copies.assign(entries, LowLatencyHandle::kEnd);
   handle.weights.assign(entries, 0.0F);
 }
 
@@ -135,23 +139,26 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const auto& slots = memory_.slots();
   const auto* header = memory_.at<RowHeader>(memory_.rank(), slots.row_of(n, source, row));
   const auto* selections = reinterpret_cast<const Selection*>(header + 1);
-  const auto size = index(memory_.size()), rows_per_expert = size * index(shape_.max_tokens);
+  const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
   const auto* ranges = op.outputs.ranges.as<std::int32_t>();
   LowLatencyHandle& handle = *op.handle;
   const std::size_t entry =
       index(handle.first_from[index(source)] + row) * index(shape_.top_k);
   void* places[32];
+  int copies = 0;
   for (std::int32_t i = 0; i < header->count; ++i) {
     const std::size_t expert = index(selections[i].local_expert);
-    const std::size_t place = expert * rows_per_expert +
-                              index(ranges[(expert * size + index(source)) * 2]) +
-                              index(selections[i].position);
-    places[i] = op.outputs.x.as<std::byte>() + place * shape_.row_bytes();
+    const std::int32_t* range = ranges + (expert * size + index(source)) * 2;
+    handle.weights[entry + index(i)] = selections[i].weight;
+    handle.copies[entry + index(i)] = LowLatencyHandle::kDropped;
+    if (selections[i].position >= range[1]) continue;
+    const std::size_t place =
+        expert * rows_per_expert + index(range[0]) + index(selections[i].position);
+    places[copies++] = op.outputs.x.as<std::byte>() + place * shape_.row_bytes();
     op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
     handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
-    handle.weights[entry + index(i)] = selections[i].weight;
   }
-  vector_ops().copy(places, header->count,
+  vector_ops().copy(places, copies,
                     reinterpret_cast<const std::byte*>(header) + slots.header_bytes,
                     shape_.row_bytes(), true);
 }
@@ -210,20 +217,23 @@ void LowLatencyLane::send_partial(const Combine& op, int source, std::int32_t ro
   const LowLatencyHandle& handle = *op.handle;
   const std::size_t entry =
       index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  const float* given = op.topk_weights.present()
+                           ? memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row))
+                           : &handle.weights[entry];
   const void* rows[32];
-  int count = 0;
-  for (; count < shape_.top_k && handle.copies[entry + index(count)] >= 0; ++count)
-    rows[count] = op.y.as<std::byte>() +
-                  index(handle.copies[entry + index(count)]) * shape_.row_bytes();
+  float weights[32];
   SumRequest sum;
+  for (int i = 0; i < shape_.top_k; ++i) {
+    const std::int64_t place = handle.copies[entry + index(i)];
+    if (place == LowLatencyHandle::kEnd) break;
+    if (place == LowLatencyHandle::kDropped) continue;
+    rows[sum.count] = op.y.as<std::byte>() + index(place) * shape_.row_bytes();
+    weights[sum.count++] = given[i];
+  }
   sum.dtype = shape_.dtype;
   sum.elements = index(shape_.hidden);
   sum.rows = rows;
-  sum.count = count;
-  if (op.topk_weights.present())
-    sum.weights = memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row));
-  else if (handle.weighted)
-    sum.weights = &handle.weights[entry];
+  sum.weights = weights;
   sum.out = memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row));
   vector_ops().sum(sum);
   publish<HostAccess>(memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);

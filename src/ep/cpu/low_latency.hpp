@@ -18,9 +18,11 @@ struct LowLatencyHandle final : HandleState {
   std::vector<std::int32_t> rows_from;   ///< [R] rows that each source sent here
   std::vector<std::int64_t> first_from;  ///< [R + 1] index of each source's first row
   /// For every row that came, in order of source and row, K entries: where its copies lie in the
-  /// output [L * R*M], -1 ends; and the weights that came with it.
+  /// output [L * R*M], or one of the marks; and the weights that came with it.
   std::vector<std::int64_t> copies;
   std::vector<float> weights;
+  static constexpr std::int64_t kEnd = -1, kDropped = -2;
+  std::int64_t dropped_rows = 0;  ///< rows that found no room, because experts were repeated
 };
 
 /// One lane of the low-latency mode on the CPU.

@@ -1,0 +1,140 @@
+#include "ep/cpu/vector_ops.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "reference/oracle.hpp"
+#include "reference/random.hpp"
+
+namespace expertwire::ep::cpu {
+namespace {
+
+std::vector<const VectorOps*> all_versions() {
+  std::vector<const VectorOps*> versions;
+  for (const VectorOps* ops : {generic_ops(), avx2_ops(), avx512_ops()})
+    if (ops != nullptr) versions.push_back(ops);
+  return versions;
+}
+
+std::vector<std::byte> random_row(DType dtype, std::size_t elements, reference::Random& random) {
+  reference::Row row(elements);
+  for (float& value : row) value = static_cast<float>(random.uniform() * 8 - 4);
+  std::vector<std::byte> bytes(elements * size_of(dtype));
+  reference::encode(dtype, row, bytes.data());
+  return bytes;
+}
+
+TEST(VectorOps, SumIsTheStatedFormulaToTheBit) {
+  reference::Random random{1};
+  for (const VectorOps* ops : all_versions())
+    for (DType dtype : {DType::bf16, DType::fp32})
+      for (std::size_t elements : {8U, 16U, 24U, 40U, 96U, 200U, 2688U})
+        for (int count : {0, 1, 2, 5, 32})
+          for (int form = 0; form < 8; ++form) {
+            std::vector<std::vector<std::byte>> rows;
+            std::vector<const void*> pointers;
+            std::vector<float> weights;
+            for (int i = 0; i < count; ++i) {
+              rows.push_back(random_row(dtype, elements, random));
+              weights.push_back(static_cast<float>(random.uniform()));
+            }
+            for (const auto& row : rows) pointers.push_back(row.data());
+            const auto init = random_row(dtype, elements, random);
+            // Room beyond the row shows whether anything is written there.
+            std::vector<std::byte> got(elements * size_of(dtype) + 64, std::byte{0x5A});
+            SumRequest request;
+            request.dtype = dtype;
+            request.elements = elements;
+            request.rows = pointers.data();
+            request.count = count;
+            request.weights = (form & 1) != 0 ? weights.data() : nullptr;
+            request.init = (form & 2) != 0 ? init.data() : nullptr;
+            request.out = got.data();
+            request.stream = (form & 4) != 0;
+            ops->sum(request);
+            ops->store_fence();
+
+            reference::Row want = (form & 2) != 0
+                                      ? reference::decode(dtype, init.data(), elements)
+                                      : reference::Row(elements, 0.0F);
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+              const reference::Row row = reference::decode(dtype, rows[i].data(), elements);
+              for (std::size_t h = 0; h < elements; ++h)
+                want[h] = std::fma((form & 1) != 0 ? weights[i] : 1.0F, row[h], want[h]);
+            }
+            std::vector<std::byte> bytes(elements * size_of(dtype));
+            reference::encode(dtype, want, bytes.data());
+            ASSERT_EQ(std::memcmp(got.data(), bytes.data(), bytes.size()), 0)
+                << ops->name << " " << to_string(dtype) << " " << elements << " x " << count
+                << " form " << form;
+            for (std::size_t i = bytes.size(); i < got.size(); ++i)
+              ASSERT_EQ(got[i], std::byte{0x5A}) << ops->name;
+          }
+}
+
+TEST(VectorOps, RoundsTiesToEvenAndKeepsSpecialValues) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  // Ties, values just above and below them, the largest finite value, infinities and NaN.
+  const std::vector<std::pair<std::uint32_t, std::uint16_t>> cases = {
+      {0x3F808000, 0x3F80}, {0x3F818000, 0x3F82}, {0x3F808001, 0x3F81}, {0x3F807FFF, 0x3F80},
+      {0x7F7FFFFF, 0x7F80}, {0xBF818000, 0xBF82}, {0x00000000, 0x0000}, {0x80000000, 0x8000}};
+  for (const VectorOps* ops : all_versions()) {
+    auto round = [&](float value) {
+      std::vector<float> row(16, value);
+      std::vector<std::uint16_t> out(16);
+      // A sum of bf16 rows cannot make every fp32 value, so the weight carries it.
+      const std::vector<std::uint16_t> one(16, 0x3F80);
+      const void* pointer = one.data();
+      SumRequest request;
+      request.elements = 16;
+      request.rows = &pointer;
+      request.weights = &value;
+      request.count = 1;
+      request.out = out.data();
+      ops->sum(request);
+      return out[7];
+    };
+    for (const auto& [bits, want] : cases) {
+      if (bits == 0x80000000) continue;  // 0 + -0 is 0
+      float value = 0;
+      std::memcpy(&value, &bits, sizeof(value));
+      EXPECT_EQ(round(value), want) << ops->name << std::hex << " " << bits;
+    }
+    EXPECT_EQ(round(infinity), 0x7F80) << ops->name;
+    EXPECT_EQ(round(-infinity), 0xFF80) << ops->name;
+    EXPECT_EQ(round(std::nanf("")), 0x7FFF) << ops->name;
+  }
+}
+
+TEST(VectorOps, CopiesToEveryPlaceAndNowhereElse) {
+  reference::Random random{2};
+  for (const VectorOps* ops : all_versions())
+    for (std::size_t bytes : {16U, 48U, 64U, 80U, 5376U, 14336U})
+      for (std::size_t shift : {0U, 16U})
+        for (bool stream : {false, true}) {
+          std::vector<std::byte> from(bytes);
+          for (std::byte& b : from) b = static_cast<std::byte>(random.next());
+          std::vector<std::vector<std::byte>> places(3, std::vector<std::byte>(bytes + 256));
+          std::vector<void*> pointers;
+          for (auto& place : places) {
+            const auto base = reinterpret_cast<std::uintptr_t>(place.data());
+            pointers.push_back(place.data() + (128 - base % 64) + shift);
+          }
+          ops->copy(pointers.data(), 3, from.data(), bytes, stream);
+          ops->store_fence();
+          for (std::size_t i = 0; i < places.size(); ++i) {
+            auto* start = static_cast<std::byte*>(pointers[i]);
+            ASSERT_EQ(std::memcmp(start, from.data(), bytes), 0) << ops->name;
+            for (std::byte* b = places[i].data(); b < start; ++b) ASSERT_EQ(*b, std::byte{0});
+            for (std::byte* b = start + bytes; b < places[i].data() + places[i].size(); ++b)
+              ASSERT_EQ(*b, std::byte{0});
+          }
+        }
+}
+
+}  // namespace
+}  // namespace expertwire::ep::cpu
