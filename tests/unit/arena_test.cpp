@@ -7,12 +7,6 @@
 namespace expertwire {
 namespace {
 
-Arena make_arena(std::size_t bytes) {
-  Segment segment = create_segment(bytes);
-  retire_segment(segment.id);
-  return Arena({Memory(0, segment.mapping, segment.bytes)}, 0);
-}
-
 TEST(Arena, CarvesDisjointPiecesAndReusesWhatComesBack) {
   Segment segment = create_segment(64 * 4096);
   Arena arena({Memory(0, segment.mapping, segment.bytes)}, 0);

@@ -1,0 +1,65 @@
+#include "ep/validate.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "expertwire/error.hpp"
+
+namespace expertwire::ep {
+namespace {
+
+template <class Call>
+std::string message_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    return error.what();
+  }
+  return "no error";
+}
+
+void expect_names(const std::string& message, std::initializer_list<const char*> words) {
+  for (const char* word : words) EXPECT_NE(message.find(word), std::string::npos) << message;
+}
+
+TEST(Validate, EveryMessageNamesArgumentValueAndWhatIsAllowed) {
+  const MoeShape good{64, 8, 4, 16, DType::bf16};
+  check_shape(good, 4);
+  auto shape_with = [&](auto change) {
+    MoeShape shape = good;
+    change(shape);
+    return message_of([&] { check_shape(shape, 4); });
+  };
+  expect_names(shape_with([](MoeShape& s) { s.experts = 10; }), {"experts is 10", "multiple"});
+  expect_names(shape_with([](MoeShape& s) { s.hidden = 60; }), {"hidden is 60", "16 bytes"});
+  expect_names(shape_with([](MoeShape& s) { s.hidden = 0; }), {"hidden is 0"});
+  expect_names(shape_with([](MoeShape& s) { s.top_k = 33; }), {"top_k is 33", "from 1 to 32"});
+  expect_names(shape_with([](MoeShape& s) { s.max_tokens = 0; }), {"max_tokens is 0"});
+  expect_names(shape_with([](MoeShape& s) { s.dtype = DType::int32; }), {"int32", "bf16 or fp32"});
+  expect_names(message_of([] { check_lanes(0); }), {"lanes is 0", "from 1 to 8"});
+
+  alignas(16) char data[4096] = {};
+  auto inputs = [&](ConstTensorView x, ConstTensorView ids, ConstTensorView weights) {
+    return message_of([&] { check_dispatch_inputs(good, x, ids, weights); });
+  };
+  const ConstTensorView x(data, DType::bf16, {2, 64}), ids(data, DType::int32, {2, 4});
+  EXPECT_EQ(inputs(x, ids, {}), "no error");
+  expect_names(inputs({}, ids, {}), {"x is absent", "bf16 [any, 64]"});
+  expect_names(inputs({data, DType::fp32, {2, 64}}, ids, {}), {"x is fp32 [2, 64]"});
+  expect_names(inputs({data + 2, DType::bf16, {2, 64}}, ids, {}), {"aligned to 16"});
+  expect_names(inputs({data, DType::bf16, {17, 64}}, ids, {}), {"17 tokens", "max_tokens = 16"});
+  expect_names(inputs(x, {data, DType::fp32, {2, 4}}, {}), {"topk_idx is fp32", "int32 or int64"});
+  expect_names(inputs(x, {data, DType::int32, {2, 3}}, {}), {"topk_idx", "[2, 4]"});
+  expect_names(inputs(x, ids, {data, DType::bf16, {2, 4}}), {"topk_weights", "fp32 [2, 4]"});
+  expect_names(inputs({nullptr, DType::bf16, {2, 64}}, ids, {}), {"x has no data"});
+}
+
+TEST(Validate, NamesTheNearestNumberOfRanks) {
+  expect_names(message_of([] { check_expert_count(60, 8); }), {"is 6)"});
+  expect_names(message_of([] { check_expert_count(40, 32); }), {"is 40)"});
+}
+
+}  // namespace
+}  // namespace expertwire::ep
