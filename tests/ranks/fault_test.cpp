@@ -1,0 +1,133 @@
+// Delays before every step of the lane protocol, and parts of it taken away: with delays alone all
+// values stay right; without a part they do not.
+
+#include "ep/faults.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "ranks/thread_ranks.hpp"
+
+namespace expertwire::test {
+namespace {
+
+using ep::Fault;
+using reference::Report;
+using reference::RoundTripOptions;
+using reference::RoutingPattern;
+using reference::Workload;
+
+/// Undoes what a test set.
+struct Restore {
+  ~Restore() {
+    ep::remove_part(Fault::none);
+    ep::set_delays(0, 1);
+  }
+};
+
+const MoeShape kShape{64, 12, 3, 40, DType::bf16};
+
+/// Many steps with few pauses between, so that ranks run as far ahead of each other as they may.
+Report run(int steps, const char* routing) {
+  const Workload workload({kShape, 3, 31, RoutingPattern::parse(routing), true});
+  Report total;
+  std::mutex mutex;
+  CommunicatorOptions options = small_arena();
+  options.timeout = std::chrono::milliseconds(3000);
+  with_thread_ranks(
+      3,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        auto ll = LowLatency::create(communicator, {kShape, 1, 2});
+        auto ht = HighThroughput::create(communicator, {kShape, 1, 0, 2});
+        Report mine;
+        for (int step = 0; step < steps; ++step) {
+          RoundTripOptions how;
+          how.output =
+              step % 2 == 0 ? HighThroughput::Output::pool : HighThroughput::Output::owned;
+          how.in_place = step % 4 == 0;
+          mine += round_trip(*ll, *communicator, workload, step, how);
+          mine += round_trip(*ht, *communicator, workload, step, how);
+        }
+        std::lock_guard lock(mutex);
+        total += mine;
+      },
+      options);
+  return total;
+}
+
+TEST(Faults, DelaysChangeNothing) {
+  const Restore restore;
+  for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+    ep::set_delays(60, seed);
+    const Report report = run(9, seed % 2 == 0 ? "uniform" : "hotrank:0.9");
+    EXPECT_EQ(report.wrong, 0) << report.first_wrong;
+    EXPECT_GT(report.checked, 0);
+  }
+}
+
+/// Rank 0 sends to rank 1, which sends nothing; with a cached routing no counts go round either. So
+/// nothing but credit keeps rank 0 from overwriting what rank 1, which is slow, has not read yet.
+std::int64_t wrong_rows_of_one_way_traffic() {
+  constexpr int kTokens = 16, kSteps = 40;
+  const MoeShape shape{64, 4, 1, kTokens, DType::fp32};
+  std::atomic<std::int64_t> wrong{0};
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ht = HighThroughput::create(communicator, {shape});
+    const int rank = communicator->rank(), tokens = rank == 0 ? kTokens : 0;
+    const std::vector<std::int32_t> ids(kTokens, 3);  // an expert of rank 1
+    std::vector<float> x(kTokens * 64);
+    Handle routing;
+    for (int step = 0; step < kSteps; ++step) {
+      std::fill(x.begin(), x.end(), static_cast<float>(step));
+      HighThroughput::DispatchRequest request;
+      request.x = {x.data(), DType::fp32, {tokens, 64}};
+      if (routing.valid())
+        request.cached = routing;
+      else
+        request.topk_idx = {ids.data(), DType::int32, {tokens, 1}};
+      request.output = HighThroughput::Output::pool;
+      const auto result = ht->dispatch(request);
+      if (!routing.valid()) routing = result.handle;
+      if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      for (std::int64_t i = 0; i < result.outputs.x.elements(); ++i)
+        if (result.outputs.x.as<float>()[i] != static_cast<float>(step)) ++wrong;
+      ht->release(result.handle);
+    }
+    communicator->barrier();
+  });
+  return wrong;
+}
+
+TEST(Faults, CreditKeepsUnreadRows) { EXPECT_EQ(wrong_rows_of_one_way_traffic(), 0); }
+
+TEST(Faults, WithoutCreditUnreadRowsAreLost) {
+  const Restore restore;
+  ep::remove_part(Fault::credit);
+  bool failed = false;
+  try {
+    failed = wrong_rows_of_one_way_traffic() > 0;
+  } catch (const Error&) {
+    failed = true;  // flags were overwritten, too: rank 1 waits for epochs that are gone
+  }
+  EXPECT_TRUE(failed);
+}
+
+TEST(Faults, WithoutFlagsRowsAreReadTooEarly) {
+  const Restore restore;
+  ep::set_delays(200, 3);
+  ep::remove_part(Fault::flag);
+  bool failed = false;
+  try {
+    failed = run(3, "uniform").wrong > 0;
+  } catch (const Error&) {
+    failed = true;
+  }
+  EXPECT_TRUE(failed);
+}
+
+}  // namespace
+}  // namespace expertwire::test
