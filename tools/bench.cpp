@@ -27,8 +27,8 @@ Steps make_steps(const reference::Workload& workload, int rank) {
   for (int step = 0; step < count; ++step) {
     steps.inputs.push_back(workload.input(rank, step));
     const auto& input = steps.inputs.back();
-    const ep::Route route = ep::make_route({input.topk_idx.data(), true}, input.tokens,
-                                           shape.top_k, {spec.ranks, shape.experts});
+    const ep::Route route = ep::make_route({input.topk_idx.data(), true}, input.tokens, shape.top_k,
+                                           {spec.ranks, shape.experts});
     for (std::int32_t rows : route.rows_to_expert) steps.traffic.selections += rows;
     for (std::int32_t rows : route.rows_to_rank) steps.traffic.unique += rows;
     steps.traffic.wire -= route.rows_to_rank[static_cast<std::size_t>(rank)];
@@ -56,8 +56,8 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     const int ranks = options.ranks > 0 ? options.ranks : 2;
     if (options.peer == "mpi") {
       std::vector<std::string> mpirun{
-          "mpirun",     "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n",
-          fmt::format("{}", ranks)};
+          "mpirun", "--oversubscribe",       "--allow-run-as-root", "--bind-to", "none",
+          "-n",     fmt::format("{}", ranks)};
       mpirun.insert(mpirun.end(), command.begin(), command.end());
       return become(mpirun);
     }

@@ -91,8 +91,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
       *communicator,
       static_cast<std::size_t>(steps.traffic.unique * static_cast<double>(shape.row_bytes())),
       result.threads);
-  if (options.peer == "mpi")
-    result.peer = bench_mpi(*communicator, steps, options, result.threads);
+  if (options.peer == "mpi") result.peer = bench_mpi(*communicator, steps, options, result.threads);
   return result;
 }
 

@@ -73,12 +73,10 @@ Line summarize(const std::string& name, const PerRank& times) {
 std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timings,
                                  const std::string& prefix) {
   std::vector<double> pair(timings.dispatch.size());
-  for (std::size_t i = 0; i < pair.size(); ++i)
-    pair[i] = timings.dispatch[i] + timings.combine[i];
-  std::vector<Line> lines{
-      summarize(prefix + "dispatch", gather(communicator, timings.dispatch)),
-      summarize(prefix + "combine", gather(communicator, timings.combine)),
-      summarize(prefix + "pair", gather(communicator, pair))};
+  for (std::size_t i = 0; i < pair.size(); ++i) pair[i] = timings.dispatch[i] + timings.combine[i];
+  std::vector<Line> lines{summarize(prefix + "dispatch", gather(communicator, timings.dispatch)),
+                          summarize(prefix + "combine", gather(communicator, timings.combine)),
+                          summarize(prefix + "pair", gather(communicator, pair))};
   return lines;
 }
 
@@ -88,8 +86,8 @@ json to_json(const Line& line) {
           {"p99_us", line.p99},
           {"min_us", line.min},
           {"max_us", line.max},
-          {"over_ranks", {{"avg_us", line.rank_avg}, {"min_us", line.rank_min},
-                          {"max_us", line.rank_max}}}};
+          {"over_ranks",
+           {{"avg_us", line.rank_avg}, {"min_us", line.rank_min}, {"max_us", line.rank_max}}}};
 }
 
 struct Totals {
@@ -104,9 +102,9 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
              options.high_throughput ? "ht" : "ll", options.model, s.hidden, s.experts, s.top_k,
              s.max_tokens, to_string(s.dtype), m.threads, m.threads == 1 ? "" : "s", options.lanes,
              options.lanes == 1 ? "" : "s",
-             !options.high_throughput                                   ? ""
+             !options.high_throughput                         ? ""
              : options.output == HighThroughput::Output::pool ? ", pool output"
-                                                                        : ", owned output",
+                                                              : ", owned output",
              options.seed);
   fmt::print("# routing {}: busiest expert {:.2f} x mean, busiest rank {:.2f} x mean\n",
              options.routing, m.skew.expert_max_over_mean, m.skew.rank_max_over_mean);
@@ -121,23 +119,21 @@ void print_lines(const std::vector<Line>& lines, const Totals& totals, double ro
     const bool both = line.name.size() >= 4 && line.name.substr(line.name.size() - 4) == "pair";
     const double passes = both ? 2 : 1;
     const double bandwidth = passes * totals.unique * row_bytes / line.p50 / 1e3;
-    fmt::print("{:<14} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
-               "| {:>9.2f} {:>8.0f}%\n",
-               line.name, line.mean_us, line.p50, line.p99, line.min, line.max, line.rank_avg,
-               line.rank_min, line.rank_max, bandwidth,
-               100 * passes * totals.memcpy_us / line.p50);
+    fmt::print(
+        "{:<14} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
+        "| {:>9.2f} {:>8.0f}%\n",
+        line.name, line.mean_us, line.p50, line.p99, line.min, line.max, line.rank_avg,
+        line.rank_min, line.rank_max, bandwidth, 100 * passes * totals.memcpy_us / line.p50);
   }
 }
 
 }  // namespace
 
-std::int64_t report(Communicator& communicator, const BenchOptions& options,
-                    const Measurement& m) {
+std::int64_t report(Communicator& communicator, const BenchOptions& options, const Measurement& m) {
   const auto row_bytes = static_cast<double>(options.shape.row_bytes());
-  const PerRank numbers =
-      gather(communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
-                            static_cast<double>(m.report.checked),
-                            static_cast<double>(m.report.wrong)});
+  const PerRank numbers = gather(
+      communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
+                     static_cast<double>(m.report.checked), static_cast<double>(m.report.wrong)});
   Totals totals{};
   const auto ranks = static_cast<double>(communicator.size());
   for (const auto& rank : numbers) {
@@ -150,23 +146,23 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options,
   }
   std::vector<Line> lines = summarize_pair(communicator, m.timings, "");
   std::vector<Line> peer;
-  if (!m.peer.dispatch.empty())
-    peer = summarize_pair(communicator, m.peer, options.peer + " ");
+  if (!m.peer.dispatch.empty()) peer = summarize_pair(communicator, m.peer, options.peer + " ");
   if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
   if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
 
   print_header(communicator, options, m);
-  fmt::print("# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; memcpy of unique: {:.1f} "
-             "us, {:.2f} GB/s (slowest rank, all at once)\n",
-             totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
-             totals.wire * row_bytes / 1e6, totals.memcpy_us,
-             totals.unique * row_bytes / totals.memcpy_us / 1e3);
+  fmt::print(
+      "# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; memcpy of unique: {:.1f} "
+      "us, {:.2f} GB/s (slowest rank, all at once)\n",
+      totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
+      totals.wire * row_bytes / 1e6, totals.memcpy_us,
+      totals.unique * row_bytes / totals.memcpy_us / 1e3);
   std::vector<Line> all = lines;
   all.insert(all.end(), peer.begin(), peer.end());
   print_lines(all, totals, row_bytes);
   for (std::size_t i = 0; i < peer.size(); ++i)
-    fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peer[i].name, peer[i].p50 / lines[i].p50,
-               lines[i].name);
+    fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peer[i].name,
+               peer[i].p50 / lines[i].p50, lines[i].name);
   if (options.verify)
     fmt::print("# verified {:.0f} values: {:.0f} wrong\n", totals.checked, totals.wrong);
   else
@@ -175,34 +171,35 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options,
   if (!options.json.empty()) {
     std::array<char, 256> host{};
     ::gethostname(host.data(), host.size() - 1);
-    json result = {
-        {"version", kVersion},
-        {"mode", options.high_throughput ? "ht" : "ll"},
-        {"banner", communicator.banner()},
-        {"ranks", communicator.size()},
-        {"threads", m.threads},
-        {"lanes", options.lanes},
-        {"model", options.model},
-        {"shape",
-         {{"hidden", options.shape.hidden},
-          {"experts", options.shape.experts},
-          {"top_k", options.shape.top_k},
-          {"tokens", options.shape.max_tokens},
-          {"dtype", std::string(to_string(options.shape.dtype))}}},
-        {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
-        {"routing", options.routing},
-        {"seed", options.seed},
-        {"skew", {{"expert_max_over_mean", m.skew.expert_max_over_mean},
-                  {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
-        {"iterations", options.iterations},
-        {"arena_bytes", m.arena_bytes},
-        {"bytes_per_rank", {{"selections", totals.selections * row_bytes},
-                            {"unique", totals.unique * row_bytes},
-                            {"wire", totals.wire * row_bytes}}},
-        {"memcpy_us", totals.memcpy_us},
-        {"verified", options.verify},
-        {"checked", totals.checked},
-        {"wrong", totals.wrong}};
+    json result = {{"version", kVersion},
+                   {"mode", options.high_throughput ? "ht" : "ll"},
+                   {"banner", communicator.banner()},
+                   {"ranks", communicator.size()},
+                   {"threads", m.threads},
+                   {"lanes", options.lanes},
+                   {"model", options.model},
+                   {"shape",
+                    {{"hidden", options.shape.hidden},
+                     {"experts", options.shape.experts},
+                     {"top_k", options.shape.top_k},
+                     {"tokens", options.shape.max_tokens},
+                     {"dtype", std::string(to_string(options.shape.dtype))}}},
+                   {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
+                   {"routing", options.routing},
+                   {"seed", options.seed},
+                   {"skew",
+                    {{"expert_max_over_mean", m.skew.expert_max_over_mean},
+                     {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
+                   {"iterations", options.iterations},
+                   {"arena_bytes", m.arena_bytes},
+                   {"bytes_per_rank",
+                    {{"selections", totals.selections * row_bytes},
+                     {"unique", totals.unique * row_bytes},
+                     {"wire", totals.wire * row_bytes}}},
+                   {"memcpy_us", totals.memcpy_us},
+                   {"verified", options.verify},
+                   {"checked", totals.checked},
+                   {"wrong", totals.wrong}};
     for (const Line& line : all) result["host"][line.name] = to_json(line);
     std::ofstream file(options.json);
     file << result.dump(2) << "\n";

@@ -27,13 +27,15 @@ BenchOptions options_for(bool high_throughput, int tokens) {
 
 int run_demo(const DemoOptions& options, const std::vector<std::string>& command) {
   if (!Env::get().rank) {
-    fmt::print("A DeepSeek-V3-shaped MoE layer over {} rank processes of this machine: dispatch, "
-               "experts, combine;\nevery value is compared with a single-process reference.\n\n",
-               options.ranks);
+    fmt::print(
+        "A DeepSeek-V3-shaped MoE layer over {} rank processes of this machine: dispatch, "
+        "experts, combine;\nevery value is compared with a single-process reference.\n\n",
+        options.ranks);
     std::fflush(stdout);
     const double start = now_us();
     const int status = launch({options.ranks, command});
-    fmt::print("\n{} in {:.1f} s\n", status == 0 ? "All right" : "FAILED", (now_us() - start) / 1e6);
+    fmt::print("\n{} in {:.1f} s\n", status == 0 ? "All right" : "FAILED",
+               (now_us() - start) / 1e6);
     return status;
   }
   auto communicator = Communicator::from_environment();

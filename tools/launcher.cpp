@@ -31,10 +31,10 @@ struct Child {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);
   // Later entries of an environment are not looked at, so ours go first.
-  std::vector<std::string> settings = {
-      fmt::format("EXPERTWIRE_RANK={}", rank), fmt::format("EXPERTWIRE_SIZE={}", request.ranks),
-      fmt::format("EXPERTWIRE_LOCAL_SIZE={}", request.ranks), "EXPERTWIRE_JOB=" + job,
-      "EXPERTWIRE_SECRET=" + secret};
+  std::vector<std::string> settings = {fmt::format("EXPERTWIRE_RANK={}", rank),
+                                       fmt::format("EXPERTWIRE_SIZE={}", request.ranks),
+                                       fmt::format("EXPERTWIRE_LOCAL_SIZE={}", request.ranks),
+                                       "EXPERTWIRE_JOB=" + job, "EXPERTWIRE_SECRET=" + secret};
   std::vector<char*> environment, arguments;
   for (std::string& setting : settings) environment.push_back(setting.data());
   for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);

@@ -22,8 +22,7 @@ double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads
     const std::size_t offset = static_cast<std::size_t>(round) % buffers * bytes;
     const double start = now_us();
     team.run([&](int worker) {
-      const auto part =
-          ep::cpu::part_of(static_cast<std::int64_t>(bytes), worker, team.size());
+      const auto part = ep::cpu::part_of(static_cast<std::int64_t>(bytes), worker, team.size());
       const auto begin = offset + static_cast<std::size_t>(part.begin);
       std::memcpy(&to[begin], &from[begin], static_cast<std::size_t>(part.end - part.begin));
     });

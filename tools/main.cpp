@@ -43,9 +43,11 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
                   "uniform, balanced, lognormal:S, powerlaw:A, zipf:S, hotrank:P, grouped:N,K, "
                   "masked:P or trace:FILE")
       ->capture_default_str();
-  app->add_option("--iters", a.bench.iterations)->check(CLI::Range(1, 1'000'000))
+  app->add_option("--iters", a.bench.iterations)
+      ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
-  app->add_option("--warmup", a.bench.warmup)->check(CLI::Range(0, 1'000'000))
+  app->add_option("--warmup", a.bench.warmup)
+      ->check(CLI::Range(0, 1'000'000))
       ->capture_default_str();
   app->add_option("--lanes", a.bench.lanes)->check(CLI::Range(1, 8))->capture_default_str();
   app->add_option("--threads", a.bench.threads, "Threads of a rank (default: cores / ranks)");
@@ -70,8 +72,7 @@ BenchOptions finish(BenchArguments a, bool high_throughput) {
                  a.top_k > 0 ? a.top_k : model.top_k,
                  a.tokens > 0 ? a.tokens : (high_throughput ? 4096 : 128),
                  a.dtype == "fp32" ? DType::fp32 : DType::bf16};
-  bench.output =
-      a.output == "owned" ? HighThroughput::Output::owned : HighThroughput::Output::pool;
+  bench.output = a.output == "owned" ? HighThroughput::Output::owned : HighThroughput::Output::pool;
   bench.weights = kWeights.at(a.weights);
   if (high_throughput && bench.weights == Weights::combine)
     throw std::invalid_argument("--weights combine is for ll; ht takes dispatch or none");
@@ -112,6 +113,12 @@ int run(int argc, char** argv) {
   DemoOptions show;
   CLI::App* demo = app.add_subcommand("demo", "One MoE layer in both modes, checked");
   demo->add_option("--ranks", show.ranks)->check(CLI::Range(1, 64))->capture_default_str();
+  demo->add_option("--tokens", show.tokens, "Tokens of a rank, high throughput")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  demo->add_option("--small-tokens", show.small_tokens, "Tokens of a rank, low latency")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   demo->callback([&] { status = run_demo(show, command); });
 
   LaunchRequest ranks;

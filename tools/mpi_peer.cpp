@@ -29,8 +29,8 @@ const ExpertwireMpiPeer& load_mpi() {
     throw std::runtime_error(std::string("--peer mpi needs MPI: install libopenmpi-dev and "
                                          "openmpi-bin and build again (") +
                              ::dlerror() + ")");
-  auto entry = reinterpret_cast<const ExpertwireMpiPeer* (*)()>(
-      ::dlsym(library, "expertwire_mpi_peer"));
+  auto entry =
+      reinterpret_cast<const ExpertwireMpiPeer* (*)()>(::dlsym(library, "expertwire_mpi_peer"));
   return *entry();
 }
 
@@ -150,8 +150,8 @@ class Exchange {
 
 }  // namespace
 
-Timings bench_mpi(const Communicator& communicator, const Steps& steps,
-                  const BenchOptions& options, int threads) {
+Timings bench_mpi(const Communicator& communicator, const Steps& steps, const BenchOptions& options,
+                  int threads) {
   const ExpertwireMpiPeer& mpi = load_mpi();
   int rank = 0, size = 0;
   require(mpi.start(&rank, &size), "MPI_Init");

@@ -9,7 +9,7 @@ namespace expertwire::tools {
 /// and vector copies as expertwire. Token-major; combine sums in unpack.
 ///
 /// MPI is loaded at run time. Throws std::runtime_error with what to do if it cannot be.
-Timings bench_mpi(const Communicator& communicator, const Steps& steps,
-                  const BenchOptions& options, int threads);
+Timings bench_mpi(const Communicator& communicator, const Steps& steps, const BenchOptions& options,
+                  int threads);
 
 }  // namespace expertwire::tools

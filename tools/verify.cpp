@@ -56,14 +56,15 @@ Case draw_case(std::uint64_t number, int ranks) {
   c.spec.seed = number;
   c.spec.ragged = random.chance(0.8);
   c.spec.repeats = random.chance(0.2) ? 0.3 : 0;
-  c.spec.routing =
-      reference::RoutingPattern::parse(kPatterns[static_cast<std::size_t>(random.below(kPatterns.size()))]);
+  c.spec.routing = reference::RoutingPattern::parse(
+      kPatterns[static_cast<std::size_t>(random.below(kPatterns.size()))]);
   MoeShape& shape = c.spec.shape;
   shape.dtype = random.chance(0.75) ? DType::bf16 : DType::fp32;
-  shape.hidden = random.chance(0.3)
-                     ? models()[static_cast<std::size_t>(
-                                    random.below(static_cast<int>(models().size())))].hidden
-                     : 8 * (1 + random.below(200));
+  shape.hidden =
+      random.chance(0.3)
+          ? models()[static_cast<std::size_t>(random.below(static_cast<int>(models().size())))]
+                .hidden
+          : 8 * (1 + random.below(200));
   shape.experts = c.spec.ranks * (1 + random.below(40));
   shape.top_k = 1 + random.below(random.chance(0.2) ? 32 : 10);
   shape.max_tokens = 1 + random.below(shape.hidden > 2048 ? 24 : 150);
@@ -132,14 +133,15 @@ class Tally {
     checked_ += report.checked;
     wrong_ += report.wrong;
     if (report.wrong > 0)
-      fmt::print("WRONG {} of {} values: {}\n  first: {}\n  repeat: expertwire verify --case {}{}\n",
-                 report.wrong, report.checked, c.describe(), report.first_wrong, c.number,
-                 options_.ranks > 0 ? fmt::format(" --ranks {}{}", options_.ranks,
-                                                  options_.processes ? " --processes" : "")
-                                    : "");
-    const double share =
-        options_.cases > 0 ? static_cast<double>(cases_) / static_cast<double>(options_.cases)
-                           : elapsed() / options_.seconds;
+      fmt::print(
+          "WRONG {} of {} values: {}\n  first: {}\n  repeat: expertwire verify --case {}{}\n",
+          report.wrong, report.checked, c.describe(), report.first_wrong, c.number,
+          options_.ranks > 0 ? fmt::format(" --ranks {}{}", options_.ranks,
+                                           options_.processes ? " --processes" : "")
+                             : "");
+    const double share = options_.cases > 0
+                             ? static_cast<double>(cases_) / static_cast<double>(options_.cases)
+                             : elapsed() / options_.seconds;
     progress_.show(share, fmt::format("{} cases, {:.1f} M values, {} wrong", cases_,
                                       static_cast<double>(checked_) / 1e6, wrong_));
   }

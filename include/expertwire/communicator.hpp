@@ -27,8 +27,8 @@ struct CommunicatorOptions {
 /// then gets `Error{peer_lost}`. Objects made from it keep it alive.
 class Communicator {
  public:
-  /// Throws `Error{mismatch}` if ranks run different versions, `Error{unsupported}` if a peer can be
-  /// reached by no wire of this build.
+  /// Throws `Error{mismatch}` if ranks run different versions, `Error{unsupported}` if a peer can
+  /// be reached by no wire of this build.
   static std::shared_ptr<Communicator> create(std::shared_ptr<Bootstrap> bootstrap,
                                               const CommunicatorOptions& options = {});
   /// A communicator over bootstrap_from_environment().

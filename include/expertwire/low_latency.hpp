@@ -45,7 +45,7 @@ class LowLatency {
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
     Outputs outputs;
-    Allocator allocator;      ///< for outputs that were not given; host memory if empty
+    Allocator allocator;       ///< for outputs that were not given; host memory if empty
     Stream* stream = nullptr;  ///< null: finished when the call returns
     std::optional<std::chrono::milliseconds> timeout;
   };

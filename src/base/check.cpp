@@ -6,9 +6,9 @@
 namespace expertwire {
 
 void throw_system(const char* call, int error_number) {
-  throw Error(ErrorCode::system, fmt::format("{} failed: {} (errno {})", call,
-                                             std::generic_category().message(error_number),
-                                             error_number));
+  throw Error(ErrorCode::system,
+              fmt::format("{} failed: {} (errno {})", call,
+                          std::generic_category().message(error_number), error_number));
 }
 
 int check_system(int result, const char* call) {

@@ -90,8 +90,8 @@ constexpr std::array kLaunchers = {
     Launcher{"expertwire", "EXPERTWIRE_RANK", "EXPERTWIRE_SIZE", "EXPERTWIRE_LOCAL_SIZE",
              "EXPERTWIRE_JOB"},
     Launcher{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"},
-    Launcher{"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-             "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_NAMESPACE"},
+    Launcher{"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
+             "PMIX_NAMESPACE"},
     Launcher{"srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE", "SLURM_JOB_ID"},
 };
 
@@ -137,8 +137,8 @@ Env Env::read() {
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
-  env.first_epoch = static_cast<std::uint32_t>(
-      integer_of("EXPERTWIRE_FIRST_EPOCH", 0, 0xFFFFFFFFLL).value_or(0));
+  env.first_epoch =
+      static_cast<std::uint32_t>(integer_of("EXPERTWIRE_FIRST_EPOCH", 0, 0xFFFFFFFFLL).value_or(0));
   return env;
 }
 
@@ -154,10 +154,10 @@ std::string environment_page() {
       "`expertwire env` prints this page; a test holds it against the code.\n\n"
       "| variable | default | meaning |\n| --- | --- | --- |\n";
   for (const Variable& variable : kVariables)
-    page +=
-        fmt::format("| `{}` | {} | {} |\n", variable.name, variable.fallback, variable.meaning);
-  page += "\nLaunchers, in the order in which they are tried:\n\n"
-          "| launcher | rank | size | ranks on this host | job |\n| --- | --- | --- | --- | --- |\n";
+    page += fmt::format("| `{}` | {} | {} |\n", variable.name, variable.fallback, variable.meaning);
+  page +=
+      "\nLaunchers, in the order in which they are tried:\n\n"
+      "| launcher | rank | size | ranks on this host | job |\n| --- | --- | --- | --- | --- |\n";
   for (const Launcher& launcher : kLaunchers)
     page += fmt::format("| {} | `{}` | `{}` | `{}` | `{}` |\n", launcher.name, launcher.rank,
                         launcher.size, launcher.local_size, launcher.job);

@@ -74,8 +74,8 @@ struct Logger {
     if (Env::get().log_file.empty())
       target = std::make_shared<spdlog::sinks::stderr_sink_mt>();
     else
-      target =
-          std::make_shared<spdlog::sinks::basic_file_sink_mt>(expand_file_name(Env::get().log_file));
+      target = std::make_shared<spdlog::sinks::basic_file_sink_mt>(
+          expand_file_name(Env::get().log_file));
     sink = std::make_shared<spdlog::logger>("expertwire", target);
     sink->set_pattern("%H:%M:%S.%e %P %l %v");
     sink->set_level(spdlog::level::trace);

@@ -150,8 +150,7 @@ void Communicator::Impl::connect_all() {
   for (const Endpoint& peer : endpoints) {
     std::string why;
     const Transport& transport = transport_to(peer, &why);
-    parts.push_back(
-        transport.import({peer, descriptors[static_cast<std::size_t>(peer.rank)]}));
+    parts.push_back(transport.import({peer, descriptors[static_cast<std::size_t>(peer.rank)]}));
     connections.push_back(transport.connect(peer.rank));
     Wire& wire = wires[transport.name()];
     ++wire.ranks;
@@ -163,10 +162,10 @@ void Communicator::Impl::connect_all() {
   segment.fd = Fd();
   bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
 
-  banner = fmt::format("expertwire {}: CPU backend, {} rank{} on {} node{} ({} host{}), {}; wires:",
-                       kVersion, size(), size() == 1 ? "" : "s", topology.nodes(),
-                       topology.nodes() == 1 ? "" : "s", topology.domains(),
-                       topology.domains() == 1 ? "" : "s", bootstrap->kind());
+  banner = fmt::format(
+      "expertwire {}: CPU backend, {} rank{} on {} node{} ({} host{}), {}; wires:", kVersion,
+      size(), size() == 1 ? "" : "s", topology.nodes(), topology.nodes() == 1 ? "" : "s",
+      topology.domains(), topology.domains() == 1 ? "" : "s", bootstrap->kind());
   for (const auto& [name, wire] : wires)
     banner += fmt::format(" {} to {} rank{} ({})", name, wire.ranks, wire.ranks == 1 ? "" : "s",
                           wire.why);
@@ -217,10 +216,10 @@ std::optional<Error> Communicator::find_lost_peer(int awaited) {
     const Links::State state = impl_->state_of(r);
     const ErrorContext context{rank(), r, Phase::none};
     if (state == Links::State::died)
-      return Error(ErrorCode::peer_lost,
-                   fmt::format("the process of rank {} (pid {}) died", r,
-                               impl_->topology.place(r).pid),
-                   context);
+      return Error(
+          ErrorCode::peer_lost,
+          fmt::format("the process of rank {} (pid {}) died", r, impl_->topology.place(r).pid),
+          context);
     if (state == Links::State::left && r == awaited)
       return Error(ErrorCode::peer_lost,
                    fmt::format("rank {} left the job while rank {} still waited for it", r, rank()),

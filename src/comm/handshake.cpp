@@ -23,10 +23,10 @@ Acceptor::Acceptor(Fd listener, Party self)
 
 Mac Acceptor::proof(const Party& party, const char* side, int rank, const Nonce& a,
                     const Nonce& b) {
-  return authenticate(party.secret,
-                      fmt::format("expertwire {} {} rank {} of {} {} {}", party.purpose, side, rank,
-                                  party.size, to_hex(a.data(), a.size()),
-                                  to_hex(b.data(), b.size())));
+  return authenticate(
+      party.secret,
+      fmt::format("expertwire {} {} rank {} of {} {} {}", party.purpose, side, rank, party.size,
+                  to_hex(a.data(), a.size()), to_hex(b.data(), b.size())));
 }
 
 void Acceptor::admit() {

@@ -27,10 +27,9 @@ void fill_random(void* data, std::size_t bytes) {
 Mac authenticate(const std::string& secret, const std::string& message) {
   Mac mac{};
   unsigned length = 0;
-  const unsigned char* result =
-      ::HMAC(::EVP_sha256(), secret.data(), static_cast<int>(secret.size()),
-             reinterpret_cast<const unsigned char*>(message.data()), message.size(), mac.data(),
-             &length);
+  const unsigned char* result = ::HMAC(
+      ::EVP_sha256(), secret.data(), static_cast<int>(secret.size()),
+      reinterpret_cast<const unsigned char*>(message.data()), message.size(), mac.data(), &length);
   check(result != nullptr && length == mac.size(), ErrorCode::system, "HMAC of libcrypto failed");
   return mac;
 }
@@ -102,7 +101,8 @@ SecretFile::SecretFile(std::string path) : path_(std::move(path)) {
   check(static_cast<bool>(fd), ErrorCode::system, "cannot create the secret file {}: {}", draft,
         std::strerror(errno));
   const std::string hex = to_hex(secret_.data(), secret_.size());
-  const bool written = ::write(fd.get(), hex.data(), hex.size()) == static_cast<ssize_t>(hex.size());
+  const bool written =
+      ::write(fd.get(), hex.data(), hex.size()) == static_cast<ssize_t>(hex.size());
   if (!written || ::rename(draft.c_str(), path_.c_str()) != 0) {
     const int error = errno;
     ::unlink(draft.c_str());

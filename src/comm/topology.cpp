@@ -33,8 +33,7 @@ Topology::Topology(std::vector<RankPlace> places, int ranks_per_node) : places_(
                    "ranks_per_node is {}; it must divide the number of ranks, {}", ranks_per_node,
                    size());
     nodes_ = size() / ranks_per_node;
-    for (int r = 0; r < size(); ++r)
-      places_[static_cast<std::size_t>(r)].node = r / ranks_per_node;
+    for (int r = 0; r < size(); ++r) places_[static_cast<std::size_t>(r)].node = r / ranks_per_node;
   }
 }
 

@@ -15,8 +15,8 @@ std::atomic<std::uint64_t> delay_seed{1};
 std::atomic<std::uint64_t> threads_seen{0};
 
 std::uint64_t next_random() {
-  thread_local std::uint64_t state =
-      delay_seed.load() * 0x9E3779B97F4A7C15ULL + (threads_seen.fetch_add(1) + 1) * 0xD1B54A32D192ED03ULL;
+  thread_local std::uint64_t state = delay_seed.load() * 0x9E3779B97F4A7C15ULL +
+                                     (threads_seen.fetch_add(1) + 1) * 0xD1B54A32D192ED03ULL;
   state ^= state << 13;
   state ^= state >> 7;
   state ^= state << 17;
@@ -26,9 +26,7 @@ std::uint64_t next_random() {
 }  // namespace
 
 void remove_part(Fault fault) noexcept { removed_part = fault; }
-bool removed(Fault fault) noexcept {
-  return removed_part.load(std::memory_order_relaxed) == fault;
-}
+bool removed(Fault fault) noexcept { return removed_part.load(std::memory_order_relaxed) == fault; }
 
 void set_delays(std::uint32_t microseconds, std::uint64_t seed) noexcept {
   longest = microseconds;

@@ -17,9 +17,8 @@ using ep::cpu::HighThroughputHandle;
 using ep::cpu::HighThroughputLane;
 
 std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
-  return options.pool_rows > 0
-             ? options.pool_rows
-             : static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
+  return options.pool_rows > 0 ? options.pool_rows
+                               : static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
 }
 
 ep::HighThroughputSlots slots_of(const HighThroughputOptions& options, int ranks) {
@@ -162,9 +161,8 @@ void HighThroughput::Impl::check_pool_slot(Lane& lane) {
         "the pool rows of the dispatch before last of this lane are still held; combine or "
         "release that handle first, or use more lanes");
   before_last->release_called = true;
-  object.execute(nullptr, lane.work->turnstile(), [&lane, epoch = before_last->epoch] {
-    lane.work->release_pool(epoch);
-  });
+  object.execute(nullptr, lane.work->turnstile(),
+                 [&lane, epoch = before_last->epoch] { lane.work->release_pool(epoch); });
 }
 
 std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
@@ -326,16 +324,15 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
   result.owner = maker.owner();
 
   HighThroughputLane& lane = *self.lane_of(*handle).work;
-  const HighThroughputLane::Combine op{request.y,           request.topk_weights, request.bias,
-                                       result.out,          result.topk_weights,  handle};
+  const HighThroughputLane::Combine op{request.y,  request.topk_weights, request.bias,
+                                       result.out, result.topk_weights,  handle};
   handle->release_called = true;
-  self.object.execute(request.stream, lane.turnstile(),
-                      [&self, &lane, op, timeout = request.timeout] {
-                        const auto context =
-                            self.object.wait_context(timeout, "high-throughput combine");
-                        lane.send_combine(op, context);
-                        lane.receive_combine(op, context);
-                      });
+  self.object.execute(
+      request.stream, lane.turnstile(), [&self, &lane, op, timeout = request.timeout] {
+        const auto context = self.object.wait_context(timeout, "high-throughput combine");
+        lane.send_combine(op, context);
+        lane.receive_combine(op, context);
+      });
   return result;
 }
 

@@ -75,8 +75,7 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
             maker.make("tokens_per_expert", DType::int32, {local}),
             maker.make("ranges", DType::int32, {local, ranks(), 2}),
             maker.make("source_tokens", DType::int32, {local, rows})};
-  ep::check_rows("outputs.x", given.x, options.shape.dtype,
-                   {local, rows, options.shape.hidden});
+  ep::check_rows("outputs.x", given.x, options.shape.dtype, {local, rows, options.shape.hidden});
   ep::check_tensor("outputs.tokens_per_expert", given.tokens_per_expert, DType::int32, {local});
   ep::check_tensor("outputs.ranges", given.ranges, DType::int32, {local, ranks(), 2});
   ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {local, rows});
@@ -104,8 +103,7 @@ Status LowLatency::status() const { return impl_->object.status(); }
 LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  ep::check_dispatch_inputs(self.options.shape, request.x, request.topk_idx,
-                            request.topk_weights);
+  ep::check_dispatch_inputs(self.options.shape, request.x, request.topk_idx, request.topk_weights);
   ep::OutputMaker maker(request.allocator);
   DispatchResult result;
   result.outputs = self.make_outputs(request.outputs, maker);
@@ -122,9 +120,9 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   const ep::ExpertIds ids{request.topk_idx.data(), request.topk_idx.dtype() == DType::int64};
   self.object.execute(
       request.stream, lane.turnstile(), [&self, &lane, op, ids, handle, timeout = request.timeout] {
-        handle->route = ep::make_route(
-            ids, handle->tokens, self.options.shape.top_k,
-            {static_cast<std::int32_t>(self.ranks()), self.options.shape.experts});
+        handle->route =
+            ep::make_route(ids, handle->tokens, self.options.shape.top_k,
+                           {static_cast<std::int32_t>(self.ranks()), self.options.shape.experts});
         self.object.note_invalid_ids(handle->route, ids);
         const auto context = self.object.wait_context(timeout, "low-latency dispatch");
         lane.send_dispatch(op, context);
@@ -140,7 +138,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   const MoeShape& shape = self.options.shape;
   auto handle = self.object.own_handle<LowLatencyHandle>(request.handle.state());
   ep::check_rows("y", request.y, shape.dtype,
-                   {self.local_experts(), self.rows_per_expert(), shape.hidden});
+                 {self.local_experts(), self.rows_per_expert(), shape.hidden});
   const std::int64_t tokens = handle->tokens;
   if (request.topk_weights.present()) {
     ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {tokens, shape.top_k});
@@ -153,8 +151,8 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   CombineResult result;
   if (request.out.present())
     ep::check_rows("out", request.out, shape.dtype, {tokens, shape.hidden});
-  result.out = request.out.present() ? request.out
-                                     : maker.make("out", shape.dtype, {tokens, shape.hidden});
+  result.out =
+      request.out.present() ? request.out : maker.make("out", shape.dtype, {tokens, shape.hidden});
   result.owner = maker.owner();
 
   LowLatencyLane& lane = *self.lanes[static_cast<std::size_t>(handle->lane)];

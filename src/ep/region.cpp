@@ -15,14 +15,16 @@ struct Field {
 };
 
 constexpr std::array kFields = {
-    Field{"mode (0 low latency, 1 high throughput)", [](const Agreement& a) -> std::int64_t { return a.mode; }},
+    Field{"mode (0 low latency, 1 high throughput)",
+          [](const Agreement& a) -> std::int64_t { return a.mode; }},
     Field{"shape.hidden", [](const Agreement& a) -> std::int64_t { return a.hidden; }},
     Field{"shape.experts", [](const Agreement& a) -> std::int64_t { return a.experts; }},
     Field{"shape.top_k", [](const Agreement& a) -> std::int64_t { return a.top_k; }},
     Field{"shape.max_tokens", [](const Agreement& a) -> std::int64_t { return a.max_tokens; }},
     Field{"shape.dtype", [](const Agreement& a) -> std::int64_t { return a.dtype; }},
     Field{"lanes", [](const Agreement& a) -> std::int64_t { return a.lanes; }},
-    Field{"EXPERTWIRE_FIRST_EPOCH", [](const Agreement& a) -> std::int64_t { return a.first_epoch; }},
+    Field{"EXPERTWIRE_FIRST_EPOCH",
+          [](const Agreement& a) -> std::int64_t { return a.first_epoch; }},
     Field{"pool_rows", [](const Agreement& a) -> std::int64_t { return a.pool_rows; }},
 };
 

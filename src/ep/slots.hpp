@@ -75,9 +75,9 @@ struct LowLatencySlots {
   DirectionSlots dispatch, combine;
   std::uint64_t header_bytes = 0;   ///< RowHeader and K selections
   std::uint64_t counts_stride = 0;  ///< rows, then selections per local expert: int32 [1 + L]
-  std::uint64_t counts = 0, count_flags = 0;        ///< [slot][source]
-  std::uint64_t dispatch_rows = 0, row_flags = 0;   ///< [slot][source][M]
-  std::uint64_t weights = 0, weight_flags = 0;      ///< [slot][source][M][K], [slot][source]
+  std::uint64_t counts = 0, count_flags = 0;          ///< [slot][source]
+  std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][source][M]
+  std::uint64_t weights = 0, weight_flags = 0;        ///< [slot][source][M][K], [slot][source]
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M]
   std::uint64_t bytes = 0;
 
@@ -158,12 +158,12 @@ struct HighThroughputSlots {
   SlotSizes sizes;
   DirectionSlots dispatch, combine;
   std::uint64_t counts_stride = 0;  ///< capacity, rows to every rank, selections per local expert
-  std::uint64_t counts = 0, count_flags = 0;         ///< [slot][source]
-  std::uint64_t row_flags = 0;                       ///< [slot][source][chunk]
-  std::uint64_t pool = 0;                            ///< [slot][pool_rows] payload
-  std::uint64_t pool_tokens = 0;                     ///< [slot][pool_rows] int32
-  std::uint64_t pool_experts = 0, pool_weights = 0;  ///< [slot][pool_rows][K] int32, float
-  std::uint64_t offers = 0, offer_flags = 0;         ///< [slot][expert rank]
+  std::uint64_t counts = 0, count_flags = 0;          ///< [slot][source]
+  std::uint64_t row_flags = 0;                        ///< [slot][source][chunk]
+  std::uint64_t pool = 0;                             ///< [slot][pool_rows] payload
+  std::uint64_t pool_tokens = 0;                      ///< [slot][pool_rows] int32
+  std::uint64_t pool_experts = 0, pool_weights = 0;   ///< [slot][pool_rows][K] int32, float
+  std::uint64_t offers = 0, offer_flags = 0;          ///< [slot][expert rank]
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M], [..][chunk]
   std::uint64_t partial_weights = 0;                  ///< [slot][expert rank][M][K]
   std::uint64_t bytes = 0;
@@ -171,8 +171,7 @@ struct HighThroughputSlots {
   static constexpr HighThroughputSlots place(const SlotSizes& sizes) {
     HighThroughputSlots s;
     s.sizes = sizes;
-    s.counts_stride =
-        align_up((1 + sizes.ranks + sizes.local_experts) * sizeof(std::int32_t), 64);
+    s.counts_stride = align_up((1 + sizes.ranks + sizes.local_experts) * sizeof(std::int32_t), 64);
     const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
     const std::uint64_t pool = kSlots * sizes.pool_rows;
     Placer placer;
@@ -236,15 +235,15 @@ struct HighThroughputSlots {
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, int expert_rank,
                                                   std::int64_t row) const {
-    return partial_rows + (region(n, expert_rank) * sizes.max_tokens +
-                           static_cast<std::uint64_t>(row)) *
-                              sizes.row_bytes;
+    return partial_rows +
+           (region(n, expert_rank) * sizes.max_tokens + static_cast<std::uint64_t>(row)) *
+               sizes.row_bytes;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_weights_of(Epoch n, int expert_rank,
                                                           std::int64_t row) const {
-    return partial_weights + (region(n, expert_rank) * sizes.max_tokens +
-                              static_cast<std::uint64_t>(row)) *
-                                 sizes.top_k * sizeof(float);
+    return partial_weights +
+           (region(n, expert_rank) * sizes.max_tokens + static_cast<std::uint64_t>(row)) *
+               sizes.top_k * sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, int expert_rank,
                                                        std::int64_t chunk) const {

@@ -122,8 +122,8 @@ TEST(Bootstrap, OfProcessesNamesTheRankThatDied) {
 
 TEST(Bootstrap, SaysWhoDidNotJoin) {
   try {
-    bootstrap_from_rendezvous({0, 3, "@ew-test-nobody", std::string(16, 'x'),
-                               std::chrono::milliseconds(50)});
+    bootstrap_from_rendezvous(
+        {0, 3, "@ew-test-nobody", std::string(16, 'x'), std::chrono::milliseconds(50)});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::timeout);
@@ -145,8 +145,8 @@ void use_communicator(const std::shared_ptr<Communicator>& communicator, const c
       throw std::runtime_error("wrong wire");
     auto* source = reinterpret_cast<int*>(arena.local().data() + offset + 4096);
     *source = 100 + rank;
-    connection.put({arena.part(peer), offset + 64 * static_cast<std::uint64_t>(rank),
-                    arena.local(), offset + 4096, sizeof(int)});
+    connection.put({arena.part(peer), offset + 64 * static_cast<std::uint64_t>(rank), arena.local(),
+                    offset + 4096, sizeof(int)});
     connection.flush(soon());
     connection.atomic_add({arena.part(peer), offset + 2048, 1});
   }

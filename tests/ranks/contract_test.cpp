@@ -115,10 +115,10 @@ TEST(Contract, HandlesOutliveLaterDispatches) {
       requests.emplace_back(workload, communicator->rank(), step);
     for (int step = 0; step < 5; ++step) {
       auto& request = requests[static_cast<std::size_t>(step)];
-      request.dispatch.x = {request.input.x.data(), kShape.dtype,
-                            {request.input.tokens, kShape.hidden}};
-      request.dispatch.topk_idx = {request.input.topk_idx.data(), DType::int64,
-                                   {request.input.tokens, kShape.top_k}};
+      request.dispatch.x = {
+          request.input.x.data(), kShape.dtype, {request.input.tokens, kShape.hidden}};
+      request.dispatch.topk_idx = {
+          request.input.topk_idx.data(), DType::int64, {request.input.tokens, kShape.top_k}};
       request.dispatch.topk_weights = {};
       results.push_back(ht->dispatch(request.dispatch));
     }
@@ -274,12 +274,12 @@ TEST(Contract, TwoLanesOnTwoStreamsInEveryOrder) {
       for (const char* step = order; *step != '\0'; step += 2) {
         const auto batch = static_cast<std::size_t>(step[1] - '0');
         auto& request = requests[batch];
-        request.dispatch.x = {request.input.x.data(), kShape.dtype,
-                              {request.input.tokens, kShape.hidden}};
-        request.dispatch.topk_idx = {request.input.topk_idx.data(), DType::int64,
-                                     {request.input.tokens, kShape.top_k}};
-        request.dispatch.topk_weights = {request.input.topk_weights.data(), DType::fp32,
-                                         {request.input.tokens, kShape.top_k}};
+        request.dispatch.x = {
+            request.input.x.data(), kShape.dtype, {request.input.tokens, kShape.hidden}};
+        request.dispatch.topk_idx = {
+            request.input.topk_idx.data(), DType::int64, {request.input.tokens, kShape.top_k}};
+        request.dispatch.topk_weights = {
+            request.input.topk_weights.data(), DType::fp32, {request.input.tokens, kShape.top_k}};
         request.dispatch.stream = &streams[batch];
         if (step[0] == 'D') {
           dispatched[batch] = ll->dispatch(request.dispatch);

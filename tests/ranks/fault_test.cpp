@@ -46,8 +46,7 @@ Report run(int steps, const char* routing) {
         Report mine;
         for (int step = 0; step < steps; ++step) {
           RoundTripOptions how;
-          how.output =
-              step % 2 == 0 ? HighThroughput::Output::pool : HighThroughput::Output::owned;
+          how.output = step % 2 == 0 ? HighThroughput::Output::pool : HighThroughput::Output::owned;
           how.in_place = step % 4 == 0;
           mine += round_trip(*ll, *communicator, workload, step, how);
           mine += round_trip(*ht, *communicator, workload, step, how);
@@ -71,45 +70,59 @@ TEST(Faults, DelaysChangeNothing) {
 
 /// Rank 0 sends to rank 1, which sends nothing; with a cached routing no counts go round either. So
 /// nothing but credit keeps rank 0 from overwriting what rank 1, which is slow, has not read yet.
-std::int64_t wrong_rows_of_one_way_traffic() {
+std::int64_t wrong_rows_of_one_way_traffic(std::chrono::milliseconds timeout) {
   constexpr int kTokens = 16, kSteps = 40;
   const MoeShape shape{64, 4, 1, kTokens, DType::fp32};
   std::atomic<std::int64_t> wrong{0};
-  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
-    auto ht = HighThroughput::create(communicator, {shape});
-    const int rank = communicator->rank(), tokens = rank == 0 ? kTokens : 0;
-    const std::vector<std::int32_t> ids(kTokens, 3);  // an expert of rank 1
-    std::vector<float> x(kTokens * 64);
-    Handle routing;
-    for (int step = 0; step < kSteps; ++step) {
-      std::fill(x.begin(), x.end(), static_cast<float>(step));
-      HighThroughput::DispatchRequest request;
-      request.x = {x.data(), DType::fp32, {tokens, 64}};
-      if (routing.valid())
-        request.cached = routing;
-      else
-        request.topk_idx = {ids.data(), DType::int32, {tokens, 1}};
-      request.output = HighThroughput::Output::pool;
-      const auto result = ht->dispatch(request);
-      if (!routing.valid()) routing = result.handle;
-      if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      for (std::int64_t i = 0; i < result.outputs.x.elements(); ++i)
-        if (result.outputs.x.as<float>()[i] != static_cast<float>(step)) ++wrong;
-      ht->release(result.handle);
-    }
-    communicator->barrier();
-  });
+  CommunicatorOptions options = small_arena();
+  options.timeout = timeout;
+  with_thread_ranks(
+      2,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        auto ht = HighThroughput::create(communicator, {shape});
+        const int rank = communicator->rank(), tokens = rank == 0 ? kTokens : 0;
+        const std::vector<std::int32_t> ids(kTokens, 3);  // an expert of rank 1
+        std::vector<float> x(kTokens * 64);
+        Handle routing;
+        for (int step = 0; step < kSteps; ++step) {
+          std::fill(x.begin(), x.end(), static_cast<float>(step));
+          HighThroughput::DispatchRequest request;
+          request.x = {x.data(), DType::fp32, {tokens, 64}};
+          if (routing.valid())
+            request.cached = routing;
+          else
+            request.topk_idx = {ids.data(), DType::int32, {tokens, 1}};
+          request.output = HighThroughput::Output::pool;
+          const auto result = ht->dispatch(request);
+          if (!routing.valid()) routing = result.handle;
+          if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          for (std::int64_t i = 0; i < result.outputs.x.elements(); ++i)
+            if (result.outputs.x.as<float>()[i] != static_cast<float>(step)) ++wrong;
+          ht->release(result.handle);
+        }
+        communicator->barrier();
+      },
+      options);
   return wrong;
 }
 
-TEST(Faults, CreditKeepsUnreadRows) { EXPECT_EQ(wrong_rows_of_one_way_traffic(), 0); }
+TEST(Faults, CreditKeepsUnreadRows) {
+  EXPECT_EQ(wrong_rows_of_one_way_traffic(std::chrono::seconds(20)), 0);
+}
+
+#if defined(__SANITIZE_THREAD__)
+#define SKIP_ON_PURPOSE GTEST_SKIP() << "the sanitizer rightly reports the race made here"
+#else
+#define SKIP_ON_PURPOSE
+#endif
 
 TEST(Faults, WithoutCreditUnreadRowsAreLost) {
+  SKIP_ON_PURPOSE;
   const Restore restore;
   ep::remove_part(Fault::credit);
   bool failed = false;
   try {
-    failed = wrong_rows_of_one_way_traffic() > 0;
+    failed = wrong_rows_of_one_way_traffic(std::chrono::milliseconds(700)) > 0;
   } catch (const Error&) {
     failed = true;  // flags were overwritten, too: rank 1 waits for epochs that are gone
   }
@@ -117,6 +130,7 @@ TEST(Faults, WithoutCreditUnreadRowsAreLost) {
 }
 
 TEST(Faults, WithoutFlagsRowsAreReadTooEarly) {
+  SKIP_ON_PURPOSE;
   const Restore restore;
   ep::set_delays(200, 3);
   ep::remove_part(Fault::flag);

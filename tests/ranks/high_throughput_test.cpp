@@ -29,7 +29,8 @@ class HighThroughputRoundTrip : public testing::TestWithParam<Case> {};
 
 TEST_P(HighThroughputRoundTrip, MatchesOracle) {
   const Case& c = GetParam();
-  const Workload workload({c.shape, c.ranks, 12, RoutingPattern::parse(c.routing), true, c.repeats});
+  const Workload workload(
+      {c.shape, c.ranks, 12, RoutingPattern::parse(c.routing), true, c.repeats});
   Reports reports;
   with_thread_ranks(c.ranks, [&](const std::shared_ptr<Communicator>& communicator) {
     auto object = HighThroughput::create(communicator, {c.shape, c.lanes, 0, c.threads});
@@ -37,8 +38,8 @@ TEST_P(HighThroughputRoundTrip, MatchesOracle) {
       RoundTripOptions options;
       options.output = step % 2 == 0 ? HighThroughput::Output::owned : HighThroughput::Output::pool;
       options.in_place = step % 4 == 1;
-      options.weights = step % 5 == 4 ? RoundTripOptions::Weights::none
-                                      : RoundTripOptions::Weights::dispatch;
+      options.weights =
+          step % 5 == 4 ? RoundTripOptions::Weights::none : RoundTripOptions::Weights::dispatch;
       options.capacity = step % 3 == 2 ? 0.7 : 0;
       options.preallocated = step % 2 == 0;
       options.weights_home = step % 3 == 0;
@@ -52,20 +53,19 @@ TEST_P(HighThroughputRoundTrip, MatchesOracle) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, HighThroughputRoundTrip,
-    testing::Values(
-        Case{"one_rank", 1, {64, 8, 2, 100, DType::bf16}},
-        Case{"two_ranks", 2, {256, 8, 4, 100, DType::bf16}},
-        Case{"three_ranks", 3, {128, 48, 8, 70, DType::bf16}, "zipf:1.0"},
-        Case{"four_ranks_fp32", 4, {128, 64, 8, 65, DType::fp32}},
-        Case{"five_ranks", 5, {40, 60, 6, 40, DType::bf16}, "masked:0.4"},
-        Case{"six_ranks", 6, {64, 72, 10, 33, DType::bf16}, "hotrank:0.8"},
-        Case{"two_lanes", 3, {64, 48, 4, 40, DType::bf16}, "uniform", 2},
-        Case{"three_threads", 3, {64, 48, 4, 129, DType::bf16}, "uniform", 1, 3},
-        Case{"k1", 4, {64, 16, 1, 64, DType::bf16}},
-        Case{"k32", 4, {64, 64, 32, 64, DType::bf16}},
-        Case{"repeated_experts", 4, {64, 32, 8, 64, DType::bf16}, "uniform", 1, 1, 0.4},
-        Case{"hidden_2880", 2, {2880, 32, 4, 40, DType::bf16}},
-        Case{"hidden_2688", 4, {2688, 128, 6, 40, DType::bf16}, "lognormal:1.0"}),
+    testing::Values(Case{"one_rank", 1, {64, 8, 2, 100, DType::bf16}},
+                    Case{"two_ranks", 2, {256, 8, 4, 100, DType::bf16}},
+                    Case{"three_ranks", 3, {128, 48, 8, 70, DType::bf16}, "zipf:1.0"},
+                    Case{"four_ranks_fp32", 4, {128, 64, 8, 65, DType::fp32}},
+                    Case{"five_ranks", 5, {40, 60, 6, 40, DType::bf16}, "masked:0.4"},
+                    Case{"six_ranks", 6, {64, 72, 10, 33, DType::bf16}, "hotrank:0.8"},
+                    Case{"two_lanes", 3, {64, 48, 4, 40, DType::bf16}, "uniform", 2},
+                    Case{"three_threads", 3, {64, 48, 4, 129, DType::bf16}, "uniform", 1, 3},
+                    Case{"k1", 4, {64, 16, 1, 64, DType::bf16}},
+                    Case{"k32", 4, {64, 64, 32, 64, DType::bf16}},
+                    Case{"repeated_experts", 4, {64, 32, 8, 64, DType::bf16}, "uniform", 1, 1, 0.4},
+                    Case{"hidden_2880", 2, {2880, 32, 4, 40, DType::bf16}},
+                    Case{"hidden_2688", 4, {2688, 128, 6, 40, DType::bf16}, "lognormal:1.0"}),
     [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

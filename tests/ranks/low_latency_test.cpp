@@ -30,7 +30,8 @@ class LowLatencyRoundTrip : public testing::TestWithParam<Case> {};
 
 TEST_P(LowLatencyRoundTrip, MatchesOracle) {
   const Case& c = GetParam();
-  const Workload workload({c.shape, c.ranks, 11, RoutingPattern::parse(c.routing), true, c.repeats});
+  const Workload workload(
+      {c.shape, c.ranks, 11, RoutingPattern::parse(c.routing), true, c.repeats});
   Reports reports;
   with_thread_ranks(c.ranks, [&](const std::shared_ptr<Communicator>& communicator) {
     auto object = LowLatency::create(communicator, {c.shape, c.lanes, c.threads});
@@ -59,9 +60,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"no_weights", 3, {128, 48, 4, 20, DType::bf16}, "uniform", W::none},
         Case{"two_lanes", 3, {64, 48, 4, 16, DType::bf16}, "uniform", W::dispatch, 2},
         Case{"three_threads", 3, {64, 48, 4, 33, DType::bf16}, "uniform", W::combine, 1, 3},
-        Case{"k1", 4, {64, 16, 1, 16, DType::bf16}},
-        Case{"k32", 4, {64, 64, 32, 16, DType::bf16}},
-        Case{"repeated_experts", 4, {64, 32, 8, 16, DType::bf16}, "uniform", W::dispatch, 1, 1, 0.4},
+        Case{"k1", 4, {64, 16, 1, 16, DType::bf16}}, Case{"k32", 4, {64, 64, 32, 16, DType::bf16}},
+        Case{
+            "repeated_experts", 4, {64, 32, 8, 16, DType::bf16}, "uniform", W::dispatch, 1, 1, 0.4},
         Case{"hidden_2880", 2, {2880, 32, 4, 8, DType::bf16}},
         Case{"hidden_2688", 4, {2688, 128, 6, 8, DType::bf16}, "lognormal:1.0"},
         Case{"k22", 4, {1024, 512, 22, 8, DType::bf16}}),

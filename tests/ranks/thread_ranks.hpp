@@ -19,9 +19,9 @@ inline CommunicatorOptions small_arena() {
 }
 
 /// Runs `body(communicator)` on `ranks` threads of this process.
-inline void with_thread_ranks(
-    int ranks, const std::function<void(const std::shared_ptr<Communicator>&)>& body,
-    const CommunicatorOptions& options = small_arena()) {
+inline void with_thread_ranks(int ranks,
+                              const std::function<void(const std::shared_ptr<Communicator>&)>& body,
+                              const CommunicatorOptions& options = small_arena()) {
   run_in_process(ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
     body(Communicator::create(std::move(bootstrap), options));
   });

@@ -127,8 +127,7 @@ std::int64_t Oracle::rows_per_expert() const {
   return static_cast<std::int64_t>(ranks_) * workload_.spec().shape.max_tokens;
 }
 
-Row Oracle::partial(int source, int token, int expert_rank, Weights weights,
-                    Layout layout) const {
+Row Oracle::partial(int source, int token, int expert_rank, Weights weights, Layout layout) const {
   const Row x = row_of(source, token, false);
   Row acc(x.size(), 0.0F);
   for (int k = 0; k < top_k_; ++k) {

@@ -43,8 +43,8 @@ class Checker {
   template <class T>
   void wrong(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
     if (report_.wrong++ == 0)
-      report_.first_wrong = fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row,
-                                        column, got, want);
+      report_.first_wrong =
+          fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row, column, got, want);
   }
 
   int rank_;
@@ -180,10 +180,9 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   if (options.weights == RoundTripOptions::Weights::dispatch)
     request.topk_weights = call.topk_weights;
   if (options.preallocated)
-    request.outputs = {memory.make(shape.dtype, {local, rows, shape.hidden}),
-                       memory.make(DType::int32, {local}),
-                       memory.make(DType::int32, {local, ranks, 2}),
-                       memory.make(DType::int32, {local, rows})};
+    request.outputs = {
+        memory.make(shape.dtype, {local, rows, shape.hidden}), memory.make(DType::int32, {local}),
+        memory.make(DType::int32, {local, ranks, 2}), memory.make(DType::int32, {local, rows})};
   else
     request.allocator = poisoning_allocator(memory);
   const auto dispatched = object.dispatch(request);
@@ -239,8 +238,7 @@ void check_token_major(Checker& check, const std::vector<ReceivedRow>& expected,
                        const Workload& workload, int step, const HighThroughput::Outputs& outputs,
                        bool weighted) {
   const MoeShape& shape = workload.spec().shape;
-  const std::int64_t rows =
-      std::min(outputs.x.size(0), static_cast<std::int64_t>(expected.size()));
+  const std::int64_t rows = std::min(outputs.x.size(0), static_cast<std::int64_t>(expected.size()));
   std::vector<std::byte> want(shape.row_bytes());
   for (std::int64_t row = 0; row < rows; ++row) {
     const ReceivedRow& wanted = expected[at(row)];
@@ -287,8 +285,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   if (weighted) request.topk_weights = call.topk_weights;
   request.output = options.output;
   if (options.capacity > 0) request.capacity = capacities.rows[at(rank)];
-  if (options.preallocated && request.capacity &&
-      options.output == HighThroughput::Output::owned) {
+  if (options.preallocated && request.capacity && options.output == HighThroughput::Output::owned) {
     const std::int64_t n = *request.capacity;
     request.outputs = {memory.make(shape.dtype, {n, shape.hidden}), memory.make(DType::int32, {n}),
                        memory.make(DType::int32, {n, shape.top_k}),

@@ -33,7 +33,8 @@ struct RoundTripOptions {
   bool cached = false;        ///< dispatch again with the handle, and compare once more
 };
 
-/// One dispatch, the stand-in experts, one combine, everything compared with the oracle. Collective.
+/// One dispatch, the stand-in experts, one combine, everything compared with the oracle.
+/// Collective.
 Report round_trip(LowLatency& object, const Communicator& communicator, const Workload& workload,
                   int step, const RoundTripOptions& options);
 Report round_trip(HighThroughput& object, const Communicator& communicator,

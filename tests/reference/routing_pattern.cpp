@@ -134,8 +134,7 @@ std::vector<std::int64_t> RoutingPattern::draw(const Shape& shape,
     }
     case Kind::hotrank: {
       std::vector<double> weights = popularity;
-      if (random.chance(a_))
-        std::fill(weights.begin() + local, weights.end(), 0.0);
+      if (random.chance(a_)) std::fill(weights.begin() + local, weights.end(), 0.0);
       return draw_distinct(weights, shape.top_k, random);
     }
     case Kind::grouped: {

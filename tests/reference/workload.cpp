@@ -32,8 +32,7 @@ std::vector<std::int64_t> Workload::topk_idx(int rank, int step) const {
   for (int t = 0; t < count; ++t) {
     const std::int64_t of_job =
         (static_cast<std::int64_t>(step) * spec_.ranks + rank) * spec_.shape.max_tokens + t;
-    std::vector<std::int64_t> row =
-        spec_.routing.draw(pattern_shape_, popularity_, of_job, random);
+    std::vector<std::int64_t> row = spec_.routing.draw(pattern_shape_, popularity_, of_job, random);
     for (std::size_t k = 1; k < row.size(); ++k)
       if (random.chance(spec_.repeats)) row[k] = row[k - 1];
     all.insert(all.end(), row.begin(), row.end());

@@ -23,10 +23,10 @@ struct WorkloadSpec {
 /// What one rank brings to one step.
 struct RankInput {
   int tokens = 0;
-  std::vector<std::byte> x;              ///< [T, H]
-  std::vector<std::int64_t> topk_idx;    ///< [T, K]
-  std::vector<float> topk_weights;       ///< [T, K]
-  std::vector<std::byte> bias;           ///< [T, H]
+  std::vector<std::byte> x;            ///< [T, H]
+  std::vector<std::int64_t> topk_idx;  ///< [T, K]
+  std::vector<float> topk_weights;     ///< [T, K]
+  std::vector<std::byte> bias;         ///< [T, H]
 };
 
 class Workload {

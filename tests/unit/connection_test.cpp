@@ -95,19 +95,29 @@ TEST_P(ConnectionContract, SignalIsSeenAfterThePutsBeforeIt) {
 }
 
 TEST_P(ConnectionContract, RefusesWhatIsOutOfRange) {
-  EXPECT_NE(message_of([&] { connection_->put({theirs_, 4090, mine_, 0, 8}); })
-                .find("bytes 4090 to 4098 lie outside the memory of rank 1, which has 4096"),
+  EXPECT_NE(message_of([&] {
+              connection_->put({theirs_, 4090, mine_, 0, 8});
+            }).find("bytes 4090 to 4098 lie outside the memory of rank 1, which has 4096"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { connection_->put({theirs_, 0, mine_, 4095, 2}); }).find("source"),
+  EXPECT_NE(message_of([&] {
+              connection_->put({theirs_, 0, mine_, 4095, 2});
+            }).find("source"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { connection_->put({theirs_, ~0ULL, mine_, 0, 8}); }).find("outside"),
+  EXPECT_NE(message_of([&] {
+              connection_->put({theirs_, ~0ULL, mine_, 0, 8});
+            }).find("outside"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { connection_->put({mine_, 0, mine_, 0, 8}); }).find("not of rank 1"),
+  EXPECT_NE(message_of([&] {
+              connection_->put({mine_, 0, mine_, 0, 8});
+            }).find("not of rank 1"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { connection_->signal({theirs_, 4, 1}); })
-                .find("destination_offset is 4; it must be a multiple of 8"),
+  EXPECT_NE(message_of([&] {
+              connection_->signal({theirs_, 4, 1});
+            }).find("destination_offset is 4; it must be a multiple of 8"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { connection_->atomic_add({theirs_, 4096, 1}); }).find("outside"),
+  EXPECT_NE(message_of([&] {
+              connection_->atomic_add({theirs_, 4096, 1});
+            }).find("outside"),
             std::string::npos);
 }
 

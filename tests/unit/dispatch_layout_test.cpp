@@ -16,10 +16,10 @@ Topology four_ranks_on_two_nodes() {
 TEST(DispatchLayout, CountsEachTokenOncePerRankAndNode) {
   const Topology topology = four_ranks_on_two_nodes();
   // Experts 0-1 on rank 0, 2-3 on rank 1, 4-5 on rank 2, 6-7 on rank 3.
-  const std::vector<std::int64_t> ids = {0, 1, 2,  // ranks 0, 1: node 0
-                                         3, 6, 7,  // ranks 1, 3: both nodes
-                                         -1, -1, -1,  //
-                                         5, 5, 99};  // rank 2 twice; 99 does not exist
+  const std::vector<std::int64_t> ids = {0,  1,  2,    // ranks 0, 1: node 0
+                                         3,  6,  7,    // ranks 1, 3: both nodes
+                                         -1, -1, -1,   //
+                                         5,  5,  99};  // rank 2 twice; 99 does not exist
   const DispatchLayout layout =
       dispatch_layout({{ids.data(), DType::int64, {4, 3}}, 8, 4, &topology});
   EXPECT_EQ(layout.tokens_per_rank, (std::vector<std::int32_t>{1, 2, 1, 1}));

@@ -39,8 +39,11 @@ TEST(Env, PageInDocsIsTheCodes) {
 
 TEST(Env, KnowsTheLaunchers) {
   {
-    Variables set({{"RANK", "3"}, {"WORLD_SIZE", "8"}, {"LOCAL_WORLD_SIZE", "8"},
-                   {"MASTER_ADDR", "h"}, {"MASTER_PORT", "29500"}});
+    Variables set({{"RANK", "3"},
+                   {"WORLD_SIZE", "8"},
+                   {"LOCAL_WORLD_SIZE", "8"},
+                   {"MASTER_ADDR", "h"},
+                   {"MASTER_PORT", "29500"}});
     const Env env = Env::read();
     EXPECT_EQ(env.launcher, "torchrun");
     EXPECT_EQ(env.rank, 3);
@@ -48,15 +51,19 @@ TEST(Env, KnowsTheLaunchers) {
     EXPECT_NE(env.job.find("29500"), std::string::npos);
   }
   {
-    Variables set({{"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "2"},
-                   {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}, {"PMIX_NAMESPACE", "job7"}});
+    Variables set({{"OMPI_COMM_WORLD_RANK", "1"},
+                   {"OMPI_COMM_WORLD_SIZE", "2"},
+                   {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+                   {"PMIX_NAMESPACE", "job7"}});
     const Env env = Env::read();
     EXPECT_EQ(env.launcher, "mpirun");
     EXPECT_EQ(env.job, "job7");
   }
   {
-    Variables set({{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "8"},
-                   {"SLURM_TASKS_PER_NODE", "4(x2)"}, {"SLURM_JOB_ID", "9"},
+    Variables set({{"SLURM_PROCID", "5"},
+                   {"SLURM_NTASKS", "8"},
+                   {"SLURM_TASKS_PER_NODE", "4(x2)"},
+                   {"SLURM_JOB_ID", "9"},
                    {"SLURM_STEP_ID", "0"}});
     const Env env = Env::read();
     EXPECT_EQ(env.launcher, "srun");

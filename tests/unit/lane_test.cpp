@@ -35,8 +35,8 @@ struct Store {
 
 struct State {
   Memory memory;
-  std::array<int, kRanks> next{};                     // step of each rank
-  std::array<std::vector<Store>, kRanks> unseen;      // stores that others do not see yet
+  std::array<int, kRanks> next{};                        // step of each rank
+  std::array<std::vector<Store>, kRanks> unseen;         // stores that others do not see yet
   std::array<std::array<Epoch, kRanks>, kRanks> read{};  // what a rank read from each source
 
   Epoch* word(std::uint32_t index) { return reinterpret_cast<Epoch*>(&memory) + index; }
@@ -46,8 +46,7 @@ struct State {
       const auto i = static_cast<std::size_t>(r);
       text += static_cast<char>(next[i]);
       text += static_cast<char>(unseen[i].size());
-      for (const Store& s : unseen[i])
-        text.append(reinterpret_cast<const char*>(&s), sizeof(s));
+      for (const Store& s : unseen[i]) text.append(reinterpret_cast<const char*>(&s), sizeof(s));
       text.append(reinterpret_cast<const char*>(read[i].data()), sizeof(read[i]));
     }
     return text;

@@ -11,8 +11,8 @@ namespace expertwire::reference {
 namespace {
 
 Workload make_workload(const char* routing, double repeats = 0) {
-  return Workload({{64, 16, 4, 40, DType::bf16}, 4, 5, RoutingPattern::parse(routing), true,
-                   repeats});
+  return Workload(
+      {{64, 16, 4, 40, DType::bf16}, 4, 5, RoutingPattern::parse(routing), true, repeats});
 }
 
 // The oracle follows the contract's roundings; double precision without any must come close. This
@@ -22,8 +22,8 @@ TEST(Oracle, IsCloseToTheDenseLayer) {
   const Oracle oracle(workload, 0);
   for (int rank = 0; rank < 4; ++rank)
     for (int t = 0; t < oracle.tokens(rank); ++t) {
-      const Row row = oracle.combined(rank, t, Oracle::Weights::given, false,
-                                      Oracle::Layout::token_major);
+      const Row row =
+          oracle.combined(rank, t, Oracle::Weights::given, false, Oracle::Layout::token_major);
       const auto dense = oracle.dense(rank, t);
       for (std::size_t h = 0; h < row.size(); ++h)
         ASSERT_NEAR(static_cast<double>(row[h]), dense[h], 0.05 + 0.02 * std::abs(dense[h]));

@@ -54,9 +54,10 @@ TEST(RoutingPattern, GroupsAndMasks) {
 
 TEST(RoutingPattern, ReadsTraces) {
   const std::string path = testing::TempDir() + "trace.txt";
-  std::ofstream(path) << "# plain\n1 2 3\n"
-                      << R"({"layer": 0, "top_indices": [[4, 5, 6, 7, 8, 9], [10, 11, 12, 13, 14, 99]]})"
-                      << "\n";
+  std::ofstream(path)
+      << "# plain\n1 2 3\n"
+      << R"({"layer": 0, "top_indices": [[4, 5, 6, 7, 8, 9], [10, 11, 12, 13, 14, 99]]})"
+      << "\n";
   const RoutingPattern pattern = RoutingPattern::parse("trace:" + path);
   Random random{1};
   using Ids = std::vector<std::int64_t>;

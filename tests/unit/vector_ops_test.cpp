@@ -58,9 +58,8 @@ TEST(VectorOps, SumIsTheStatedFormulaToTheBit) {
             ops->sum(request);
             ops->store_fence();
 
-            reference::Row want = (form & 2) != 0
-                                      ? reference::decode(dtype, init.data(), elements)
-                                      : reference::Row(elements, 0.0F);
+            reference::Row want = (form & 2) != 0 ? reference::decode(dtype, init.data(), elements)
+                                                  : reference::Row(elements, 0.0F);
             for (std::size_t i = 0; i < rows.size(); ++i) {
               const reference::Row row = reference::decode(dtype, rows[i].data(), elements);
               for (std::size_t h = 0; h < elements; ++h)

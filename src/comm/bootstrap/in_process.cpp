@@ -2,6 +2,8 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "base/check.hpp"
@@ -51,28 +53,40 @@ class Group {
  private:
   enum class Presence : char { away, waiting, gone };
 
+  /// Waits for `condition`. The first rank to give up settles for all whose fault it is, so that
+  /// its own leaving is not blamed for what comes after.
   template <class Condition>
   void wait(std::unique_lock<std::mutex>& lock, int rank, Deadline deadline, Condition condition) {
-    auto first = [&](Presence presence) {
-      for (std::size_t i = 0; i < here_.size(); ++i)
-        if (here_[i] == presence) return static_cast<int>(i);
-      return -1;
-    };
     const auto until = std::chrono::steady_clock::now() + deadline.remaining();
     while (!condition()) {
       const int gone = first(Presence::gone);
-      if (gone >= 0)
-        throw Error(ErrorCode::peer_lost, fmt::format("rank {} has left the job", gone),
-                    {rank, gone, Phase::bootstrap});
-      if (changed_.wait_until(lock, until) == std::cv_status::timeout && !condition()) {
+      if (!verdict_ && gone >= 0)
+        verdict_ = {ErrorCode::peer_lost, gone, fmt::format("rank {} has left the job", gone)};
+      if (!verdict_ && std::chrono::steady_clock::now() >= until) {
         const int missing = first(Presence::away);
-        throw Error(ErrorCode::timeout,
-                    fmt::format("rank {} did not come within {} ms", missing,
-                                deadline.budget().count()),
-                    {rank, missing, Phase::bootstrap});
+        verdict_ = {
+            ErrorCode::timeout, missing,
+            fmt::format("rank {} did not come within {} ms", missing, deadline.budget().count())};
       }
+      if (verdict_) {
+        changed_.notify_all();
+        throw Error(verdict_->code, verdict_->text, {rank, verdict_->peer, Phase::bootstrap});
+      }
+      changed_.wait_until(lock, until);
     }
   }
+
+  int first(Presence presence) const {
+    for (std::size_t i = 0; i < here_.size(); ++i)
+      if (here_[i] == presence) return static_cast<int>(i);
+    return -1;
+  }
+
+  struct Verdict {
+    ErrorCode code;
+    int peer;
+    std::string text;
+  };
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -81,6 +95,7 @@ class Group {
   int arrived_ = 0;
   int leaving_ = 0;
   std::uint64_t generation_ = 0;
+  std::optional<Verdict> verdict_;
 };
 
 class InProcessBootstrap final : public Bootstrap {

@@ -108,14 +108,16 @@ class Rendezvous final : public Bootstrap {
       }
       if (result != Transfer::done) lost = r, timed_out = result == Transfer::timed_out;
     }
+    // All others are told, also when one cannot be: what they need is complete, or lost for all.
+    const bool complete = lost < 0;
     const Frame frame{calls_, bytes, lost, timed_out ? 1 : 0};
-    const Deadline farewell = lost < 0 ? deadline : Deadline::after(std::chrono::seconds(1));
+    const Deadline farewell = complete ? deadline : Deadline::after(std::chrono::seconds(1));
     for (int r = 1; r < size(); ++r) {
+      if (!complete && r == lost) continue;
       const int fd = sockets_[static_cast<std::size_t>(r)].get();
-      if (r == lost) continue;
       Transfer result = send_all(fd, &frame, sizeof(frame), farewell);
-      if (result == Transfer::done && lost < 0)
-        result = send_all(fd, data, static_cast<std::size_t>(size()) * bytes, deadline);
+      if (result == Transfer::done && complete)
+        result = send_all(fd, data, static_cast<std::size_t>(size()) * bytes, farewell);
       if (result != Transfer::done && lost < 0) lost = r, timed_out = result == Transfer::timed_out;
     }
     if (lost >= 0) fail(lost, timed_out, deadline);

@@ -26,8 +26,8 @@ struct HighThroughputHandle final : HandleState {
   bool overflow = false;                      ///< some rank's pool is too small: nothing was sent
   std::int64_t output_rows = 0;               ///< N of the outputs; known to the calling thread
 
-  Epoch epoch = 0;       ///< of the dispatch; its pool rows lie in that slot
-  bool in_pool = false;  ///< the rows stay there until they are released
+  Epoch epoch = 0;              ///< of the dispatch; its pool rows lie in that slot
+  bool in_pool = false;         ///< the rows stay there until they are released
   bool release_called = false;  ///< by the calling thread: combine or release is on its way
 
   std::int64_t rows_between(int source, int destination) const {
@@ -64,8 +64,8 @@ class HighThroughputLane {
 
   struct Dispatch {
     ConstTensorView x;
-    ConstTensorView topk_weights;              ///< or absent
-    HighThroughput::Outputs outputs;           ///< present unless the rows stay in the pool
+    ConstTensorView topk_weights;     ///< or absent
+    HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
     std::shared_ptr<HighThroughputHandle> handle;
   };
   /// Second part: rows. Ends the dispatch's epoch, also when there was an overflow.

@@ -21,9 +21,8 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
   const Epoch n = lane.sending();
-  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    memory_.await_credit(slots.combine, peer, n, context);
-  });
+  for_each_peer(memory_.rank(), memory_.size(),
+                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
   if (op.topk_weights.present()) send_weights(op, n);
   send_offers(op, n);
   const bool push = !lies_in_pool(op);
@@ -38,8 +37,8 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
 bool HighThroughputLane::lies_in_pool(const Combine& op) const {
   const HighThroughputHandle& handle = *op.handle;
   return handle.in_pool &&
-         op.y.data() == memory_.at<std::byte>(memory_.rank(),
-                                              memory_.slots().pool_row_of(handle.epoch, 0));
+         op.y.data() ==
+             memory_.at<std::byte>(memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0));
 }
 
 /// Tells every rank where this one's rows will be; also releases rows in the pool and weights.

@@ -63,8 +63,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     }
     handle.first_from[index(source) + 1] =
         handle.first_from[index(source)] + counts[1 + memory_.rank()];
-    for (int e = 0; e < local; ++e)
-      handle.rows_per_expert[index(e)] += counts[1 + size + e];
+    for (int e = 0; e < local; ++e) handle.rows_per_expert[index(e)] += counts[1 + size + e];
   }
   handle.needed = static_cast<std::int32_t>(handle.first_from.back());
   for (int to = 0; strict && to < size; ++to)
@@ -126,9 +125,8 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
   const HighThroughputHandle& handle = *op.handle;
   const Route& route = handle.route;
   // With fresh counts all credit is there already; a cached dispatch waits for it here.
-  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    memory_.await_credit(slots.dispatch, peer, n, context);
-  });
+  for_each_peer(memory_.rank(), memory_.size(),
+                [&](int peer) { memory_.await_credit(slots.dispatch, peer, n, context); });
   const bool stream = passes_caches(index(route.tokens) * shape_.row_bytes());
   const bool direct = op.outputs.x.present();  // own rows skip the pool
   team_.run([&](int worker) {
@@ -140,10 +138,9 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
         const int to = list[i].rank;
         const std::int64_t row = handle.first_at[index(to)] + list[i].row;
         if (row < handle.capacity[index(to)]) {
-          const RowPlace place =
-              direct && to == memory_.rank()
-                  ? place_in(op.outputs, row, shape_.row_bytes(), shape_.top_k)
-                  : pool_place(to, n, row);
+          const RowPlace place = direct && to == memory_.rank()
+                                     ? place_in(op.outputs, row, shape_.row_bytes(), shape_.top_k)
+                                     : pool_place(to, n, row);
           send_row(op, t, to, place, stream);
         }
         tally.add(to, list[i].row);
@@ -212,8 +209,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
                    static_cast<std::uint64_t>(chunk * kChunkRows),
                    [&] { return arrived<HostAccess>(flag, n); });
         const std::int64_t end = first + std::min(rows, (chunk + 1) * kChunkRows);
-        if (copy)
-          copy_rows(op, n, first + chunk * kChunkRows, std::min(end, capacity), stream);
+        if (copy) copy_rows(op, n, first + chunk * kChunkRows, std::min(end, capacity), stream);
       }
     });
     vector_ops().store_fence();
@@ -254,8 +250,8 @@ void HighThroughputLane::release_pool(Epoch epoch) {
   settle();
 }
 
-/// Grants credit for what has been read. A credit covers all epochs up to it, so a later epoch waits
-/// for an earlier one that is still held.
+/// Grants credit for what has been read. A credit covers all epochs up to it, so a later epoch
+/// waits for an earlier one that is still held.
 void HighThroughputLane::settle() {
   while (!readings_.empty() && readings_.front().done) {
     memory_.grant_all(memory_.slots().dispatch, readings_.front().epoch);

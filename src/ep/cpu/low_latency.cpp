@@ -55,16 +55,15 @@ void LowLatencyLane::send_counts(const Route& route, Epoch n, const WaitContext&
   });
 }
 
-void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& to,
-                              Epoch n) const {
+void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& to, Epoch n) const {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
   auto* header = memory_.at<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
   auto* selections = reinterpret_cast<Selection*>(header + 1);
   const std::int32_t* experts = route.experts_of(token);
-  const float* weights =
-      op.handle->weighted ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
-                          : nullptr;
+  const float* weights = op.handle->weighted
+                             ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
+                             : nullptr;
   std::int32_t count = 0;
   for (int k = 0; k < route.top_k; ++k) {
     if (experts[k] < 0 || route.placement.rank_of(experts[k]) != to.rank) continue;
@@ -90,8 +89,7 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       const std::int32_t rows = op.handle->rows_from[index(source)];
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
-        const auto* flag =
-            memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, row));
+        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, row));
         wait_until(context, source, Phase::dispatch_rows, static_cast<std::uint64_t>(row),
                    [&] { return arrived<HostAccess>(flag, n); });
         expand_row(op, source, row, n);
@@ -104,7 +102,8 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
 }
 
 /// Turns the sources' counts into places: within an expert, rows go by source, then by token. Only
-/// repeated experts can bring more rows than the output of an expert has; the last ones are dropped.
+/// repeated experts can bring more rows than the output of an expert has; the last ones are
+/// dropped.
 void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
   const int local = op.handle->route.placement.local_experts(), size = memory_.size();
@@ -142,8 +141,7 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
   const auto* ranges = op.outputs.ranges.as<std::int32_t>();
   LowLatencyHandle& handle = *op.handle;
-  const std::size_t entry =
-      index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
   void* places[32];
   int copies = 0;
   for (std::int32_t i = 0; i < header->count; ++i) {
@@ -158,8 +156,7 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
     op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
     handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
   }
-  vector_ops().copy(places, copies,
-                    reinterpret_cast<const std::byte*>(header) + slots.header_bytes,
+  vector_ops().copy(places, copies, reinterpret_cast<const std::byte*>(header) + slots.header_bytes,
                     shape_.row_bytes(), true);
 }
 
@@ -215,8 +212,7 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) {
 void LowLatencyLane::send_partial(const Combine& op, int source, std::int32_t row, Epoch n) const {
   const auto& slots = memory_.slots();
   const LowLatencyHandle& handle = *op.handle;
-  const std::size_t entry =
-      index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
   const float* given = op.topk_weights.present()
                            ? memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row))
                            : &handle.weights[entry];

@@ -39,8 +39,8 @@ struct Avx2Simd {
     const __m256i number = _mm256_srli_epi32(rounded, 16);
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(r, r, _CMP_UNORD_Q));
     const __m256i lanes = _mm256_blendv_epi8(number, _mm256_set1_epi32(0x7FFF), nan);
-    const __m256i packed = _mm256_permute4x64_epi64(
-        _mm256_packus_epi32(lanes, _mm256_setzero_si256()), 0b11011000);
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_packus_epi32(lanes, _mm256_setzero_si256()), 0b11011000);
     auto* target = static_cast<__m128i*>(out);
     if (stream)
       _mm_stream_si128(target, _mm256_castsi256_si128(packed));

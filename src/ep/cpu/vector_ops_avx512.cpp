@@ -35,8 +35,8 @@ struct Avx512Simd {
     const __m512i rounded =
         _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
     const __mmask16 nan = _mm512_cmp_ps_mask(r, r, _CMP_UNORD_Q);
-    const __m512i lanes = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan,
-                                                _mm512_set1_epi32(0x7FFF));
+    const __m512i lanes =
+        _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7FFF));
     const __m256i packed = _mm512_cvtepi32_epi16(lanes);
     auto* target = static_cast<__m256i*>(out);
     if (stream)

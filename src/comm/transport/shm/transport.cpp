@@ -1,6 +1,6 @@
+#include "comm/transport/transport.hpp"
 #include "comm/transport/mapped_connection.hpp"
 #include "comm/transport/shm/memory.hpp"
-#include "comm/transport/transport.hpp"
 
 namespace expertwire {
 

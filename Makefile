@@ -1,0 +1,24 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is CMake's.
+.PHONY: demo test build check clean
+
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
+
+demo: build
+	./build/release/bin/expertwire demo
+
+# Release, address+undefined and thread sanitizer builds, each with its tests.
+test:
+	tools/install_dependencies.sh
+	tools/run_tests.sh
+
+# The release build's tests alone: the quick round while working.
+check: build
+	ctest --test-dir build/release --output-on-failure -j $(CMAKE_BUILD_PARALLEL_LEVEL)
+
+build:
+	tools/install_dependencies.sh
+	cmake --preset release
+	cmake --build --preset release
+
+clean:
+	rm -rf build
