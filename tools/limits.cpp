@@ -11,14 +11,14 @@ namespace expertwire::tools {
 
 double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads) {
   constexpr std::size_t kRotate = std::size_t{96} << 20;
-  constexpr int kRounds = 15;
   if (bytes == 0) return 0;
+  const int rounds = static_cast<int>(std::clamp<std::size_t>(4 * kRotate / bytes, 7, 100));
   const std::size_t buffers = std::max<std::size_t>(2, kRotate / bytes);
   std::vector<char> from(bytes * buffers, 1), to(bytes * buffers, 2);
   ep::cpu::Team team(threads);
   std::vector<double> times;
   communicator.barrier();
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const std::size_t offset = static_cast<std::size_t>(round) % buffers * bytes;
     const double start = now_us();
     team.run([&](int worker) {
@@ -29,8 +29,8 @@ double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads
     times.push_back(now_us() - start);
   }
   communicator.barrier();
-  std::nth_element(times.begin(), times.begin() + kRounds / 2, times.end());
-  return times[kRounds / 2];
+  std::nth_element(times.begin(), times.begin() + rounds / 2, times.end());
+  return times[static_cast<std::size_t>(rounds / 2)];
 }
 
 }  // namespace expertwire::tools

@@ -72,8 +72,9 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& 
   }
   *header = {token, count};
   void* payload = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
-  vector_ops().copy(&payload, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
-                    shape_.row_bytes(), false);
+  if (to.rank != memory_.rank())  // own rows are expanded from x itself
+    vector_ops().copy(&payload, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
+                      shape_.row_bytes(), false);
   publish<HostAccess>(memory_.at<Epoch>(to.rank, slots.row_flag_of(n, memory_.rank(), to.row)), n);
 }
 
@@ -156,8 +157,10 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
     op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
     handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
   }
-  vector_ops().copy(places, copies, reinterpret_cast<const std::byte*>(header) + slots.header_bytes,
-                    shape_.row_bytes(), true);
+  const std::byte* payload = source == memory_.rank()
+                                 ? op.x.as<std::byte>() + index(header->token) * shape_.row_bytes()
+                                 : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
+  vector_ops().copy(places, copies, payload, shape_.row_bytes(), true);
 }
 
 // Combine, send half ---------------------------------------------------------------------------
@@ -171,15 +174,19 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       const std::int32_t rows = op.handle->rows_from[index(source)];
-      if (worker >= rows) return;
+      if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
       memory_.await_credit(slots.combine, source, n, context);
       if (op.topk_weights.present()) {
         const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.weight_flag_of(n, source));
         wait_until(context, source, Phase::combine_weights, n,
                    [&] { return arrived<HostAccess>(flag, n); });
       }
-      for (std::int32_t row = worker; row < rows; row += team_.size())
-        send_partial(op, source, row, n);
+      for (std::int32_t row = worker; row < rows; row += team_.size()) {
+        sum_partial(op, source, row, n,
+                    memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row)));
+        publish<HostAccess>(
+            memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);
+      }
     });
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
   });
@@ -208,8 +215,9 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) {
   });
 }
 
-/// Sums what this rank's experts made of one token, straight into the source's memory.
-void LowLatencyLane::send_partial(const Combine& op, int source, std::int32_t row, Epoch n) const {
+/// Sums what this rank's experts made of one token.
+void LowLatencyLane::sum_partial(const Combine& op, int source, std::int32_t row, Epoch n,
+                                 std::byte* out) const {
   const auto& slots = memory_.slots();
   const LowLatencyHandle& handle = *op.handle;
   const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
@@ -230,9 +238,8 @@ void LowLatencyLane::send_partial(const Combine& op, int source, std::int32_t ro
   sum.elements = index(shape_.hidden);
   sum.rows = rows;
   sum.weights = weights;
-  sum.out = memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row));
+  sum.out = out;
   vector_ops().sum(sum);
-  publish<HostAccess>(memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);
 }
 
 // Combine, receive half ------------------------------------------------------------------------
@@ -242,16 +249,19 @@ void LowLatencyLane::receive_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.receiving();
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
+    std::vector<std::byte> own_partial(shape_.row_bytes());
     const Span tokens = part_of(op.handle->route.tokens, worker, team_.size());
-    for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) sum_token(op, t, n, context);
+    for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t)
+      sum_token(op, t, n, own_partial.data(), context);
     vector_ops().store_fence();
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
   memory_.grant_all(memory_.slots().combine, n);
 }
 
-/// Adds the partial sums of a token's ranks in ascending order of rank.
-void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n,
+/// Adds the partial sums of a token's ranks in ascending order of rank. This rank's own partial
+/// does not go through a slot: it is made here, where it is still in cache when it is added.
+void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte* own_partial,
                                const WaitContext& context) const {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
@@ -260,6 +270,11 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n,
   int count = 0;
   for (; count < route.width() && list[count].rank >= 0; ++count) {
     const Destination& from = list[count];
+    if (from.rank == memory_.rank()) {
+      sum_partial(op, from.rank, from.row, n, own_partial);
+      rows[count] = own_partial;
+      continue;
+    }
     const auto* flag =
         memory_.at<Epoch>(memory_.rank(), slots.partial_flag_of(n, from.rank, from.row));
     wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),

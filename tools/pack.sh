@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# pack.sh: gathers in .pack/ (ignored by git) what a machine without a network needs to run and to
+# build expertwire: the sources, self-contained binaries (preset `portable`), and the headers that a
+# bare machine lacks. Under 40 MiB. There: .pack/run.sh checks that the binaries work.
+#
+#   .pack/src/       the sources, as git has them and as they are now
+#   .pack/bin/       expertwire, the tests, the example
+#   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
+#   .pack/lib/       static GoogleTest and libcrypto
+set -euo pipefail
+[ "${1:-}" = "--help" ] && { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 0; }
+cd "$(dirname "$0")/.."
+most_mib=40
+
+cmake --preset portable >/dev/null
+cmake --build --preset portable
+rm -rf .pack
+mkdir -p .pack/{src,bin,include,lib}
+
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t .pack/src
+for program in bin/expertwire bin/moe_layer tests/unit/unit_tests tests/ranks/rank_tests \
+  tests/ranks/fault_tests; do
+  install -s "build/portable/$program" .pack/bin/
+done
+
+for header in CLI fmt spdlog nlohmann gtest gmock ucp ucs uct ucm openssl; do
+  for root in /usr/include /usr/include/x86_64-linux-gnu; do
+    [ -d "$root/$header" ] && mkdir -p ".pack/include/$header" &&
+      cp -rL "$root/$header/." ".pack/include/$header/"
+  done
+done
+for library in libgtest.a libgtest_main.a libcrypto.a; do
+  cp "$(g++ -print-file-name=$library)" .pack/lib/
+done
+
+cat >.pack/run.sh <<'RUN'
+#!/usr/bin/env bash
+# Runs what was packed: the unit and rank tests, a minute of verify, the demo.
+set -euo pipefail
+cd "$(dirname "$0")/bin"
+export EXPERTWIRE_FIRST_EPOCH=0xFFFFFFF0
+./unit_tests --gtest_brief=1 --gtest_filter=-Env.PageInDocsIsTheCodes
+./rank_tests --gtest_brief=1
+./fault_tests --gtest_brief=1
+./expertwire verify --seconds "${1:-20}"
+./expertwire verify --seconds 5 --ranks 4 --processes
+./expertwire demo
+RUN
+chmod +x .pack/run.sh
+
+size=$(du -sm .pack | cut -f1)
+echo ".pack: $size MiB"
+[ "$size" -le "$most_mib" ] || { echo "over $most_mib MiB" >&2; exit 1; }
