@@ -4,7 +4,7 @@
 # bare machine lacks. Under 40 MiB. There: .pack/run.sh checks that the binaries work.
 #
 #   .pack/src/       the sources, as git has them and as they are now
-#   .pack/bin/       expertwire, the tests, the example
+#   .pack/bin/       expertwire and the tests
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
 #   .pack/lib/       static GoogleTest and libcrypto
 set -euo pipefail
@@ -18,7 +18,7 @@ rm -rf .pack
 mkdir -p .pack/{src,bin,include,lib}
 
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t .pack/src
-for program in bin/expertwire bin/moe_layer tests/unit/unit_tests tests/ranks/rank_tests \
+for program in bin/expertwire tests/unit/unit_tests tests/ranks/rank_tests \
   tests/ranks/fault_tests; do
   install -s "build/portable/$program" .pack/bin/
 done
