@@ -3,7 +3,10 @@
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
-demo: build
+demo:
+	tools/install_dependencies.sh
+	cmake --preset release
+	cmake --build --preset release --target expertwire_cli
 	./build/release/bin/expertwire demo
 
 # Release, address+undefined and thread sanitizer builds, each with its tests.

@@ -67,6 +67,7 @@ int launch(const LaunchRequest& request) {
   const pid_t self = ::getpid();
 
   std::vector<Child> children;
+  children.reserve(static_cast<std::size_t>(request.ranks));
   for (int rank = 0; rank < request.ranks; ++rank) {
     const pid_t pid = ::fork();
     if (pid == 0) become_rank(request, rank, job, secret_hex, self);
@@ -116,6 +117,7 @@ int launch(const LaunchRequest& request) {
 
 int become(std::vector<std::string> command) {
   std::vector<char*> arguments;
+  arguments.reserve(command.size() + 1);
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   ::execvp(arguments[0], arguments.data());

@@ -60,7 +60,7 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_flag("--no-verify", a.no_verify, "Do not compare values with the reference");
 }
 
-BenchOptions finish(BenchArguments a, bool high_throughput) {
+BenchOptions finish(const BenchArguments& a, bool high_throughput) {
   using Weights = reference::RoundTripOptions::Weights;
   static const std::map<std::string, Weights> kWeights = {
       {"dispatch", Weights::dispatch}, {"combine", Weights::combine}, {"none", Weights::none}};

@@ -103,7 +103,7 @@ class HighThroughput {
   };
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
-  static std::unique_ptr<HighThroughput> create(std::shared_ptr<Communicator> communicator,
+  static std::unique_ptr<HighThroughput> create(const std::shared_ptr<Communicator>& communicator,
                                                 const HighThroughputOptions& options);
   /// Bytes that an object takes of every rank's arena.
   static std::size_t memory_bytes(const HighThroughputOptions& options, int ranks);

@@ -76,7 +76,7 @@ class LowLatency {
   };
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
-  static std::unique_ptr<LowLatency> create(std::shared_ptr<Communicator> communicator,
+  static std::unique_ptr<LowLatency> create(const std::shared_ptr<Communicator>& communicator,
                                             const LowLatencyOptions& options);
   /// Bytes that an object takes of every rank's arena.
   static std::size_t memory_bytes(const LowLatencyOptions& options, int ranks);

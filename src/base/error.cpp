@@ -64,7 +64,7 @@ std::string compose(ErrorCode code, const std::string& message, const ErrorConte
   std::string text = fmt::format("expertwire: {}", to_string(code));
   if (context.rank >= 0) text += fmt::format(" on rank {}", context.rank);
   if (context.phase != Phase::none) text += fmt::format(" ({})", to_string(context.phase));
-  return text + ": " + message;
+  return fmt::format("{}: {}", text, message);
 }
 
 }  // namespace

@@ -166,9 +166,12 @@ void Communicator::Impl::connect_all() {
       "expertwire {}: CPU backend, {} rank{} on {} node{} ({} host{}), {}; wires:", kVersion,
       size(), size() == 1 ? "" : "s", topology.nodes(), topology.nodes() == 1 ? "" : "s",
       topology.domains(), topology.domains() == 1 ? "" : "s", bootstrap->kind());
-  for (const auto& [name, wire] : wires)
-    banner += fmt::format(" {} to {} rank{} ({})", name, wire.ranks, wire.ranks == 1 ? "" : "s",
-                          wire.why);
+  const char* separator = " ";
+  for (const auto& [name, wire] : wires) {
+    banner += fmt::format("{}{} to {} rank{} ({})", separator, name, wire.ranks,
+                          wire.ranks == 1 ? "" : "s", wire.why);
+    separator = ", ";
+  }
 }
 
 Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -58,7 +58,7 @@ struct HighThroughput::Impl {
   std::vector<Lane> lanes;
   std::uint64_t dispatches = 0;
 
-  Impl(std::shared_ptr<Communicator> communicator, const HighThroughputOptions& opts);
+  Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts);
 
   int ranks() const { return object.communicator()->size(); }
   int rank() const { return object.communicator()->rank(); }
@@ -75,7 +75,7 @@ struct HighThroughput::Impl {
   Outputs make_outputs(const Outputs& given, std::int64_t rows, ep::OutputMaker& maker) const;
 };
 
-HighThroughput::Impl::Impl(std::shared_ptr<Communicator> communicator,
+HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
                            const HighThroughputOptions& opts)
     : object(communicator, "HighThroughput"), options(opts) {
   const MoeShape& shape = options.shape;
@@ -105,12 +105,12 @@ HighThroughput::~HighThroughput() {
   if (!impl_->object.status().failure.empty()) impl_->region->abandon();
 }
 
-std::unique_ptr<HighThroughput> HighThroughput::create(std::shared_ptr<Communicator> communicator,
-                                                       const HighThroughputOptions& options) {
+std::unique_ptr<HighThroughput> HighThroughput::create(
+    const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& options) {
   check_argument(communicator != nullptr, "HighThroughput::create: communicator is null");
   check_options(options, communicator->size());
   return std::unique_ptr<HighThroughput>(
-      new HighThroughput(std::make_unique<Impl>(std::move(communicator), options)));
+      new HighThroughput(std::make_unique<Impl>(communicator, options)));
 }
 
 std::size_t HighThroughput::memory_bytes(const HighThroughputOptions& options, int ranks) {

@@ -37,7 +37,7 @@ struct LowLatency::Impl {
   std::vector<std::unique_ptr<LowLatencyLane>> lanes;
   std::uint64_t dispatches = 0;
 
-  Impl(std::shared_ptr<Communicator> communicator, const LowLatencyOptions& opts)
+  Impl(const std::shared_ptr<Communicator>& communicator, const LowLatencyOptions& opts)
       : object(communicator, "LowLatency"), options(opts) {
     const MoeShape& shape = options.shape;
     const ep::LowLatencySlots slots = slots_of(options, communicator->size());
@@ -85,12 +85,11 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
 LowLatency::LowLatency(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LowLatency::~LowLatency() = default;
 
-std::unique_ptr<LowLatency> LowLatency::create(std::shared_ptr<Communicator> communicator,
+std::unique_ptr<LowLatency> LowLatency::create(const std::shared_ptr<Communicator>& communicator,
                                                const LowLatencyOptions& options) {
   check_argument(communicator != nullptr, "LowLatency::create: communicator is null");
   check_options(options, communicator->size());
-  return std::unique_ptr<LowLatency>(
-      new LowLatency(std::make_unique<Impl>(std::move(communicator), options)));
+  return std::unique_ptr<LowLatency>(new LowLatency(std::make_unique<Impl>(communicator, options)));
 }
 
 std::size_t LowLatency::memory_bytes(const LowLatencyOptions& options, int ranks) {

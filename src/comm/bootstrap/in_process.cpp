@@ -121,6 +121,7 @@ std::vector<std::shared_ptr<Bootstrap>> bootstrap_in_process(int size) {
   check_argument(size >= 1, "bootstrap_in_process: size is {}; it must be at least 1", size);
   auto group = std::make_shared<Group>(size);
   std::vector<std::shared_ptr<Bootstrap>> all;
+  all.reserve(static_cast<std::size_t>(size));
   for (int rank = 0; rank < size; ++rank)
     all.push_back(std::make_shared<InProcessBootstrap>(group, rank));
   return all;

@@ -40,7 +40,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
     counts[0] = static_cast<std::int32_t>(capacity);
     std::copy(route.rows_to_rank.begin(), route.rows_to_rank.end(), counts + 1);
-    std::memcpy(counts + 1 + size, &route.rows_to_expert[index(peer * local)],
+    std::memcpy(counts + 1 + size, &route.rows_to_expert[index(peer) * index(local)],
                 index(local) * sizeof(std::int32_t));
     publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
   });

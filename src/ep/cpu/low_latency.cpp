@@ -49,7 +49,7 @@ void LowLatencyLane::send_counts(const Route& route, Epoch n, const WaitContext&
     memory_.await_credit(slots.dispatch, peer, n, context);
     auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
     counts[0] = route.rows_to_rank[index(peer)];
-    std::memcpy(counts + 1, &route.rows_to_expert[index(peer * local)],
+    std::memcpy(counts + 1, &route.rows_to_expert[index(peer) * index(local)],
                 index(local) * sizeof(std::int32_t));
     publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
   });
