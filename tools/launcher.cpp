@@ -65,6 +65,7 @@ int launch(const LaunchRequest& request) {
   const std::string secret = make_secret();
   const std::string secret_hex = to_hex(secret.data(), secret.size());
   const pid_t self = ::getpid();
+  ::signal(SIGCHLD, SIG_DFL);  // if it is ignored, children cannot be waited for
 
   std::vector<Child> children;
   children.reserve(static_cast<std::size_t>(request.ranks));
@@ -87,6 +88,7 @@ int launch(const LaunchRequest& request) {
     int status = 0;
     const bool hurry = last_moment != Clock::time_point::max();
     const pid_t pid = ::waitpid(-1, &status, hurry ? WNOHANG : 0);
+    if (pid < 0 && errno == ECHILD) return result != 0 ? result : 1;
     if (pid == 0) {
       if (Clock::now() > last_moment) {
         fmt::print(stderr, "expertwire: ranks did not end after a failure; ending them\n");

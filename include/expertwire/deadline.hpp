@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 
 namespace expertwire {
@@ -9,8 +10,10 @@ class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
 
+  /// Budgets beyond a year count as a year.
   static Deadline after(std::chrono::milliseconds budget) {
-    return Deadline(Clock::now() + budget, budget);
+    constexpr std::chrono::milliseconds kYear = std::chrono::hours(24 * 365);
+    return Deadline(Clock::now() + std::min(budget, kYear), budget);
   }
 
   bool expired() const noexcept { return Clock::now() >= at_; }

@@ -15,13 +15,14 @@ struct HandleState;
 class Handle {
  public:
   Handle() = default;
-  explicit Handle(std::shared_ptr<ep::HandleState> state) : state_(std::move(state)) {}
+  explicit Handle(std::shared_ptr<ep::HandleState> state);
 
   bool valid() const noexcept { return state_ != nullptr; }
   const std::shared_ptr<ep::HandleState>& state() const noexcept { return state_; }
 
  private:
   std::shared_ptr<ep::HandleState> state_;
+  std::shared_ptr<void> held_;  // shared by the copies: gone when no caller can use the handle
 };
 
 }  // namespace expertwire

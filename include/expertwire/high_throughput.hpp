@@ -56,11 +56,14 @@ class HighThroughput {
     Handle cached;
     Output output = Output::owned;
     /// Rows that the output has room for. Set: counts stay on the device, no host waits for them,
-    /// rows past it are not written. Unset: the output gets exactly the rows that came.
+    /// rows past it are not written. Unset: the output gets exactly the rows that came. All ranks
+    /// give one, or none does (else `Error{mismatch}`); the values may differ.
     std::optional<std::int64_t> capacity;
     Outputs outputs;
     Allocator allocator;
-    Stream* stream = nullptr;  ///< null: finished when the call returns
+    /// Null: finished when the call returns. Else inputs and outputs must live until the stream is
+    /// synchronized, and the object's destructor waits for what is queued.
+    Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
   };
 
@@ -69,8 +72,8 @@ class HighThroughput {
     Outputs outputs;
     /// int32 [1] in memory of the result: rows that came, also those past the capacity.
     TensorView needed_rows;
-    /// Without a capacity, or without a stream: rows from each source [R], and selections of each
-    /// local expert [L]. Empty otherwise.
+    /// Rows from each source [R], and selections of each local expert [L]. Empty if the call did
+    /// not wait for counts: on a stream, with a capacity or a cached handle.
     std::vector<std::int32_t> rows_per_source;
     std::vector<std::int32_t> rows_per_expert;
     Handle handle;

@@ -45,8 +45,10 @@ class LowLatency {
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
     Outputs outputs;
-    Allocator allocator;       ///< for outputs that were not given; host memory if empty
-    Stream* stream = nullptr;  ///< null: finished when the call returns
+    Allocator allocator;  ///< for outputs that were not given; host memory if empty
+    /// Null: finished when the call returns. Else inputs and outputs must live until the stream is
+    /// synchronized, and the object's destructor waits for what is queued.
+    Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
   };
 

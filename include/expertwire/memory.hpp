@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -47,14 +48,20 @@ class Arena {
   std::uint64_t carve(std::size_t bytes);
   /// Returns what carve() gave. Pages go back to the operating system.
   void give_back(std::uint64_t offset) noexcept;
+  /// The same once `safe()` is true, which carve() and carved() look at; at once if it is now.
+  void give_back_when(std::uint64_t offset, std::function<bool()> safe);
   /// Bytes carved now.
-  std::size_t carved() const;
+  std::size_t carved();
 
  private:
   std::vector<Memory> parts_;
   int rank_;
-  mutable std::mutex mutex_;
+  void release_safe();                 // under mutex_
+  void release(std::uint64_t offset);  // under mutex_
+
+  std::mutex mutex_;
   std::map<std::uint64_t, std::size_t> taken_;  // offset to size
+  std::map<std::uint64_t, std::function<bool()>> leaving_;
 };
 
 }  // namespace expertwire

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -9,6 +8,7 @@
 #include <type_traits>
 
 #include "expertwire/dtype.hpp"
+#include "expertwire/error.hpp"
 
 namespace expertwire {
 
@@ -22,11 +22,19 @@ class BasicTensorView {
   static constexpr int kMaxDimensions = 4;
 
   BasicTensorView() = default;
+  /// Throws `Error{invalid_argument}` for more than 4 dimensions or a negative size.
   BasicTensorView(Pointer data, DType dtype, std::initializer_list<std::int64_t> shape)
       : data_(data), dtype_(dtype), dimensions_(static_cast<int>(shape.size())) {
-    assert(shape.size() <= kMaxDimensions);
+    if (shape.size() > kMaxDimensions)
+      throw Error(ErrorCode::invalid_argument, "a tensor has more than 4 dimensions");
     int i = 0;
-    for (std::int64_t size : shape) shape_[static_cast<std::size_t>(i++)] = size;
+    for (std::int64_t size : shape) {
+      if (size < 0)
+        throw Error(ErrorCode::invalid_argument, "size " + std::to_string(i) + " of a tensor is " +
+                                                     std::to_string(size) +
+                                                     "; it must not be negative");
+      shape_[static_cast<std::size_t>(i++)] = size;
+    }
   }
   /// A view that may be written converts to one that may only be read.
   template <class Other, class = std::enable_if_t<std::is_convertible_v<Other, Pointer>>>

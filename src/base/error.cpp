@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <iterator>
+
 namespace expertwire {
 
 std::string_view to_string(ErrorCode code) noexcept {
@@ -62,9 +64,11 @@ namespace {
 
 std::string compose(ErrorCode code, const std::string& message, const ErrorContext& context) {
   std::string text = fmt::format("expertwire: {}", to_string(code));
-  if (context.rank >= 0) text += fmt::format(" on rank {}", context.rank);
-  if (context.phase != Phase::none) text += fmt::format(" ({})", to_string(context.phase));
-  return fmt::format("{}: {}", text, message);
+  auto out = std::back_inserter(text);
+  if (context.rank >= 0) fmt::format_to(out, " on rank {}", context.rank);
+  if (context.phase != Phase::none) fmt::format_to(out, " ({})", to_string(context.phase));
+  fmt::format_to(out, ": {}", message);
+  return text;
 }
 
 }  // namespace

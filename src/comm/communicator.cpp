@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <thread>
 #include <vector>
 
 #include "base/check.hpp"
@@ -215,20 +216,25 @@ void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
 void Communicator::barrier() { impl_->bootstrap->barrier(impl_->deadline()); }
 
 std::optional<Error> Communicator::find_lost_peer(int awaited) {
-  for (int r = 0; r < size(); ++r) {
-    const Links::State state = impl_->state_of(r);
-    const ErrorContext context{rank(), r, Phase::none};
-    if (state == Links::State::died)
-      return Error(
-          ErrorCode::peer_lost,
-          fmt::format("the process of rank {} (pid {}) died", r, impl_->topology.place(r).pid),
-          context);
-    if (state == Links::State::left && r == awaited)
-      return Error(ErrorCode::peer_lost,
-                   fmt::format("rank {} left the job while rank {} still waited for it", r, rank()),
-                   context);
-  }
-  return std::nullopt;
+  auto find_dead = [&]() -> std::optional<Error> {
+    for (int r = 0; r < size(); ++r)
+      if (impl_->state_of(r) == Links::State::died)
+        return Error(ErrorCode::peer_lost,
+                     fmt::format("the process of rank {} (pid {}) died", r,
+                                 impl_->topology.place(r).pid),
+                     {rank(), r, Phase::none});
+    return std::nullopt;
+  };
+  if (auto dead = find_dead()) return dead;
+  if (awaited < 0 || impl_->state_of(awaited) != Links::State::left) return std::nullopt;
+  // It may have left because another rank died; the system closes a dead rank's sockets one by one,
+  // so this rank may hear of that death a little later.
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  if (auto dead = find_dead()) return dead;
+  return Error(
+      ErrorCode::peer_lost,
+      fmt::format("rank {} left the job while rank {} still waited for it", awaited, rank()),
+      {rank(), awaited, Phase::none});
 }
 
 }  // namespace expertwire

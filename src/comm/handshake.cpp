@@ -29,6 +29,12 @@ Mac Acceptor::proof(const Party& party, const char* side, int rank, const Nonce&
                   to_hex(a.data(), a.size()), to_hex(b.data(), b.size())));
 }
 
+void Acceptor::drop_stranger(const char* why) {
+  ++strangers_;
+  log(LogLevel::warn, Subsystem::boot, "dropped a stranger at the {}: {} ({} so far)",
+      self_.purpose, why, strangers_);
+}
+
 void Acceptor::admit() {
   Fd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!socket) return;
@@ -38,7 +44,7 @@ void Acceptor::admit() {
                pending.deadline) == Transfer::done)
     pending_.push_back(std::move(pending));
   else
-    ++strangers_;
+    drop_stranger("it left at once");
 }
 
 /// Reads what has come. Returns whether the connection is settled: a guest, or a stranger.
@@ -48,7 +54,7 @@ bool Acceptor::advance(Pending& pending, Guest& guest) {
                                sizeof(Hello) - pending.received, MSG_DONTWAIT);
   if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
     if (!pending.deadline.expired()) return false;
-    ++strangers_;
+    drop_stranger("no answer");
     return true;
   }
   if (count > 0) pending.received += static_cast<std::size_t>(count);
@@ -60,9 +66,7 @@ bool Acceptor::advance(Pending& pending, Guest& guest) {
       hello.rank >= 0 && hello.rank < self_.size && hello.rank != self_.rank &&
       same(hello.proof, proof(self_, "guest", hello.rank, pending.nonce, hello.nonce));
   if (!friendly) {
-    ++strangers_;
-    log(LogLevel::warn, Subsystem::boot, "dropped a stranger at the {} ({} so far)", self_.purpose,
-        strangers_);
+    drop_stranger("no proof");
     return true;
   }
   const Mac answer = proof(self_, "host", self_.rank, hello.nonce, pending.nonce);

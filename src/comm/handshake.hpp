@@ -55,6 +55,7 @@ class Acceptor {
                                   Deadline deadline);
 
   void admit();
+  void drop_stranger(const char* why);
   bool advance(Pending& pending, Guest& guest);
   static Mac proof(const Party& party, const char* side, int rank, const Nonce& a, const Nonce& b);
 

@@ -31,10 +31,14 @@ void Links::connect(const std::vector<Peer>& peers, const std::string& secret, i
       ++guests;
       continue;
     }
-    Fd socket = connect_authenticated(peer.address, self, peer.rank, deadline);
-    if (!socket)
-      throw Error(ErrorCode::refused, fmt::format("rank {} could not prove itself", peer.rank),
-                  {rank_, peer.rank, Phase::setup});
+    Fd socket;
+    while (!(socket = connect_authenticated(peer.address, self, peer.rank, deadline)))
+      if (deadline.expired())
+        throw Error(ErrorCode::refused,
+                    fmt::format("rank {} and this rank could not prove themselves to each other "
+                                "within {} ms",
+                                peer.rank, deadline.budget().count()),
+                    {rank_, peer.rank, Phase::setup});
     links_[static_cast<std::size_t>(peer.rank)].socket = std::move(socket);
   }
   Acceptor acceptor(std::move(listener_), self);

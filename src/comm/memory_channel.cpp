@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.hpp"
+#include "comm/shared_block.hpp"
 #include "comm/wait.hpp"
 
 namespace expertwire {
@@ -12,19 +13,13 @@ namespace {
 
 constexpr std::size_t kLine = 64;
 
-/// A rank's block: per peer a semaphore line, then an inbox.
-struct Block {
-  std::shared_ptr<Communicator> communicator;
-  std::uint64_t offset;
-  ~Block() { communicator->arena().give_back(offset); }
-};
-
+/// Per peer a semaphore line, then an inbox.
 std::size_t stride_of(std::size_t bytes) { return kLine + (bytes + kLine - 1) / kLine * kLine; }
 
 }  // namespace
 
 struct MemoryChannel::Impl {
-  std::shared_ptr<Block> block;
+  std::shared_ptr<SharedBlock> block;
   int peer = 0;
   std::size_t bytes = 0;
   std::byte* mine = nullptr;    // semaphore that the peer counts up, then the inbox
@@ -43,38 +38,28 @@ MemoryChannel::~MemoryChannel() = default;
 
 std::vector<MemoryChannel> MemoryChannel::open_all(
     const std::shared_ptr<Communicator>& communicator, std::size_t bytes) {
-  Arena& arena = communicator->arena();
-  const auto size = static_cast<std::size_t>(communicator->size());
+  const int rank = communicator->rank(), size = communicator->size();
+  std::vector<std::uint64_t> sizes(static_cast<std::size_t>(size));
   const std::size_t stride = stride_of(bytes);
-  struct Offer {
-    std::uint64_t offset;
-    std::uint64_t bytes;
+  auto block = std::make_shared<SharedBlock>(communicator, static_cast<std::size_t>(size) * stride);
+  auto line = [&](int owner, int writer) {
+    return block->base(owner) + static_cast<std::size_t>(writer) * stride;
   };
-  std::vector<Offer> offers(size);
-  auto& mine = offers[static_cast<std::size_t>(communicator->rank())];
-  mine = {arena.carve(size * stride), bytes};
-  const std::shared_ptr<Block> block(new Block{communicator, mine.offset});
-  // After the gather no peer still writes for an object that had this memory before.
-  communicator->all_gather(offers.data(), sizeof(Offer));
-  for (std::size_t r = 0; r < size; ++r)
-    Impl::semaphore(arena.local().data() + block->offset + r * stride).store(0);
-  communicator->barrier();
-
+  for (int peer = 0; peer < size; ++peer) Impl::semaphore(line(rank, peer)).store(0);
+  // This gather is also the barrier after which peers may write.
+  sizes[static_cast<std::size_t>(rank)] = bytes;
+  communicator->all_gather(sizes.data(), sizeof(std::uint64_t));
   std::vector<MemoryChannel> channels;
-  for (int peer = 0; peer < communicator->size(); ++peer) {
-    const Offer& offer = offers[static_cast<std::size_t>(peer)];
-    check(offer.bytes == bytes, ErrorCode::mismatch,
-          "MemoryChannel: rank {} opens inboxes of {} bytes, rank {} of {}", peer, offer.bytes,
-          communicator->rank(), bytes);
-    std::byte* theirs = arena.part(peer).data();
-    check(theirs != nullptr, ErrorCode::unsupported,
-          "MemoryChannel: rank {} is outside the domain of rank {}", peer, communicator->rank());
+  for (int peer = 0; peer < size; ++peer) {
+    check(sizes[static_cast<std::size_t>(peer)] == bytes, ErrorCode::mismatch,
+          "MemoryChannel: rank {} opens inboxes of {} bytes, rank {} of {}", peer,
+          sizes[static_cast<std::size_t>(peer)], rank, bytes);
     auto impl = std::make_unique<Impl>();
     impl->block = block;
     impl->peer = peer;
     impl->bytes = bytes;
-    impl->mine = arena.local().data() + block->offset + static_cast<std::size_t>(peer) * stride;
-    impl->theirs = theirs + offer.offset + static_cast<std::size_t>(communicator->rank()) * stride;
+    impl->mine = line(rank, peer);
+    impl->theirs = line(peer, rank);
     channels.push_back(MemoryChannel(std::move(impl)));
   }
   return channels;
@@ -97,7 +82,7 @@ void MemoryChannel::signal() {
 
 void MemoryChannel::wait(std::chrono::milliseconds timeout) {
   const std::uint64_t target = impl_->expected + 1;
-  const WaitContext context{impl_->block->communicator.get(), Deadline::after(timeout),
+  const WaitContext context{&impl_->block->communicator(), Deadline::after(timeout),
                             "MemoryChannel::wait", 1000};
   wait_until(context, impl_->peer, Phase::channel, target, [&] {
     return Impl::semaphore(impl_->mine).load(std::memory_order_acquire) >= target;

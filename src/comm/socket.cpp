@@ -8,7 +8,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -78,7 +80,7 @@ Address parse(const std::string& text) {
 }
 
 Fd make_socket(int family) {
-  Fd fd(check_system(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
+  Fd fd(check_system(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
   const int on = 1;
   if (family != AF_UNIX) {
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -91,12 +93,24 @@ Fd make_socket(int family) {
 bool wait_ready(int fd, short events, Deadline deadline) {
   for (;;) {
     pollfd entry{fd, events, 0};
-    const int timeout = static_cast<int>(deadline.remaining().count());
+    const auto left = deadline.remaining().count();
+    const int timeout = static_cast<int>(std::min<std::int64_t>(left, INT_MAX));
     const int ready = ::poll(&entry, 1, timeout);
     if (ready > 0) return true;
     if (ready == 0) return false;
     if (errno != EINTR) throw_system("poll", errno);
   }
+}
+
+/// Tries once; returns 0 or an errno value. Does not block past the deadline.
+int connect_once(int fd, const Address& address, Deadline deadline) {
+  if (::connect(fd, address.get(), address.length) == 0) return 0;
+  if (errno != EINPROGRESS) return errno;
+  if (!wait_ready(fd, POLLOUT, deadline)) return ETIMEDOUT;
+  int error = 0;
+  socklen_t length = sizeof(error);
+  ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+  return error;
 }
 
 bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
@@ -147,10 +161,10 @@ Fd connect_to(const std::string& text, Deadline deadline) {
   const Address address = parse(text);
   for (;;) {
     Fd fd = make_socket(address.family());
-    if (::connect(fd.get(), address.get(), address.length) == 0) return fd;
-    const int error = errno;
+    const int error = connect_once(fd.get(), address, deadline);
+    if (error == 0) return fd;
     check(!deadline.expired(), ErrorCode::timeout,
-          "nobody answered at {} within {} ms ({}); did rank 0 start?", text,
+          "nobody answered at {} within {} ms ({}); is the rank that listens there running?", text,
           deadline.budget().count(), std::strerror(error));
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
@@ -186,7 +200,10 @@ Transfer receive_fd(int socket, Fd& fd, Deadline deadline) {
     DescriptorMessage message;
     const ssize_t count = ::recvmsg(socket, &message.header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     const cmsghdr* control = count > 0 ? CMSG_FIRSTHDR(&message.header) : nullptr;
-    if (control != nullptr && control->cmsg_type == SCM_RIGHTS) {
+    if (count > 0) {
+      check(control != nullptr && control->cmsg_type == SCM_RIGHTS, ErrorCode::system,
+            "a descriptor that a peer passed did not arrive; is the limit on open files (ulimit "
+            "-n) reached?");
       int received = -1;
       std::memcpy(&received, CMSG_DATA(control), sizeof(received));
       fd = Fd(received);

@@ -1,5 +1,6 @@
 #include "expertwire/dispatch_layout.hpp"
 
+#include "base/check.hpp"
 #include "ep/route.hpp"
 #include "ep/validate.hpp"
 
@@ -8,6 +9,12 @@ namespace expertwire {
 DispatchLayout dispatch_layout(const DispatchLayoutRequest& request) {
   ep::check_expert_count(request.experts, request.ranks);
   ep::check_topk_idx(request.topk_idx);
+  check_argument(request.topk_idx.size(0) <= INT32_MAX && request.topk_idx.size(1) <= INT16_MAX,
+                 "topk_idx is {}; that is more than can be counted", describe(request.topk_idx));
+  if (request.topology != nullptr)
+    check_argument(request.topology->size() == request.ranks,
+                   "topology has {} ranks and ranks is {}; they must be equal",
+                   request.topology->size(), request.ranks);
   const ep::Placement placement{request.ranks, request.experts};
   const auto tokens = static_cast<int>(request.topk_idx.size(0));
   const ep::Route route =

@@ -37,9 +37,6 @@ void check_options(const HighThroughputOptions& options, int ranks) {
   ep::check_lanes(options.lanes);
   check_argument(options.pool_rows >= 0 && options.pool_rows <= INT32_MAX,
                  "pool_rows is {}; it must be from 0 to {}", options.pool_rows, INT32_MAX);
-  check_argument(pool_rows_of(options, ranks) <= INT32_MAX,
-                 "{} ranks of max_tokens {} make more than {} pool rows; set pool_rows", ranks,
-                 options.shape.max_tokens, INT32_MAX);
 }
 
 }  // namespace
@@ -68,7 +65,7 @@ struct HighThroughput::Impl {
   }
 
   void check_dispatch(const DispatchRequest& request) const;
-  void check_pool_slot(Lane& lane);
+  void check_pool_slot(Lane& lane, Stream* stream);
   std::shared_ptr<HighThroughputHandle> start_dispatch(const DispatchRequest& request);
   void await_counts(const DispatchRequest& request,
                     const std::shared_ptr<HighThroughputHandle>& handle);
@@ -80,6 +77,7 @@ HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
     : object(communicator, "HighThroughput"), options(opts) {
   const MoeShape& shape = options.shape;
   const ep::HighThroughputSlots slots = slots_of(options, ranks());
+  const int workers = ep::team_size(*communicator, options.threads);
   const ep::Agreement agreement{1,
                                 shape.hidden,
                                 shape.experts,
@@ -91,7 +89,6 @@ HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
                                 pool_rows()};
   region = std::make_shared<ep::Region>(
       communicator, ep::Region::Request{agreement, slots.bytes, slots.flag_bytes()});
-  const int workers = ep::team_size(*communicator, options.threads);
   lanes.resize(static_cast<std::size_t>(options.lanes));
   for (int l = 0; l < options.lanes; ++l)
     lanes[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(
@@ -101,8 +98,7 @@ HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
 HighThroughput::HighThroughput(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 HighThroughput::~HighThroughput() {
-  // A late peer may still write to an object that failed.
-  if (!impl_->object.status().failure.empty()) impl_->region->abandon();
+  for (Impl::Lane& lane : impl_->lanes) lane.work->turnstile().drain();
 }
 
 std::unique_ptr<HighThroughput> HighThroughput::create(
@@ -152,23 +148,22 @@ void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const 
 }
 
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
-void HighThroughput::Impl::check_pool_slot(Lane& lane) {
+void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
   auto& before_last = lane.last[lane.dispatches % ep::kSlots];
   if (!before_last || !before_last->in_pool || before_last->release_called) return;
-  // Nobody but this lane knows the handle any more: nobody can release it either.
-  const bool forgotten = before_last.use_count() == 1;
-  check(forgotten, ErrorCode::invalid_usage,
+  // If no caller has the handle any more, nobody can release it either.
+  check(before_last->held.expired(), ErrorCode::invalid_usage,
         "the pool rows of the dispatch before last of this lane are still held; combine or "
         "release that handle first, or use more lanes");
   before_last->release_called = true;
-  object.execute(nullptr, lane.work->turnstile(),
+  object.execute(stream, lane.work->turnstile(),
                  [&lane, epoch = before_last->epoch] { lane.work->release_pool(epoch); });
 }
 
 std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
     const DispatchRequest& request) {
   Lane& lane = lanes[static_cast<std::size_t>(dispatches % lanes.size())];
-  check_pool_slot(lane);
+  check_pool_slot(lane, request.stream);
   auto handle = std::make_shared<HighThroughputHandle>();
   handle->object = object.id();
   handle->lane = static_cast<int>(dispatches % lanes.size());
@@ -185,7 +180,8 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
 /// host waits for them, because it has to allocate.
 void HighThroughput::Impl::await_counts(const DispatchRequest& request,
                                         const std::shared_ptr<HighThroughputHandle>& handle) {
-  auto counted = std::make_shared<std::promise<void>>();
+  auto promise = std::make_shared<std::promise<void>>();
+  handle->counted = promise->get_future().share();
   const bool strict = !request.capacity.has_value();
   const std::int64_t capacity = request.capacity.value_or(pool_rows());
   const ep::ExpertIds ids{request.topk_idx.data(), request.topk_idx.dtype() == DType::int64};
@@ -193,34 +189,28 @@ void HighThroughput::Impl::await_counts(const DispatchRequest& request,
   if (request.cached.valid())
     cached = object.own_handle<HighThroughputHandle>(request.cached.state());
   HighThroughputLane& lane = *lane_of(*handle).work;
-  auto work = [this, &lane, handle, cached, counted, strict, capacity, ids,
-               timeout = request.timeout] {
-    if (cached) {
-      handle->route = cached->route;
-      handle->rows = cached->rows;
-      handle->capacity = cached->capacity;
-      handle->first_at = cached->first_at;
-      handle->first_from = cached->first_from;
-      handle->rows_per_expert = cached->rows_per_expert;
-      handle->needed = cached->needed;
-    } else {
-      handle->route = ep::make_route(ids, handle->tokens, options.shape.top_k,
-                                     {ranks(), options.shape.experts});
-      object.note_invalid_ids(handle->route, ids);
-      lane.exchange_counts(*handle, capacity, strict,
-                           object.wait_context(timeout, "high-throughput dispatch"));
-    }
-  };
-  object.execute(request.stream, lane.turnstile(), [work, counted] {
-    try {
-      work();
-      counted->set_value();
-    } catch (...) {
-      counted->set_exception(std::current_exception());
-      throw;
-    }
-  });
-  if (strict && !cached) counted->get_future().get();
+  // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
+  object.execute(request.stream, lane.turnstile(),
+                 [this, &lane, handle, cached, promise = std::move(promise), strict, capacity, ids,
+                  timeout = request.timeout] {
+                   const auto context = object.wait_context(timeout, "high-throughput dispatch");
+                   if (cached) {
+                     handle->adopt(*cached, context);
+                   } else {
+                     handle->route = ep::make_route(ids, handle->tokens, options.shape.top_k,
+                                                    {ranks(), options.shape.experts});
+                     object.note_invalid_ids(handle->route, ids);
+                     lane.exchange_counts(*handle, capacity, strict, context);
+                   }
+                   promise->set_value();
+                 });
+  if (!strict || cached) return;
+  try {
+    handle->counted.get();
+  } catch (const std::future_error&) {
+    object.check_usable();
+    throw;
+  }
 }
 
 HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given, std::int64_t rows,
@@ -264,12 +254,13 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     }
   }
   const HighThroughputLane::Dispatch op{request.x, request.topk_weights, result.outputs, handle};
-  self.object.execute(
-      request.stream, lane.turnstile(), [&self, &lane, op, timeout = request.timeout] {
-        const auto context = self.object.wait_context(timeout, "high-throughput dispatch");
-        lane.send_rows(op, context);
-        lane.receive_rows(op, context);
-      });
+  self.object.execute(request.stream, lane.turnstile(),
+                      [&self, &lane, op, owner = maker.owner(), timeout = request.timeout] {
+                        const auto context =
+                            self.object.wait_context(timeout, "high-throughput dispatch");
+                        lane.send_rows(op, context);
+                        lane.receive_rows(op, context);
+                      });
   if (refused) std::rethrow_exception(refused);
   check(rows || !handle->overflow, ErrorCode::capacity,
         "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "

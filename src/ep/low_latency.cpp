@@ -41,6 +41,7 @@ struct LowLatency::Impl {
       : object(communicator, "LowLatency"), options(opts) {
     const MoeShape& shape = options.shape;
     const ep::LowLatencySlots slots = slots_of(options, communicator->size());
+    const int workers = ep::team_size(*communicator, options.threads);
     const ep::Agreement agreement{0,
                                   shape.hidden,
                                   shape.experts,
@@ -52,7 +53,6 @@ struct LowLatency::Impl {
                                   0};
     region = std::make_shared<ep::Region>(
         communicator, ep::Region::Request{agreement, slots.bytes, slots.flag_bytes()});
-    const int workers = ep::team_size(*communicator, options.threads);
     for (int l = 0; l < options.lanes; ++l)
       lanes.push_back(std::make_unique<LowLatencyLane>(LowLatencyLane::Memory(region, slots, l),
                                                        shape, workers));
@@ -83,7 +83,9 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
 }
 
 LowLatency::LowLatency(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-LowLatency::~LowLatency() = default;
+LowLatency::~LowLatency() {
+  for (const auto& lane : impl_->lanes) lane->turnstile().drain();
+}
 
 std::unique_ptr<LowLatency> LowLatency::create(const std::shared_ptr<Communicator>& communicator,
                                                const LowLatencyOptions& options) {
@@ -118,7 +120,8 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   const LowLatencyLane::Dispatch op{request.x, request.topk_weights, result.outputs, handle.get()};
   const ep::ExpertIds ids{request.topk_idx.data(), request.topk_idx.dtype() == DType::int64};
   self.object.execute(
-      request.stream, lane.turnstile(), [&self, &lane, op, ids, handle, timeout = request.timeout] {
+      request.stream, lane.turnstile(),
+      [&self, &lane, op, ids, handle, owner = result.owner, timeout = request.timeout] {
         handle->route =
             ep::make_route(ids, handle->tokens, self.options.shape.top_k,
                            {static_cast<std::int32_t>(self.ranks()), self.options.shape.experts});
@@ -157,12 +160,13 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   LowLatencyLane& lane = *self.lanes[static_cast<std::size_t>(handle->lane)];
   const LowLatencyLane::Combine op{request.y, request.topk_weights, request.bias, result.out,
                                    handle.get()};
-  self.object.execute(
-      request.stream, lane.turnstile(), [&self, &lane, op, handle, timeout = request.timeout] {
-        const auto context = self.object.wait_context(timeout, "low-latency combine");
-        lane.send_combine(op, context);
-        lane.receive_combine(op, context);
-      });
+  self.object.execute(request.stream, lane.turnstile(),
+                      [&self, &lane, op, handle, owner = result.owner, timeout = request.timeout] {
+                        const auto context =
+                            self.object.wait_context(timeout, "low-latency combine");
+                        lane.send_combine(op, context);
+                        lane.receive_combine(op, context);
+                      });
   return result;
 }
 

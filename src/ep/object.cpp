@@ -6,8 +6,16 @@
 #include "base/check.hpp"
 #include "base/env.hpp"
 #include "base/log.hpp"
+#include "expertwire/handle.hpp"
 
-namespace expertwire::ep {
+namespace expertwire {
+
+Handle::Handle(std::shared_ptr<ep::HandleState> state)
+    : state_(std::move(state)), held_(std::make_shared<char>()) {
+  state_->held = held_;
+}
+
+namespace ep {
 
 namespace {
 
@@ -134,4 +142,6 @@ TensorView OutputMaker::make(std::string_view name, DType dtype,
   return {allocation.data, dtype, shape};
 }
 
-}  // namespace expertwire::ep
+}  // namespace ep
+
+}  // namespace expertwire

@@ -21,8 +21,9 @@ namespace expertwire::ep {
 struct HandleState {
   std::uint64_t object = 0;  ///< id of the object that made it
   int lane = 0;
-  int tokens = 0;  ///< T of the dispatch
-  Route route;     ///< set once the dispatch runs
+  int tokens = 0;            ///< T of the dispatch
+  Route route;               ///< set once the dispatch runs
+  std::weak_ptr<void> held;  ///< expires when no caller has a handle any more
 
   HandleState() = default;
   HandleState(const HandleState&) = delete;
@@ -39,6 +40,11 @@ class Turnstile {
   /// Called where the operation runs; blocks until all earlier ones have left.
   void enter(std::uint64_t ticket);
   void leave();
+  /// Returns when everything that was called has run; each of it ends by its deadline.
+  void drain() {
+    enter(draw());
+    leave();
+  }
 
  private:
   std::mutex mutex_;

@@ -3,8 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
+#include "comm/shared_block.hpp"
 #include "ep/lane.hpp"
 #include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"
@@ -29,27 +29,18 @@ class Region {
     std::uint64_t flag_bytes;  ///< at the start of each lane, set to the first epoch
   };
 
-  /// Collective. Throws `Error{mismatch}` that names the first thing ranks disagree on, and
-  /// `Error{unsupported}` if a peer's memory is not mapped here.
-  Region(std::shared_ptr<Communicator> communicator, const Request& request);
-  Region(const Region&) = delete;
-  Region& operator=(const Region&) = delete;
-  ~Region();
+  /// Collective. Throws `Error{mismatch}` that names the first thing ranks disagree on.
+  Region(const std::shared_ptr<Communicator>& communicator, const Request& request);
 
-  Communicator& communicator() const { return *communicator_; }
+  Communicator& communicator() const { return block_.communicator(); }
   /// Start of `lane` in the memory of `rank`.
   std::byte* lane(int rank, int lane) const {
-    return bases_[static_cast<std::size_t>(rank)] + static_cast<std::uint64_t>(lane) * lane_bytes_;
+    return block_.base(rank) + static_cast<std::uint64_t>(lane) * lane_bytes_;
   }
-  /// Keeps the memory from being used again: a late peer may still write to it.
-  void abandon() { abandoned_ = true; }
 
  private:
-  std::shared_ptr<Communicator> communicator_;
-  std::uint64_t offset_;
+  SharedBlock block_;
   std::uint64_t lane_bytes_;
-  std::vector<std::byte*> bases_;  // by rank
-  bool abandoned_ = false;
 };
 
 }  // namespace expertwire::ep

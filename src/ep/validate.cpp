@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::uintptr_t kRowAlignment = 16;
 constexpr int kMostTopK = 32;
+constexpr int kMostHidden = 1 << 20;
 constexpr int kMostLanes = 8;
 
 /// The number of ranks next to `ranks` that divides `experts`.
@@ -42,13 +43,18 @@ void check_shape(const MoeShape& shape, int ranks) {
   check_expert_count(shape.experts, ranks);
   check_argument(shape.dtype == DType::bf16 || shape.dtype == DType::fp32,
                  "shape.dtype is {}; it must be bf16 or fp32", to_string(shape.dtype));
-  check_argument(shape.hidden >= 1 && shape.row_bytes() % kRowAlignment == 0,
-                 "shape.hidden is {}, {} bytes a row of {}; a row must be a multiple of 16 bytes",
-                 shape.hidden, shape.row_bytes(), to_string(shape.dtype));
+  check_argument(
+      shape.hidden >= 1 && shape.hidden <= kMostHidden && shape.row_bytes() % kRowAlignment == 0,
+      "shape.hidden is {}, {} bytes a row of {}; it must be from 1 to {}, and a row a "
+      "multiple of 16 bytes",
+      shape.hidden, shape.row_bytes(), to_string(shape.dtype), kMostHidden);
   check_argument(shape.top_k >= 1 && shape.top_k <= kMostTopK,
                  "shape.top_k is {}; it must be from 1 to {}", shape.top_k, kMostTopK);
   check_argument(shape.max_tokens >= 1 && shape.max_tokens <= (1 << 24),
                  "shape.max_tokens is {}; it must be from 1 to {}", shape.max_tokens, 1 << 24);
+  check_argument(static_cast<std::int64_t>(ranks) * shape.max_tokens <= INT32_MAX,
+                 "{} ranks of shape.max_tokens {} make more than {} rows", ranks, shape.max_tokens,
+                 INT32_MAX);
 }
 
 void check_lanes(int lanes) {

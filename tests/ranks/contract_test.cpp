@@ -339,6 +339,136 @@ TEST(Contract, LanesDoNotWaitForEachOther) {
   });
 }
 
+// Letting go ------------------------------------------------------------------------------------
+
+/// Objects and results may go while their work is still queued: it runs, into memory that is there.
+TEST(Contract, ObjectsWaitForTheirQueuedWork) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    Stream stream;
+    Request<HighThroughput> request(workload, communicator->rank(), 1);
+    Request<LowLatency> other(workload, communicator->rank(), 1);
+    stream.enqueue([] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
+    {
+      auto ht = HighThroughput::create(communicator, {kShape});
+      auto ll = LowLatency::create(communicator, {kShape});
+      request.dispatch.capacity = 64;
+      request.dispatch.stream = &stream;
+      other.dispatch.stream = &stream;
+      ht->dispatch(request.dispatch);
+      ll->dispatch(other.dispatch);
+    }
+    stream.synchronize();
+  });
+}
+
+/// What a slow rank still writes for an object does not land in the next one's memory.
+TEST(Contract, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto pool_dispatch = [&](HighThroughput& object) {
+      Request<HighThroughput> request(workload, communicator->rank(), 1);
+      request.dispatch.output = HighThroughput::Output::pool;
+      return object.dispatch(request.dispatch);
+    };
+    auto first = HighThroughput::create(communicator, {kShape});
+    const auto held = pool_dispatch(*first);
+    std::unique_ptr<HighThroughput> second;
+    const std::size_t before = communicator->arena().carved();
+    if (communicator->rank() == 0) {
+      first->release(held.handle);
+      first.reset();
+      EXPECT_EQ(communicator->arena().carved(), before);  // rank 1 still has it
+      second = HighThroughput::create(communicator, {kShape});
+    } else {
+      second = HighThroughput::create(communicator, {kShape});
+      first->release(held.handle);  // writes a credit into what rank 0 let go of
+      first.reset();
+    }
+    communicator->barrier();
+    EXPECT_EQ(communicator->arena().carved(), before);
+  });
+}
+
+TEST(Contract, ARankWithoutRoomIsAnErrorOnEveryRank) {
+  run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
+    CommunicatorOptions options = small_arena();
+    if (bootstrap->rank() == 1) options.arena_bytes = 4096 * 4;
+    auto communicator = Communicator::create(std::move(bootstrap), options);
+    expect_error(ErrorCode::capacity,
+                 communicator->rank() == 1 ? "EXPERTWIRE_ARENA_BYTES" : "rank 1",
+                 [&] { LowLatency::create(communicator, {kShape}); });
+    communicator->barrier();
+    EXPECT_EQ(communicator->arena().carved(), 0U);
+  });
+}
+
+TEST(Contract, CapacityIsGivenByAllRanksOrNone) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ht = HighThroughput::create(communicator, {kShape});
+    Request<HighThroughput> request(workload, communicator->rank(), 1);
+    if (communicator->rank() == 1) request.dispatch.capacity = 10;
+    expect_error(ErrorCode::mismatch, "all ranks give one, or none",
+                 [&] { ht->dispatch(request.dispatch); });
+  });
+}
+
+/// The handle of a dispatch that has not run yet may be used for a cached one on another lane.
+TEST(Contract, CachedDispatchWaitsForTheRoutingItTakes) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ht = HighThroughput::create(communicator, {kShape, 2});
+    Stream slow, quick;
+    slow.enqueue([] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
+    Request<HighThroughput> request(workload, communicator->rank(), 1);
+    request.dispatch.capacity = 64;
+    request.dispatch.stream = &slow;
+    const auto first = ht->dispatch(request.dispatch);
+    auto again = request.dispatch;
+    again.topk_idx = {};
+    again.capacity.reset();
+    again.cached = first.handle;
+    again.stream = &quick;
+    const auto second = ht->dispatch(again);
+    quick.synchronize();
+    slow.synchronize();
+    const auto rows = static_cast<std::size_t>(*first.needed_rows.as<std::int32_t>());
+    EXPECT_EQ(*second.needed_rows.as<std::int32_t>(), static_cast<std::int32_t>(rows));
+    EXPECT_EQ(
+        std::memcmp(first.outputs.x.data(), second.outputs.x.data(), rows * kShape.row_bytes()), 0);
+  });
+}
+
+/// A failure on a stream reaches a caller that waits for counts behind it.
+TEST(Contract, AFailureOnAStreamDoesNotLeaveTheCallerWaiting) {
+  const Workload workload = workload_for(2);
+  CommunicatorOptions options = small_arena();
+  options.timeout = std::chrono::milliseconds(200);
+  std::atomic<bool> finished{false};
+  with_thread_ranks(
+      2,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        auto ht = HighThroughput::create(communicator, {kShape});
+        if (communicator->rank() == 1) {
+          const auto deadline = Deadline::after(std::chrono::seconds(10));
+          while (!finished && !deadline.expired()) std::this_thread::yield();
+          return;
+        }
+        Stream stream;
+        Request<HighThroughput> request(workload, 0, 1);
+        request.dispatch.stream = &stream;
+        request.dispatch.capacity = 64;
+        ht->dispatch(request.dispatch);  // will time out on the stream
+        request.dispatch.capacity.reset();
+        expect_error(ErrorCode::failed_earlier, "failed in an earlier call",
+                     [&] { ht->dispatch(request.dispatch); });
+        expect_error(ErrorCode::timeout, "waited 200 ms for rank 1", [&] { stream.synchronize(); });
+        finished = true;
+      },
+      options);
+}
+
 // Failure --------------------------------------------------------------------------------------
 
 TEST(Contract, ARankThatStaysAwayIsNamedAndTheObjectIsDead) {

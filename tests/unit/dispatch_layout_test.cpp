@@ -51,6 +51,8 @@ TEST(DispatchLayout, NamesWhatIsWrong) {
     EXPECT_NE(std::string(error.what()).find("is 24"), std::string::npos) << error.what();
   }
   EXPECT_THROW(dispatch_layout({{ids.data(), DType::fp32, {1, 2}}, 8, 4}), Error);
+  const Topology topology = four_ranks_on_two_nodes();
+  EXPECT_THROW(dispatch_layout({{ids.data(), DType::int32, {1, 2}}, 8, 8, &topology}), Error);
 }
 
 }  // namespace

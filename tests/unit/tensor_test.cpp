@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "expertwire/allocator.hpp"
+#include "expertwire/deadline.hpp"
 
 namespace expertwire {
 namespace {
@@ -32,6 +33,16 @@ TEST(Allocator, HostMemoryIsAlignedAndOwned) {
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(allocation.data) % 64, 0U);
   EXPECT_NE(allocation.owner, nullptr);
   EXPECT_EQ(allocate_host({"x", DType::fp32, {0}, 0}).data, nullptr);
+}
+
+TEST(Tensor, RefusesImpossibleShapes) {
+  EXPECT_THROW(TensorView(nullptr, DType::fp32, {1, 2, 3, 4, 5}), Error);
+  EXPECT_THROW(TensorView(nullptr, DType::fp32, {2, -1}), Error);
+}
+
+TEST(Deadline, HugeBudgetsDoNotWrap) {
+  EXPECT_FALSE(Deadline::after(std::chrono::milliseconds::max()).expired());
+  EXPECT_TRUE(Deadline::after(std::chrono::milliseconds(0)).expired());
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "base/check.hpp"
@@ -22,7 +23,8 @@ class Group {
 
   void all_gather(int rank, char* data, std::size_t bytes, Deadline deadline) {
     std::unique_lock lock(mutex_);
-    wait(lock, rank, deadline, [&] { return leaving_ == 0; });  // the call before is over
+    // The call before must be over; after a failure every call fails.
+    wait(lock, rank, deadline, [&] { return leaving_ == 0 && !verdict_; });
     if (arrived_ == 0) buffer_.assign(here_.size() * bytes, 0);
     check(buffer_.size() == here_.size() * bytes, ErrorCode::mismatch,
           "all_gather: rank {} came with {} bytes a rank, others with {}", rank, bytes,
@@ -131,14 +133,18 @@ void run_in_process(int size, const std::function<void(std::shared_ptr<Bootstrap
   auto bootstraps = bootstrap_in_process(size);
   std::vector<std::exception_ptr> errors(bootstraps.size());
   std::vector<std::thread> threads;
-  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
-    threads.emplace_back([&, rank] {
-      try {
-        body(std::move(bootstraps[rank]));
-      } catch (...) {
-        errors[rank] = std::current_exception();
-      }
-    });
+  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank) try {
+      threads.emplace_back([&, rank] {
+        try {
+          body(std::move(bootstraps[rank]));
+        } catch (...) {
+          errors[rank] = std::current_exception();
+        }
+      });
+    } catch (const std::system_error&) {
+      errors[rank] = std::current_exception();  // no thread: to the others it has left
+      bootstraps[rank].reset();
+    }
   for (std::thread& thread : threads) thread.join();
 
   std::exception_ptr consequence;

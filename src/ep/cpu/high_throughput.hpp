@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <future>
 #include <memory>
 #include <vector>
 
@@ -25,6 +26,10 @@ struct HighThroughputHandle final : HandleState {
   std::int32_t needed = 0;                    ///< rows that came, or would have
   bool overflow = false;                      ///< some rank's pool is too small: nothing was sent
   std::int64_t output_rows = 0;               ///< N of the outputs; known to the calling thread
+  std::shared_future<void> counted;           ///< ready when all of the above and the route are
+
+  /// Takes the routing of a dispatch that may still be on its way on another stream.
+  void adopt(const HighThroughputHandle& cached, const WaitContext& context);
 
   Epoch epoch = 0;              ///< of the dispatch; its pool rows lie in that slot
   bool in_pool = false;         ///< the rows stay there until they are released
@@ -58,7 +63,7 @@ class HighThroughputLane {
   HighThroughputLane(Memory memory, const MoeShape& shape, int workers);
 
   /// First part of a dispatch that has a new route: fills the handle's counts. `capacity` is what
-  /// this rank's output takes; `strict` makes a rank that needs more an overflow.
+  /// this rank's output takes; with `strict`, on all ranks or none, needing more is an overflow.
   void exchange_counts(HighThroughputHandle& handle, std::int64_t capacity, bool strict,
                        const WaitContext& context);
 

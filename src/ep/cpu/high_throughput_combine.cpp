@@ -96,7 +96,7 @@ void HighThroughputLane::receive_combine(const Combine& op, WaitContext context)
   const Epoch n = lane.receiving();
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.offer_flag_of(n, peer));
-    wait_until(context, peer, Phase::combine_rows, n, [&] { return arrived<HostAccess>(flag, n); });
+    wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
   const bool pulled = lies_in_pool(op);
   WaitContext team_context = context;

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
+#include "base/check.hpp"
 #include "ep/cpu/high_throughput.hpp"
 #include "ep/cpu/stream_rule.hpp"
 #include "ep/cpu/vector_ops.hpp"
@@ -27,6 +27,22 @@ Epoch HighThroughputLane::epoch_after(std::uint64_t dispatches) const {
   return first_epoch_ + static_cast<Epoch>(dispatches);
 }
 
+void HighThroughputHandle::adopt(const HighThroughputHandle& cached, const WaitContext& context) {
+  if (cached.counted.wait_for(context.deadline.remaining()) != std::future_status::ready)
+    throw Error(ErrorCode::timeout,
+                fmt::format("{} waited {} ms for the dispatch whose routing it takes",
+                            context.operation, context.deadline.budget().count()),
+                {context.communicator->rank(), -1, Phase::counts});
+  cached.counted.get();
+  route = cached.route;
+  rows = cached.rows;
+  capacity = cached.capacity;
+  first_at = cached.first_at;
+  first_from = cached.first_from;
+  rows_per_expert = cached.rows_per_expert;
+  needed = cached.needed;
+}
+
 // Counts ---------------------------------------------------------------------------------------
 
 void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int64_t capacity,
@@ -38,7 +54,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   for_each_peer(memory_.rank(), size, [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
-    counts[0] = static_cast<std::int32_t>(capacity);
+    counts[0] = static_cast<std::int32_t>(strict ? -1 - capacity : capacity);
     std::copy(route.rows_to_rank.begin(), route.rows_to_rank.end(), counts + 1);
     std::memcpy(counts + 1 + size, &route.rows_to_expert[index(peer) * index(local)],
                 index(local) * sizeof(std::int32_t));
@@ -55,7 +71,13 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
     wait_until(context, source, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
     const auto* counts = memory_.at<std::int32_t>(memory_.rank(), slots.counts_of(n, source));
-    handle.capacity[index(source)] = counts[0];
+    if ((counts[0] < 0) != strict)
+      throw Error(
+          ErrorCode::mismatch,
+          fmt::format("rank {} gave {} capacity and rank {} {}; all ranks give one, or none",
+                      source, counts[0] < 0 ? "no" : "a", memory_.rank(), strict ? "none" : "did"),
+          {memory_.rank(), source, Phase::counts});
+    handle.capacity[index(source)] = strict ? -1 - counts[0] : counts[0];
     for (int to = 0; to < size; ++to) {
       handle.rows[index(source) * index(size) + index(to)] = counts[1 + to];
       if (source < memory_.rank()) handle.first_at[index(to)] += counts[1 + to];

@@ -1,17 +1,32 @@
 #include "ep/cpu/team.hpp"
 
+#include <system_error>
+
+#include "base/check.hpp"
+
 namespace expertwire::ep::cpu {
 
 Team::Team(int workers) {
-  for (int worker = 1; worker < workers; ++worker)
-    threads_.emplace_back([this, worker] { serve(worker); });
+  try {
+    for (int worker = 1; worker < workers; ++worker)
+      threads_.emplace_back([this, worker] { serve(worker); });
+  } catch (const std::system_error& error) {
+    end();
+    throw Error(ErrorCode::system,
+                fmt::format("cannot start {} threads for a lane ({}); lower EXPERTWIRE_THREADS or "
+                            "the limit on processes is too low",
+                            workers - 1, error.what()));
+  }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   ending_ = true;
   generation_.fetch_add(1);
   generation_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 void Team::call(int worker) noexcept {

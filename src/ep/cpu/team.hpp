@@ -14,6 +14,7 @@ namespace expertwire::ep::cpu {
 /// The caller of run() is worker 0. Parked threads cost nothing.
 class Team {
  public:
+  /// Throws `Error{system}` if the system gives no more threads.
   explicit Team(int workers);
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -31,6 +32,7 @@ class Team {
  private:
   void serve(int worker);
   void call(int worker) noexcept;
+  void end();
 
   std::vector<std::thread> threads_;
   const std::function<void(int)>* body_ = nullptr;
