@@ -219,10 +219,10 @@ std::optional<Error> Communicator::find_lost_peer(int awaited) {
   auto find_dead = [&]() -> std::optional<Error> {
     for (int r = 0; r < size(); ++r)
       if (impl_->state_of(r) == Links::State::died)
-        return Error(ErrorCode::peer_lost,
-                     fmt::format("the process of rank {} (pid {}) died", r,
-                                 impl_->topology.place(r).pid),
-                     {rank(), r, Phase::none});
+        return Error(
+            ErrorCode::peer_lost,
+            fmt::format("the process of rank {} (pid {}) died", r, impl_->topology.place(r).pid),
+            {rank(), r, Phase::none});
     return std::nullopt;
   };
   if (auto dead = find_dead()) return dead;

@@ -129,10 +129,10 @@ class Rendezvous final : public Bootstrap {
     Frame answer{};
     // Rank 0 knows who is late, so it gets a little longer to say so.
     const Deadline patience = Deadline::after(deadline.remaining() + std::chrono::seconds(2));
-    Transfer result = send_all(fd, &frame, sizeof(frame), deadline);
-    if (result == Transfer::done)
-      result = send_all(fd, data + static_cast<std::size_t>(rank()) * bytes, bytes, deadline);
-    if (result == Transfer::done) result = receive_all(fd, &answer, sizeof(answer), patience);
+    // If rank 0 has given up already, sending fails; why it did is still there to be read.
+    if (send_all(fd, &frame, sizeof(frame), deadline) == Transfer::done)
+      send_all(fd, data + static_cast<std::size_t>(rank()) * bytes, bytes, deadline);
+    Transfer result = receive_all(fd, &answer, sizeof(answer), patience);
     if (result == Transfer::done && answer.lost >= 0)
       fail(answer.lost, answer.timed_out != 0, deadline);
     if (result == Transfer::done)
