@@ -27,8 +27,20 @@ else()
   message(STATUS "expertwire: without hwloc; NUMA nodes will read as unknown")
 endif()
 
-# Without nvcc the build has the CPU backend alone.
+# Without nvcc the build has the CPU backend alone. Kernels are compiled for Ampere (vector stores),
+# Hopper (bulk copies) and Blackwell; sanitizers are for host code, so their builds leave kernels out.
 find_program(EXPERTWIRE_NVCC nvcc HINTS /usr/local/cuda/bin)
-if(NOT EXPERTWIRE_NVCC)
-  message(STATUS "expertwire: no nvcc found; building the CPU backend only")
+if(EXPERTWIRE_NVCC AND NOT EXPERTWIRE_SANITIZE)
+  set(EXPERTWIRE_CUDA ON)
+  set(CMAKE_CUDA_COMPILER ${EXPERTWIRE_NVCC})
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100 CACHE STRING "GPU architectures")
+  enable_language(CUDA)
+  if(CCACHE_PROGRAM)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+  endif()
+elseif(EXPERTWIRE_REQUIRE_CUDA)
+  message(FATAL_ERROR "expertwire: the cuda preset needs nvcc, and none was found")
+else()
+  set(EXPERTWIRE_CUDA OFF)
+  message(STATUS "expertwire: no nvcc; building the CPU backend only")
 endif()

@@ -4,6 +4,7 @@ option(EXPERTWIRE_BUILD_TOOLS "Build the expertwire command" ${PROJECT_IS_TOP_LE
 option(EXPERTWIRE_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
 option(EXPERTWIRE_INSTALL "Make install rules" ${PROJECT_IS_TOP_LEVEL})
 option(EXPERTWIRE_PORTABLE "Link third-party code statically, to run on other distributions" OFF)
+option(EXPERTWIRE_REQUIRE_CUDA "Fail when there is no nvcc" OFF)
 option(EXPERTWIRE_CLANG_TIDY "Run clang-tidy beside the compiler" OFF)
 set(EXPERTWIRE_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize takes them")
 
@@ -23,15 +24,18 @@ endif()
 add_library(expertwire_build_flags INTERFACE)
 target_compile_features(expertwire_build_flags INTERFACE cxx_std_20)
 # No contraction: results must be the same bits on every machine, so an fma is written as one.
-target_compile_options(expertwire_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow
-                                                        -Wconversion -ffp-contract=off)
+target_compile_options(
+  expertwire_build_flags
+  INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-ffp-contract=off>
+            $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-Xcompiler=-Wall,-Wextra>)
 if(EXPERTWIRE_SANITIZE)
   target_compile_options(expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE}
                                                           -fno-omit-frame-pointer -g)
   target_link_options(expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE})
 endif()
 if(EXPERTWIRE_PORTABLE)
-  target_compile_options(expertwire_build_flags INTERFACE -ffunction-sections -fdata-sections)
+  target_compile_options(expertwire_build_flags
+                         INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffunction-sections;-fdata-sections>)
   target_link_options(expertwire_build_flags INTERFACE -static-libstdc++ -static-libgcc
                       -Wl,--gc-sections)
 endif()

@@ -4,7 +4,7 @@
 # bare machine lacks. Under 40 MiB. There: .pack/run.sh checks that the binaries work.
 #
 #   .pack/src/       the sources, as git has them and as they are now
-#   .pack/bin/       expertwire and the tests
+#   .pack/bin/       expertwire and the tests, those for GPUs too where nvcc was at hand
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
 #   .pack/lib/       static GoogleTest and libcrypto
 set -euo pipefail
@@ -22,6 +22,10 @@ for program in bin/expertwire tests/unit/unit_tests tests/ranks/rank_tests \
   tests/ranks/fault_tests; do
   install -s "build/portable/$program" .pack/bin/
 done
+if [ -x build/portable/tests/gpu/gpu_tests ]; then
+  install build/portable/tests/gpu/gpu_tests .pack/bin/
+fi
+git describe --always --dirty --abbrev=40 --exclude '*' >.pack/commit
 
 for header in CLI fmt spdlog nlohmann gtest gmock ucp ucs uct ucm openssl; do
   for root in /usr/include /usr/include/x86_64-linux-gnu; do
@@ -31,6 +35,7 @@ for header in CLI fmt spdlog nlohmann gtest gmock ucp ucs uct ucm openssl; do
 done
 for library in libgtest.a libgtest_main.a libcrypto.a; do
   cp "$(g++ -print-file-name=$library)" .pack/lib/
+  strip --strip-debug ".pack/lib/$library"
 done
 
 cat >.pack/run.sh <<'RUN'
