@@ -6,7 +6,7 @@
 #   .pack/src/       the sources, as git has them and as they are now
 #   .pack/bin/       expertwire and the tests, those for GPUs too where nvcc was at hand
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
-#   .pack/lib/       static GoogleTest and libcrypto
+#   .pack/lib.tar.xz static GoogleTest and libcrypto
 set -euo pipefail
 [ "${1:-}" = "--help" ] && { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 0; }
 cd "$(dirname "$0")/.."
@@ -37,6 +37,7 @@ for library in libgtest.a libgtest_main.a libcrypto.a; do
   cp "$(g++ -print-file-name=$library)" .pack/lib/
   strip --strip-debug ".pack/lib/$library"
 done
+tar -C .pack -cJf .pack/lib.tar.xz lib && rm -r .pack/lib
 
 cat >.pack/run.sh <<'RUN'
 #!/usr/bin/env bash

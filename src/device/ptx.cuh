@@ -7,8 +7,9 @@
 
 namespace expertwire::device {
 
-/// Reads a word; what its writer wrote before releasing it is visible to this thread afterwards, and
-/// to the threads of this block after a barrier. System scope: the writer may be another GPU or a CPU.
+/// Reads a word; what its writer wrote before releasing it is visible to this thread afterwards,
+/// and to the threads of this block after a barrier. System scope: the writer may be another GPU or
+/// a CPU.
 __device__ __forceinline__ std::uint32_t load_acquire_system(const std::uint32_t* word) {
   std::uint32_t value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
@@ -34,7 +35,10 @@ __device__ __forceinline__ void store_relaxed_system(std::uint32_t* word, std::u
 /// Adds one and returns the value before; orders this thread with the others that count there.
 __device__ __forceinline__ std::uint32_t count_up_gpu(std::uint32_t* word) {
   std::uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(word)
+               : "memory");
   return before;
 }
 

@@ -60,7 +60,8 @@ struct Direction {
   DirectionWords* words = nullptr;
   Epoch* consumed = nullptr;  ///< [R] of this rank's memory; element r is written by rank r alone
 
-  /// The epoch that every worker of the current send half works on.
+  /// The epoch that every worker of the current send half works on. A worker reads it before it can
+  /// finish; the threads of a block take it from one of them, behind a barrier.
   EXPERTWIRE_HOST_DEVICE Epoch sending() const { return Access::load(&words->sent) + 1; }
   /// The epoch that every worker of the current receive half works on.
   EXPERTWIRE_HOST_DEVICE Epoch receiving() const { return Access::load(&words->received) + 1; }

@@ -70,10 +70,14 @@ __global__ void run_ranks(const __grid_constant__ Params p) {
   RankMemory& mine = p.ranks[rank];
   const Direction<Access> lane{&mine.words, mine.consumed};
   __shared__ bool go;
+  __shared__ Epoch epoch;
   auto sends = [&](int from) { return !p.one_way || from == 0; };
 
   for (int i = 0; i < p.epochs; ++i) {
-    const Epoch n = lane.sending();
+    // Read once, before anybody can advance it: a late thread would take the next epoch.
+    if (threadIdx.x == 0) epoch = lane.sending();
+    __syncthreads();
+    const Epoch n = epoch;
     for (int k = 1; k <= kRanks && sends(rank); ++k) {
       const int peer = (rank + k) % kRanks;
       if (threadIdx.x == 0) {
@@ -136,8 +140,8 @@ void run(bool one_way, int epochs, Epoch first, std::uint32_t seed, Outcome* out
   ASSERT_CUDA(cudaMalloc(&memory, kRanks * sizeof(RankMemory)));
   ASSERT_CUDA(cudaMalloc(&wrong, sizeof(*wrong)));
   ASSERT_CUDA(cudaMalloc(&late, sizeof(*late)));
-  ASSERT_CUDA(cudaMemcpy(memory, start.data(), kRanks * sizeof(RankMemory),
-                         cudaMemcpyHostToDevice));
+  ASSERT_CUDA(
+      cudaMemcpy(memory, start.data(), kRanks * sizeof(RankMemory), cudaMemcpyHostToDevice));
   ASSERT_CUDA(cudaMemset(wrong, 0, sizeof(*wrong)));
   ASSERT_CUDA(cudaMemset(late, 0, sizeof(*late)));
   run_ranks<Access><<<kRanks, kThreads>>>({memory, epochs, one_way, seed, wrong, late});

@@ -5,8 +5,8 @@
 
 namespace expertwire::ep::cuda {
 
-/// How kernels read and write the words of a lane (see ep/lane.hpp). One thread of a block calls it:
-/// before a release the block meets at a barrier, after an acquire likewise.
+/// How kernels read and write the words of a lane (see ep/lane.hpp). One thread of a block calls
+/// it: before a release the block meets at a barrier, after an acquire likewise.
 ///
 /// `kRemoved` takes a part of the protocol away, for tests.
 template <Fault kRemoved = Fault::none>
