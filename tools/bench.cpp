@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "base/env.hpp"
+#include "ep/object.hpp"
 #include "ep/route.hpp"
 #include "launcher.hpp"
 
@@ -43,6 +44,17 @@ Steps make_steps(const reference::Workload& workload, int rank) {
   }
   steps.skew = reference::measure_skew(all, shape.experts, spec.ranks);
   return steps;
+}
+
+Measurement start_measurement(const Communicator& communicator, const Steps& steps,
+                              const BenchOptions& options) {
+  Measurement result;
+  result.traffic = steps.traffic;
+  result.skew = steps.skew;
+  result.threads = ep::team_size(communicator, options.threads);
+  result.unique_bytes = static_cast<std::size_t>(steps.traffic.unique *
+                                                 static_cast<double>(options.shape.row_bytes()));
+  return result;
 }
 
 int run_bench(const BenchOptions& options, const std::vector<std::string>& command) {

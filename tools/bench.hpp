@@ -51,6 +51,7 @@ struct Measurement {
   reference::Skew skew;
   reference::Report report;
   double memcpy_us = 0;  ///< to copy the unique bytes once, all ranks at the same time
+  std::size_t unique_bytes = 0;
   std::size_t arena_bytes = 0;
   int threads = 1;
 };
@@ -67,6 +68,10 @@ struct Steps {
   reference::Skew skew;  ///< over all ranks, first step
 };
 Steps make_steps(const reference::Workload& workload, int rank);
+
+/// A measurement with what is known before anything runs.
+Measurement start_measurement(const Communicator& communicator, const Steps& steps,
+                              const BenchOptions& options);
 
 /// Microseconds since an arbitrary start.
 double now_us();

@@ -46,10 +46,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   const Steps steps = make_steps(workload, rank);
   HighThroughputOptions object_options{shape, options.lanes, 0, options.threads};
   auto object = HighThroughput::create(communicator, object_options);
-  Measurement result;
-  result.traffic = steps.traffic;
-  result.skew = steps.skew;
-  result.threads = ep::team_size(*communicator, options.threads);
+  Measurement result = start_measurement(*communicator, steps, options);
   result.arena_bytes = HighThroughput::memory_bytes(object_options, ranks);
 
   if (options.verify) {
@@ -63,9 +60,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   ReusingAllocator allocator(shape.row_bytes());
   const Allocation out = allocate_host(
       {"out", shape.dtype, {}, static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes()});
-  const auto unique =
-      static_cast<std::size_t>(steps.traffic.unique * static_cast<double>(shape.row_bytes()));
-  const double memcpy_before = measure_memcpy(*communicator, unique, result.threads);
+  result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   communicator->barrier();
   for (int i = 0; i < options.warmup + options.iterations; ++i) {
     const RankInput& input = steps.inputs[static_cast<std::size_t>(i) % steps.inputs.size()];
@@ -90,7 +85,9 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     result.timings.dispatch.push_back(middle - start);
     result.timings.combine.push_back(end - middle);
   }
-  result.memcpy_us = (memcpy_before + measure_memcpy(*communicator, unique, result.threads)) / 2;
+  // Before and after, because a machine's bandwidth drifts.
+  const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
+  result.memcpy_us = (result.memcpy_us + after) / 2;
   if (options.peer == "mpi") result.peer = bench_mpi(*communicator, steps, options, result.threads);
   return result;
 }

@@ -43,10 +43,7 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
   const Steps steps = make_steps(workload, rank);
   LowLatencyOptions object_options{shape, options.lanes, options.threads};
   auto object = LowLatency::create(communicator, object_options);
-  Measurement result;
-  result.traffic = steps.traffic;
-  result.skew = steps.skew;
-  result.threads = ep::team_size(*communicator, options.threads);
+  Measurement result = start_measurement(*communicator, steps, options);
   result.arena_bytes = LowLatency::memory_bytes(object_options, ranks);
 
   if (options.verify) {
@@ -57,9 +54,7 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
   }
 
   std::array<Buffers, 2> buffers{Buffers(shape, ranks), Buffers(shape, ranks)};
-  const auto unique =
-      static_cast<std::size_t>(steps.traffic.unique * static_cast<double>(shape.row_bytes()));
-  const double memcpy_before = measure_memcpy(*communicator, unique, result.threads);
+  result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   communicator->barrier();
   for (int i = 0; i < options.warmup + options.iterations; ++i) {
     const auto at = static_cast<std::size_t>(i);
@@ -86,7 +81,9 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
     result.timings.dispatch.push_back(middle - start);
     result.timings.combine.push_back(end - middle);
   }
-  result.memcpy_us = (memcpy_before + measure_memcpy(*communicator, unique, result.threads)) / 2;
+  // Before and after, because a machine's bandwidth drifts.
+  const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
+  result.memcpy_us = (result.memcpy_us + after) / 2;
   return result;
 }
 

@@ -71,23 +71,11 @@ class Exchange {
     require(mpi_.alltoallv(packed_.data(), send_bytes_.data(), send_at_.data(), arrived_.data(),
                            receive_bytes_.data(), receive_at_.data()),
             "MPI_Alltoallv");
-    const std::int64_t bytes = receive_at_.back() + receive_bytes_.back();
-    team_.run([&](int worker) {  // unpack to the caller's memory
-      const auto part = ep::cpu::part_of(bytes / 16, worker, team_.size());
-      void* to = out_.data() + part.begin * 16;
-      ep::cpu::vector_ops().copy(&to, 1, arrived_.data() + part.begin * 16,
-                                 index(part.end - part.begin) * 16, stream());
-    });
+    copy_received(out_, arrived_);  // unpack to the caller's memory
   }
 
   void combine() {
-    const std::int64_t bytes = receive_at_.back() + receive_bytes_.back();
-    team_.run([&](int worker) {  // pack from the caller's memory
-      const auto part = ep::cpu::part_of(bytes / 16, worker, team_.size());
-      void* to = arrived_.data() + part.begin * 16;
-      ep::cpu::vector_ops().copy(&to, 1, out_.data() + part.begin * 16,
-                                 index(part.end - part.begin) * 16, stream());
-    });
+    copy_received(arrived_, out_);  // pack from the caller's memory
     require(mpi_.alltoallv(arrived_.data(), receive_bytes_.data(), receive_at_.data(),
                            packed_.data(), send_bytes_.data(), send_at_.data()),
             "MPI_Alltoallv");
@@ -118,6 +106,17 @@ class Exchange {
   void copy(std::byte* to, const std::byte* from) const {
     void* target = to;
     ep::cpu::vector_ops().copy(&target, 1, from, row_bytes(), stream());
+  }
+  /// Copies all rows that came; on return other processes may read them.
+  void copy_received(std::vector<std::byte>& to, const std::vector<std::byte>& from) {
+    const std::int64_t bytes = receive_at_.back() + receive_bytes_.back();
+    team_.run([&](int worker) {
+      const auto part = ep::cpu::part_of(bytes / 16, worker, team_.size());
+      void* target = to.data() + part.begin * 16;
+      ep::cpu::vector_ops().copy(&target, 1, from.data() + part.begin * 16,
+                                 index(part.end - part.begin) * 16, stream());
+      ep::cpu::vector_ops().store_fence();
+    });
   }
   void place(const std::vector<int>& rows, std::vector<int>& bytes, std::vector<int>& at) const {
     int end = 0;
