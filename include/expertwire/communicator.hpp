@@ -16,6 +16,10 @@ namespace expertwire {
 
 /// What a communicator is made with; everything unset comes from the environment.
 struct CommunicatorOptions {
+  /// The CUDA device whose memory this rank's tensors lie in; unset: host memory, the CPU backend.
+  /// All ranks use one backend. Several ranks may share a device if they are threads of one process
+  /// (they then divide its SMs), or if MPS runs.
+  std::optional<int> cuda_device;
   std::optional<std::size_t> arena_bytes;            ///< EXPERTWIRE_ARENA_BYTES
   std::optional<int> ranks_per_node;                 ///< EXPERTWIRE_RANKS_PER_NODE
   std::optional<std::chrono::milliseconds> timeout;  ///< EXPERTWIRE_TIMEOUT_MS
@@ -27,8 +31,9 @@ struct CommunicatorOptions {
 /// then gets `Error{peer_lost}`. Objects made from it keep it alive.
 class Communicator {
  public:
-  /// Throws `Error{mismatch}` if ranks run different versions, `Error{unsupported}` if a peer can
-  /// be reached by no wire of this build.
+  /// Throws `Error{mismatch}` if ranks run different versions or backends, `Error{unsupported}` if
+  /// a peer can be reached by no wire of this build, or if the build has no CUDA and it is asked
+  /// for.
   static std::shared_ptr<Communicator> create(std::shared_ptr<Bootstrap> bootstrap,
                                               const CommunicatorOptions& options = {});
   /// A communicator over bootstrap_from_environment().
@@ -41,7 +46,13 @@ class Communicator {
   int rank() const noexcept;
   int size() const noexcept;
   const Topology& topology() const noexcept;
+  /// The CUDA device of this rank, or -1 on the CPU backend.
+  int cuda_device() const noexcept;
+  /// What operations work in: host memory, or memory of the CUDA device.
   Arena& arena() noexcept;
+  /// Host memory of all ranks of this domain, for words by which hosts tell each other things. The
+  /// same as arena() on the CPU backend.
+  Arena& host_arena() noexcept;
   /// How this rank writes to `peer`; `peer` may be this rank.
   Connection& connection(int peer);
   /// The deadline of every wait that names none.

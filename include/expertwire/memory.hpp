@@ -10,16 +10,21 @@
 
 namespace expertwire {
 
+/// Where memory is: host memory, or memory of a CUDA device, which the host does not touch.
+enum class MemoryKind : std::uint8_t { host, cuda };
+
 /// A rank's memory as this process can reach it. A small value; copies are cheap.
 class Memory {
  public:
   Memory() = default;
-  Memory(int rank, std::shared_ptr<std::byte> mapping, std::size_t bytes)
-      : rank_(rank), mapping_(std::move(mapping)), bytes_(bytes) {}
+  Memory(int rank, std::shared_ptr<std::byte> mapping, std::size_t bytes,
+         MemoryKind kind = MemoryKind::host)
+      : rank_(rank), mapping_(std::move(mapping)), bytes_(bytes), kind_(kind) {}
 
   /// The rank whose memory it is.
   int rank() const noexcept { return rank_; }
   std::size_t bytes() const noexcept { return bytes_; }
+  MemoryKind kind() const noexcept { return kind_; }
   /// Where it is mapped here, or null when only a network reaches it. Valid while this object or
   /// the communicator lives.
   std::byte* data() const noexcept { return mapping_.get(); }
@@ -28,13 +33,14 @@ class Memory {
   int rank_ = -1;
   std::shared_ptr<std::byte> mapping_;
   std::size_t bytes_ = 0;
+  MemoryKind kind_ = MemoryKind::host;
 };
 
 /// One block of memory a rank, mapped by all ranks of its domain when the communicator is made.
 ///
 /// Objects carve what they need out of their own rank's part; that is a local call. On the CPU the
 /// block is a sparse memfd, so pages exist only once they are touched and nothing has a name in the
-/// file system.
+/// file system. On CUDA it is device memory, taken whole when the communicator is made.
 class Arena {
  public:
   explicit Arena(std::vector<Memory> parts, int rank);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,10 +12,12 @@ struct RankPlace {
   std::string host;           ///< kernel boot and network namespace: two containers may differ
   std::uint64_t process = 0;  ///< equal for ranks that are threads of one process
   int pid = 0;
-  int cores = 0;       ///< cores that the process may use
-  int numa_node = -1;  ///< -1: not known
-  int node = 0;        ///< index of the node, ascending from 0 with the rank
-  int domain = 0;      ///< ranks of one domain reach each other by load and store
+  int cores = 0;                        ///< cores that the process may use
+  int numa_node = -1;                   ///< -1: not known
+  int cuda_device = -1;                 ///< ordinal in its process; -1 on the CPU backend
+  std::array<unsigned char, 16> gpu{};  ///< UUID of that device
+  int node = 0;                         ///< index of the node, ascending from 0 with the rank
+  int domain = 0;                       ///< ranks of one domain reach each other by load and store
 };
 
 /// Where all ranks run; the same on every rank.
@@ -35,6 +38,8 @@ class Topology {
   bool same_domain(int a, int b) const { return place(a).domain == place(b).domain; }
   /// Ranks on the host of `rank`, itself included.
   int ranks_on_host(int rank) const;
+  /// Ranks whose GPU is that of `rank`, itself included; 0 on the CPU backend.
+  int ranks_on_gpu(int rank) const;
 
  private:
   std::vector<RankPlace> places_;

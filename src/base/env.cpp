@@ -44,9 +44,12 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_SECRET_FILE", "none",
              "File that holds the secret; it must belong to this user with mode 0600."},
     Variable{"EXPERTWIRE_TIMEOUT_MS", "30000", "Deadline of every wait, in milliseconds."},
-    Variable{"EXPERTWIRE_ARENA_BYTES", "68719476736",
-             "Size of a rank's arena. On the CPU it is address space: memory is taken when it is "
-             "touched."},
+    Variable{"EXPERTWIRE_ARENA_BYTES", "CPU: 64 GiB; CUDA: 2 GiB, at most 1/16 of the device",
+             "Size of a rank's arena, in bytes. On the CPU it is address space: memory is taken "
+             "when it is touched. On CUDA it is taken when the communicator is made."},
+    Variable{"EXPERTWIRE_CUDA_MEMORY", "auto",
+             "How device memory is shared between processes: `posix_fd`, `fabric` or `ipc`; "
+             "`auto` tries them in that order."},
     Variable{"EXPERTWIRE_RANKS_PER_NODE", "0 (what the hosts are)",
              "Cuts ranks into nodes of this many consecutive ranks, so that one machine can stand "
              "for several."},
@@ -54,6 +57,9 @@ constexpr std::array kVariables = {
              "Threads with which a rank of the CPU backend works."},
     Variable{"EXPERTWIRE_FIRST_EPOCH", "0",
              "Epoch before the first operation (32 bits); tests start close to where it wraps."},
+    Variable{"CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps",
+             "Where the MPS daemon listens; expertwire looks whether it runs before processes may "
+             "share a GPU."},
     Variable{"XDG_RUNTIME_DIR", "/tmp",
              "Directory of the file through which rank 0 hands its secret to the other ranks of "
              "one host, when the launcher gave none. The file is gone once all have joined."},
@@ -132,8 +138,14 @@ Env Env::read() {
   env.secret_file = text_of("EXPERTWIRE_SECRET_FILE");
   env.runtime_dir = text_of("XDG_RUNTIME_DIR", "/tmp");
   env.timeout_ms = integer_of("EXPERTWIRE_TIMEOUT_MS", 1, std::int64_t{1} << 40).value_or(30000);
-  env.arena_bytes =
-      integer_of("EXPERTWIRE_ARENA_BYTES", 4096, std::int64_t{1} << 46).value_or(1LL << 36);
+  env.arena_bytes = integer_of("EXPERTWIRE_ARENA_BYTES", 4096, std::int64_t{1} << 46);
+  env.cuda_memory = text_of("EXPERTWIRE_CUDA_MEMORY", "auto");
+  check_argument(env.cuda_memory == "auto" || env.cuda_memory == "posix_fd" ||
+                     env.cuda_memory == "fabric" || env.cuda_memory == "ipc",
+                 "the environment variable EXPERTWIRE_CUDA_MEMORY={} must be auto, posix_fd, "
+                 "fabric or ipc",
+                 env.cuda_memory);
+  env.mps_pipe = text_of("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));

@@ -28,7 +28,9 @@ struct Env {
 
   // Resources and limits.
   std::int64_t timeout_ms;
-  std::int64_t arena_bytes;
+  std::optional<std::int64_t> arena_bytes;
+  std::string cuda_memory;  ///< auto, posix_fd, fabric or ipc
+  std::string mps_pipe;
   int ranks_per_node;
   int threads;
   std::uint32_t first_epoch;

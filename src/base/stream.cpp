@@ -7,6 +7,9 @@
 #include <thread>
 #include <utility>
 
+#include "base/check.hpp"
+#include "base/cuda_stream.hpp"
+
 namespace expertwire {
 
 struct Stream::Impl {
@@ -46,7 +49,13 @@ Stream::Stream() : impl_(std::make_unique<Impl>()) {
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
 }
 
+Stream::Stream(CudaStream stream) : cuda_(stream) {}
+
+bool Stream::is_cuda() const noexcept { return impl_ == nullptr; }
+void* Stream::cuda_handle() const noexcept { return cuda_.handle; }
+
 Stream::~Stream() {
+  if (is_cuda()) return;
   {
     std::lock_guard lock(impl_->mutex);
     impl_->ending = true;
@@ -56,12 +65,15 @@ Stream::~Stream() {
 }
 
 void Stream::enqueue(std::function<void()> work) {
+  check(!is_cuda(), ErrorCode::invalid_usage,
+        "host work was given to a CUDA stream; the CPU backend takes a Stream made without one");
   std::lock_guard lock(impl_->mutex);
   impl_->queue.push_back(std::move(work));
   impl_->changed.notify_all();
 }
 
 void Stream::synchronize() {
+  if (is_cuda()) return synchronize_cuda_stream(cuda_.handle);
   std::unique_lock lock(impl_->mutex);
   impl_->changed.wait(lock, [&] { return impl_->queue.empty() && !impl_->busy; });
   if (std::exception_ptr error = std::exchange(impl_->error, nullptr))

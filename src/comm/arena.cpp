@@ -69,7 +69,8 @@ void Arena::release_safe() {
 void Arena::release(std::uint64_t offset) {
   auto it = taken_.find(offset);
   if (it == taken_.end()) return;
-  ::madvise(local().data() + offset, it->second, MADV_REMOVE);
+  if (local().kind() == MemoryKind::host)
+    ::madvise(local().data() + offset, it->second, MADV_REMOVE);
   taken_.erase(it);
 }
 

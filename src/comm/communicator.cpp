@@ -9,6 +9,7 @@
 #include "base/check.hpp"
 #include "base/env.hpp"
 #include "base/log.hpp"
+#include "comm/device_memory.hpp"
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
 #include "comm/segment.hpp"
@@ -18,6 +19,9 @@
 namespace expertwire {
 
 namespace {
+
+constexpr std::size_t kHostArena = std::size_t{1} << 36;  // address space
+constexpr std::size_t kHostArenaBesideDevice = std::size_t{64} << 20;
 
 template <std::size_t N>
 void store_text(std::array<char, N>& to, std::string_view text) {
@@ -33,6 +37,8 @@ RankPlace place_of(const Endpoint& endpoint) {
   place.pid = endpoint.pid;
   place.cores = endpoint.cores;
   place.numa_node = endpoint.numa_node;
+  place.cuda_device = endpoint.cuda.device;
+  place.gpu = endpoint.cuda.uuid;
   return place;
 }
 
@@ -42,12 +48,14 @@ struct Communicator::Impl {
   std::shared_ptr<Bootstrap> bootstrap;
   std::chrono::milliseconds timeout{};
   Segment segment;
+  DeviceSegment device;
   std::vector<Endpoint> endpoints;
   Topology topology;
   std::unique_ptr<Links> links;
   std::vector<std::unique_ptr<Transport>> transports = make_transports();
   std::vector<std::unique_ptr<Connection>> connections;
-  std::unique_ptr<Arena> arena;
+  std::unique_ptr<Arena> host_arena;
+  std::unique_ptr<Arena> device_arena;
   std::string banner;
 
   Impl() = default;
@@ -56,23 +64,39 @@ struct Communicator::Impl {
   ~Impl() {
     if (links) links->say_goodbye();
     retire_segment(segment.id);
+    if (on_cuda()) retire_segment(device.endpoint.segment);
   }
 
   Deadline deadline() const { return Deadline::after(timeout); }
   int rank() const { return bootstrap->rank(); }
   int size() const { return bootstrap->size(); }
+  bool on_cuda() const { return device.endpoint.device >= 0; }
   const Endpoint& self() const { return endpoints[static_cast<std::size_t>(rank())]; }
 
+  void create_memory(const CommunicatorOptions& options);
   void exchange_endpoints(const CommunicatorOptions& options);
+  void check_endpoints() const;
   std::string agree_on_secret();
   void connect_all();
   Links::State state_of(int peer);
-  const Transport& transport_to(const Endpoint& peer, std::string* why) const;
+  const Transport& transport_to(const Endpoint& peer, MemoryKind kind, std::string* why) const;
+  void make_banner();
 };
 
+void Communicator::Impl::create_memory(const CommunicatorOptions& options) {
+  std::optional<std::size_t> bytes = options.arena_bytes;
+  if (!bytes && Env::get().arena_bytes) bytes = static_cast<std::size_t>(*Env::get().arena_bytes);
+  if (!options.cuda_device) {
+    segment = create_segment(bytes.value_or(kHostArena));
+    return;
+  }
+  segment = create_segment(kHostArenaBesideDevice);
+  const int ordinal = *options.cuda_device;
+  device = create_device_segment(ordinal, bytes ? *bytes : default_device_arena(ordinal));
+}
+
 void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) {
-  const Env& env = Env::get();
-  segment = create_segment(options.arena_bytes.value_or(static_cast<std::size_t>(env.arena_bytes)));
+  create_memory(options);
   links = std::make_unique<Links>(rank());
   const RankPlace place = local_place();
 
@@ -88,10 +112,16 @@ void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) 
   mine.pid = place.pid;
   mine.cores = place.cores;
   mine.numa_node = place.numa_node;
-  mine.ranks_per_node = options.ranks_per_node.value_or(env.ranks_per_node);
+  mine.ranks_per_node = options.ranks_per_node.value_or(Env::get().ranks_per_node);
+  mine.cuda = device.endpoint;
   bootstrap->all_gather(endpoints.data(), sizeof(Endpoint), deadline());
-
+  check_endpoints();
   std::vector<RankPlace> places;
+  for (const Endpoint& peer : endpoints) places.push_back(place_of(peer));
+  topology = Topology(std::move(places), self().ranks_per_node);
+}
+
+void Communicator::Impl::check_endpoints() const {
   for (const Endpoint& peer : endpoints) {
     check(peer.version == self().version, ErrorCode::mismatch,
           "rank {} runs expertwire {}, rank {} runs {}", peer.rank, peer.version.data(), rank(),
@@ -99,9 +129,11 @@ void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) 
     check(peer.ranks_per_node == self().ranks_per_node, ErrorCode::mismatch,
           "rank {} has ranks_per_node {}, rank {} has {}", peer.rank, peer.ranks_per_node, rank(),
           self().ranks_per_node);
-    places.push_back(place_of(peer));
+    check((peer.cuda.device >= 0) == on_cuda(), ErrorCode::mismatch,
+          "rank {} uses {}, rank {} uses {}; all ranks give a cuda_device, or none does", peer.rank,
+          peer.cuda.device >= 0 ? "a CUDA device" : "the CPU backend", rank(),
+          on_cuda() ? "a CUDA device" : "the CPU backend");
   }
-  topology = Topology(std::move(places), self().ranks_per_node);
 }
 
 Links::State Communicator::Impl::state_of(int peer) {
@@ -118,12 +150,14 @@ std::string Communicator::Impl::agree_on_secret() {
   return secret;
 }
 
-const Transport& Communicator::Impl::transport_to(const Endpoint& peer, std::string* why) const {
+const Transport& Communicator::Impl::transport_to(const Endpoint& peer, MemoryKind kind,
+                                                  std::string* why) const {
   std::string reasons;
   for (const auto& transport : transports) {
+    if (transport->kind() != kind) continue;
     const Reach reach = transport->reach(self(), peer);
     if (reach.possible) {
-      if (why != nullptr) *why = reach.why;
+      *why = reach.why;
       return *transport;
     }
     reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : ", ", transport->name(), reach.why);
@@ -141,8 +175,35 @@ void Communicator::Impl::connect_all() {
       neighbours.push_back({peer.rank, peer.link_address.data()});
   links->connect(neighbours, secret, size(), deadline());
   const std::vector<Fd> descriptors = links->exchange(segment.fd, deadline());
+  // Ranks that share by bytes have no second descriptor; the first stands in for it.
+  const std::vector<Fd> device_descriptors =
+      on_cuda() ? links->exchange(device.fd ? device.fd : segment.fd, deadline())
+                : std::vector<Fd>(endpoints.size());
 
-  std::vector<Memory> parts;
+  std::vector<Memory> host_parts, device_parts;
+  for (const Endpoint& peer : endpoints) {
+    const auto r = static_cast<std::size_t>(peer.rank);
+    const ImportRequest request{self(), peer, descriptors[r], device_descriptors[r]};
+    std::string why;
+    const Transport* wire = &transport_to(peer, MemoryKind::host, &why);
+    host_parts.push_back(wire->import(request));
+    if (on_cuda()) {
+      wire = &transport_to(peer, MemoryKind::cuda, &why);
+      device_parts.push_back(wire->import(request));
+    }
+    connections.push_back(wire->connect(self(), peer.rank));
+    log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),
+        why);
+  }
+  host_arena = std::make_unique<Arena>(std::move(host_parts), rank());
+  if (on_cuda()) device_arena = std::make_unique<Arena>(std::move(device_parts), rank());
+  segment.fd = Fd();
+  device.fd = Fd();
+  bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
+  make_banner();
+}
+
+void Communicator::Impl::make_banner() {
   struct Wire {
     int ranks = 0;
     std::string why;
@@ -150,23 +211,15 @@ void Communicator::Impl::connect_all() {
   std::map<std::string_view, Wire> wires;
   for (const Endpoint& peer : endpoints) {
     std::string why;
-    const Transport& transport = transport_to(peer, &why);
-    parts.push_back(transport.import({peer, descriptors[static_cast<std::size_t>(peer.rank)]}));
-    connections.push_back(transport.connect(peer.rank));
-    Wire& wire = wires[transport.name()];
+    const MemoryKind kind = on_cuda() ? MemoryKind::cuda : MemoryKind::host;
+    Wire& wire = wires[transport_to(peer, kind, &why).name()];
     ++wire.ranks;
     wire.why = why;
-    log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank,
-        transport.name(), why);
   }
-  arena = std::make_unique<Arena>(std::move(parts), rank());
-  segment.fd = Fd();
-  bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
-
-  banner = fmt::format(
-      "expertwire {}: CPU backend, {} rank{} on {} node{} ({} host{}), {}; wires:", kVersion,
-      size(), size() == 1 ? "" : "s", topology.nodes(), topology.nodes() == 1 ? "" : "s",
-      topology.domains(), topology.domains() == 1 ? "" : "s", bootstrap->kind());
+  banner = fmt::format("expertwire {}: {} backend, {} rank{} on {} node{} ({} host{}), {}; wires:",
+                       kVersion, on_cuda() ? "CUDA" : "CPU", size(), size() == 1 ? "" : "s",
+                       topology.nodes(), topology.nodes() == 1 ? "" : "s", topology.domains(),
+                       topology.domains() == 1 ? "" : "s", bootstrap->kind());
   const char* separator = " ";
   for (const auto& [name, wire] : wires) {
     banner += fmt::format("{}{} to {} rank{} ({})", separator, name, wire.ranks,
@@ -199,7 +252,11 @@ std::shared_ptr<Communicator> Communicator::from_environment(const CommunicatorO
 int Communicator::rank() const noexcept { return impl_->rank(); }
 int Communicator::size() const noexcept { return impl_->size(); }
 const Topology& Communicator::topology() const noexcept { return impl_->topology; }
-Arena& Communicator::arena() noexcept { return *impl_->arena; }
+int Communicator::cuda_device() const noexcept { return impl_->device.endpoint.device; }
+Arena& Communicator::host_arena() noexcept { return *impl_->host_arena; }
+Arena& Communicator::arena() noexcept {
+  return impl_->on_cuda() ? *impl_->device_arena : *impl_->host_arena;
+}
 std::chrono::milliseconds Communicator::timeout() const noexcept { return impl_->timeout; }
 const std::string& Communicator::banner() const noexcept { return impl_->banner; }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.hpp"
+#include "comm/device_words.hpp"
 #include "comm/shared_block.hpp"
 #include "comm/wait.hpp"
 
@@ -25,7 +26,13 @@ struct MemoryChannel::Impl {
   std::byte* mine = nullptr;    // semaphore that the peer counts up, then the inbox
   std::byte* theirs = nullptr;  // the same at the peer
   std::uint64_t expected = 0;
+  std::shared_ptr<DeviceWords> device;  // set on the CUDA backend
 
+  /// What the peer has counted up to.
+  std::uint64_t count() const {
+    if (device) return device->read(reinterpret_cast<const std::uint64_t*>(mine));
+    return semaphore(mine).load(std::memory_order_acquire);
+  }
   static std::atomic_ref<std::uint64_t> semaphore(std::byte* line) {
     return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(line));
   }
@@ -45,7 +52,16 @@ std::vector<MemoryChannel> MemoryChannel::open_all(
   auto line = [&](int owner, int writer) {
     return block->base(owner) + static_cast<std::size_t>(writer) * stride;
   };
-  for (int peer = 0; peer < size; ++peer) Impl::semaphore(line(rank, peer)).store(0);
+  std::shared_ptr<DeviceWords> device;
+  if (communicator->cuda_device() >= 0)
+    device = std::make_shared<DeviceWords>(communicator->cuda_device());
+  for (int peer = 0; peer < size; ++peer) {
+    if (device)
+      device->zero(line(rank, peer), kLine);
+    else
+      Impl::semaphore(line(rank, peer)).store(0);
+  }
+  if (device) device->flush(Deadline::after(communicator->timeout()));
   // This gather is also the barrier after which peers may write.
   sizes[static_cast<std::size_t>(rank)] = bytes;
   communicator->all_gather(sizes.data(), sizeof(std::uint64_t));
@@ -58,6 +74,7 @@ std::vector<MemoryChannel> MemoryChannel::open_all(
     impl->block = block;
     impl->peer = peer;
     impl->bytes = bytes;
+    impl->device = device;
     impl->mine = line(rank, peer);
     impl->theirs = line(peer, rank);
     channels.push_back(MemoryChannel(std::move(impl)));
@@ -73,21 +90,34 @@ void MemoryChannel::put(std::uint64_t offset, const void* source, std::size_t by
   check_argument(offset <= impl_->bytes && bytes <= impl_->bytes - offset,
                  "MemoryChannel::put: bytes {} to {} lie outside the inbox of {} bytes", offset,
                  offset + bytes, impl_->bytes);
-  std::memcpy(impl_->theirs + kLine + offset, source, bytes);
+  if (impl_->device)
+    impl_->device->copy(impl_->theirs + kLine + offset, source, bytes);
+  else
+    std::memcpy(impl_->theirs + kLine + offset, source, bytes);
 }
 
 void MemoryChannel::signal() {
-  Impl::semaphore(impl_->theirs).fetch_add(1, std::memory_order_release);
+  if (impl_->device)
+    impl_->device->add(reinterpret_cast<std::uint64_t*>(impl_->theirs), 1);
+  else
+    Impl::semaphore(impl_->theirs).fetch_add(1, std::memory_order_release);
 }
 
 void MemoryChannel::wait(std::chrono::milliseconds timeout) {
   const std::uint64_t target = impl_->expected + 1;
   const WaitContext context{&impl_->block->communicator(), Deadline::after(timeout),
                             "MemoryChannel::wait", 1000};
-  wait_until(context, impl_->peer, Phase::channel, target, [&] {
-    return Impl::semaphore(impl_->mine).load(std::memory_order_acquire) >= target;
-  });
+  wait_until(context, impl_->peer, Phase::channel, target,
+             [&] { return impl_->count() >= target; });
   impl_->expected = target;
+}
+
+MemoryChannelDevice MemoryChannel::device() const {
+  check(impl_->device != nullptr, ErrorCode::invalid_usage,
+        "MemoryChannel::device: the communicator is on the CPU backend");
+  auto word = [](std::byte* line) { return reinterpret_cast<std::uint64_t*>(line); };
+  return {impl_->mine + kLine, impl_->theirs + kLine, word(impl_->mine), word(impl_->theirs),
+          impl_->bytes};
 }
 
 }  // namespace expertwire

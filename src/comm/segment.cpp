@@ -44,11 +44,16 @@ Segment create_segment(std::size_t bytes) {
   segment.fd = Fd(check_system(::memfd_create("expertwire", MFD_CLOEXEC), "memfd_create"));
   check_system(::ftruncate(segment.fd.get(), static_cast<off_t>(bytes)), "ftruncate of a memfd");
   segment.mapping = map_segment(segment.fd, bytes);
+  segment.id = register_mapping(segment.mapping);
+  return segment;
+}
+
+std::uint64_t register_mapping(const std::shared_ptr<std::byte>& mapping) {
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
-  segment.id = all.next_id++;
-  all.segments[segment.id] = segment.mapping;
-  return segment;
+  const std::uint64_t id = all.next_id++;
+  all.segments[id] = mapping;
+  return id;
 }
 
 void retire_segment(std::uint64_t id) {

@@ -18,6 +18,8 @@ struct Segment {
 
 /// Creates a segment (memfd). Throws `Error{system}` with what to set when memory is refused.
 Segment create_segment(std::size_t bytes);
+/// Lets ranks of this process find a mapping of another kind of memory by an id.
+std::uint64_t register_mapping(const std::shared_ptr<std::byte>& mapping);
 /// The mapping of a segment that a rank of this same process created; null if it is gone.
 std::shared_ptr<std::byte> find_segment(std::uint64_t id);
 /// Says that the rank which created the segment has left; its mapping lives on where it is used.

@@ -7,72 +7,66 @@
 
 namespace expertwire {
 
-namespace {
-
-constexpr std::uint64_t kNoRoom = UINT64_MAX;
-
-/// Before the block: one word a peer, by which it says that it writes no more.
-std::size_t farewell_bytes(int ranks) {
-  constexpr std::size_t kAlignment = 128;
-  const std::size_t bytes = static_cast<std::size_t>(ranks) * sizeof(std::uint64_t);
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-}  // namespace
-
 SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t bytes)
     : communicator_(std::move(communicator)) {
-  Arena& arena = communicator_->arena();
-  const int rank = communicator_->rank(), size = communicator_->size();
-  std::vector<std::uint64_t> offsets(static_cast<std::size_t>(size));
+  const auto size = static_cast<std::size_t>(communicator_->size());
+  const auto rank = static_cast<std::size_t>(communicator_->rank());
+  std::vector<Places> all(size, Places{kNoRoom, kNoRoom});
   std::optional<Error> refused;
-  std::uint64_t& mine = offsets[static_cast<std::size_t>(rank)];
   try {
-    mine = arena.carve(farewell_bytes(size) + bytes);
+    mine_.farewells = communicator_->host_arena().carve(size * sizeof(std::uint64_t));
+    mine_.data = communicator_->arena().carve(bytes);
+    all[rank] = mine_;
+    for (std::size_t peer = 0; peer < size; ++peer)
+      *farewell(mine_, communicator_->rank(), peer) = 0;
   } catch (const Error& error) {
-    mine = kNoRoom;
     refused = error;
   }
-  offset_ = mine;
   try {
-    for (int peer = 0; !refused && peer < size; ++peer)
-      reinterpret_cast<std::uint64_t*>(arena.local().data() + mine)[peer] = 0;
-    communicator_->all_gather(offsets.data(), sizeof(std::uint64_t));
+    communicator_->all_gather(all.data(), sizeof(Places));
     if (refused) throw *refused;
-    for (int peer = 0; peer < size; ++peer) {
-      const std::uint64_t offset = offsets[static_cast<std::size_t>(peer)];
-      if (offset == kNoRoom)
-        throw Error(ErrorCode::capacity,
-                    fmt::format("the arena of rank {} has no room for this object", peer),
-                    {rank, peer, Phase::setup});
-      std::byte* part = arena.part(peer).data();
-      check(part != nullptr, ErrorCode::unsupported, "the memory of rank {} is not mapped here",
-            peer);
-      bases_.push_back(part + offset + farewell_bytes(size));
-    }
+    for (std::size_t peer = 0; peer < size; ++peer) open(static_cast<int>(peer), all[peer]);
   } catch (...) {
-    if (offset_ != kNoRoom) arena.give_back(offset_);
+    if (mine_.farewells != kNoRoom) communicator_->host_arena().give_back(mine_.farewells);
+    if (mine_.data != kNoRoom) communicator_->arena().give_back(mine_.data);
     throw;
   }
 }
 
-std::uint64_t* SharedBlock::farewell(int owner, int writer) const {
-  return reinterpret_cast<std::uint64_t*>(base(owner) - farewell_bytes(communicator_->size())) +
-         writer;
+void SharedBlock::open(int peer, const Places& places) {
+  if (places.data == kNoRoom)
+    throw Error(ErrorCode::capacity,
+                fmt::format("the arena of rank {} has no room for this object", peer),
+                {communicator_->rank(), peer, Phase::setup});
+  std::byte* part = communicator_->arena().part(peer).data();
+  check(part != nullptr, ErrorCode::unsupported, "the memory of rank {} is not mapped here", peer);
+  bases_.push_back(part + places.data);
+  const auto rank = static_cast<std::size_t>(communicator_->rank());
+  my_farewells_.push_back(farewell(places, peer, rank));
+}
+
+std::uint64_t* SharedBlock::farewell(const Places& places, int owner, std::size_t writer) const {
+  std::byte* part = communicator_->host_arena().part(owner).data();
+  return reinterpret_cast<std::uint64_t*>(part + places.farewells) + writer;
 }
 
 SharedBlock::~SharedBlock() {
-  const int rank = communicator_->rank(), size = communicator_->size();
-  for (int peer = 0; peer < size; ++peer)
-    std::atomic_ref(*farewell(peer, rank)).store(1, std::memory_order_release);
-  const std::uint64_t* first = farewell(rank, 0);
-  communicator_->arena().give_back_when(offset_, [first, size] {
+  for (std::uint64_t* word : my_farewells_)
+    std::atomic_ref(*word).store(1, std::memory_order_release);
+  // The words are given back, too; whoever sees first that all have left remembers it for both.
+  const std::uint64_t* first = farewell(mine_, communicator_->rank(), 0);
+  auto all_left = [first, size = communicator_->size(),
+                   known = std::make_shared<std::atomic<bool>>(false)] {
+    if (known->load()) return true;
     for (int peer = 0; peer < size; ++peer) {
       auto& word = *const_cast<std::uint64_t*>(first + peer);
       if (std::atomic_ref(word).load(std::memory_order_acquire) == 0) return false;
     }
+    known->store(true);
     return true;
-  });
+  };
+  communicator_->arena().give_back_when(mine_.data, all_left);
+  communicator_->host_arena().give_back_when(mine_.farewells, all_left);
 }
 
 }  // namespace expertwire

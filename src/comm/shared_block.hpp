@@ -9,7 +9,8 @@
 
 namespace expertwire {
 
-/// Memory that every rank of a communicator carves at the same time and writes into at its peers.
+/// Memory of the backend that every rank of a communicator carves at the same time and writes into
+/// at its peers.
 ///
 /// Ranks let go of it at different times, and one that still has it may still write to those that
 /// do not. So a destructor tells every peer that this rank writes no more, and a rank's own memory
@@ -25,15 +26,24 @@ class SharedBlock {
   ~SharedBlock();
 
   Communicator& communicator() const { return *communicator_; }
-  /// Start of the block in the memory of `rank`; 128-byte aligned.
+  /// Start of the block in the memory of `rank`; 4096-byte aligned.
   std::byte* base(int rank) const { return bases_[static_cast<std::size_t>(rank)]; }
 
  private:
-  std::uint64_t* farewell(int owner, int writer) const;
+  static constexpr std::uint64_t kNoRoom = UINT64_MAX;
+  /// Offsets in a rank's arenas.
+  struct Places {
+    std::uint64_t farewells;  ///< in host memory: a word a peer, by which it says that it has left
+    std::uint64_t data;
+  };
+
+  void open(int peer, const Places& places);
+  std::uint64_t* farewell(const Places& places, int owner, std::size_t writer) const;
 
   std::shared_ptr<Communicator> communicator_;
-  std::uint64_t offset_ = 0;
-  std::vector<std::byte*> bases_;  // by rank
+  Places mine_{kNoRoom, kNoRoom};
+  std::vector<std::byte*> bases_;             // by rank
+  std::vector<std::uint64_t*> my_farewells_;  // at every rank, by rank
 };
 
 }  // namespace expertwire

@@ -43,6 +43,14 @@ int Topology::ranks_on_host(int rank) const {
   }));
 }
 
+int Topology::ranks_on_gpu(int rank) const {
+  const RankPlace& mine = place(rank);
+  if (mine.cuda_device < 0) return 0;
+  return static_cast<int>(std::count_if(places_.begin(), places_.end(), [&](const RankPlace& p) {
+    return p.host == mine.host && p.gpu == mine.gpu;
+  }));
+}
+
 namespace {
 
 /// Equal for processes that can reach each other's local sockets and memory: same boot of a

@@ -22,6 +22,15 @@ __device__ __forceinline__ void store_release_system(std::uint32_t* word, std::u
   asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_release_system(std::uint64_t* word, std::uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" : : "l"(word), "l"(value) : "memory");
+}
+
+/// Adds to a word of any rank's memory, ordered like a release store.
+__device__ __forceinline__ void add_release_system(std::uint64_t* word, std::uint64_t value) {
+  asm volatile("red.release.sys.global.add.u64 [%0], %1;" : : "l"(word), "l"(value) : "memory");
+}
+
 /// Reads or writes a word without ordering anything else.
 __device__ __forceinline__ std::uint32_t load_relaxed_system(const std::uint32_t* word) {
   std::uint32_t value;
@@ -42,11 +51,110 @@ __device__ __forceinline__ std::uint32_t count_up_gpu(std::uint32_t* word) {
   return before;
 }
 
+__device__ __forceinline__ std::uint64_t load_relaxed_system(const std::uint64_t* word) {
+  std::uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+  return value;
+}
+
 /// Nanoseconds of a clock that all SMs share.
 __device__ __forceinline__ std::uint64_t now_ns() {
   std::uint64_t now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
 }
+
+/// Barrier `id` (1 to 15) of `threads` threads of the block, a multiple of 32.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("barrier.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+/// Two fp8-e4m3 of two fp32 values, round to nearest even, saturating at 448.
+__device__ __forceinline__ std::uint16_t to_e4m3x2(float low, float high) {
+  std::uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// Bulk copies (Hopper and later): one thread moves kilobytes between shared and global memory, the
+// latter of any rank that is mapped here. Addresses and sizes are multiples of 16 bytes.
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void mbarrier_init(std::uint64_t* barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+               :
+               : "r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
+}
+
+/// Makes initialised barriers visible to the copy engine.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// Arrives, and says how many bytes the barrier's phase has to wait for besides.
+__device__ __forceinline__ void mbarrier_expect(std::uint64_t* barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :
+               : "r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+/// Waits until the phase of parity `parity` is complete. What the copies brought is visible then.
+/// Copies end by themselves, so this wait has no deadline.
+__device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
+  std::uint32_t done = 0;
+  do {
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+        "selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+__device__ __forceinline__ void bulk_load(void* to_shared, const void* from_global,
+                                          std::uint32_t bytes, std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+      :
+      : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from_global)), "r"(bytes),
+        "r"(shared_address(barrier))
+      : "memory");
+}
+
+__device__ __forceinline__ void bulk_store(void* to_global, const void* from_shared,
+                                           std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+               :
+               : "l"(__cvta_generic_to_global(to_global)), "r"(shared_address(from_shared)),
+                 "r"(bytes)
+               : "memory");
+}
+
+/// Closes the group of this thread's stores since the last one.
+__device__ __forceinline__ void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;" : : : "memory");
+}
+
+/// Waits until all but the latest `kPending` groups of this thread are complete: their bytes are in
+/// the memory of their destination, and a release of this thread covers them.
+template <int kPending>
+__device__ __forceinline__ void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+/// Between an acquire and a bulk copy of what it covers: the copy engine is another proxy.
+__device__ __forceinline__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async;" : : : "memory");
+}
+
+#endif
 
 }  // namespace expertwire::device

@@ -81,7 +81,17 @@ struct Direction {
     finish(&words->senders_done, &words->sent, n, workers);
   }
   EXPERTWIRE_HOST_DEVICE void finish_receive(Epoch n, std::uint32_t workers) const {
-    finish(&words->receivers_done, &words->received, n, workers);
+    if (last_to_receive(workers)) end_receive(n);
+  }
+
+  /// finish_receive() in two steps, for a half whose last worker has more to do: it has then seen
+  /// what all others read and wrote.
+  EXPERTWIRE_HOST_DEVICE bool last_to_receive(std::uint32_t workers) const {
+    return Access::count_up(&words->receivers_done) + 1 == workers;
+  }
+  EXPERTWIRE_HOST_DEVICE void end_receive(Epoch n) const {
+    Access::store(&words->receivers_done, 0);
+    Access::store(&words->received, n);
   }
 
  private:

@@ -20,8 +20,10 @@ struct Reach {
 
 /// What a transport needs to map a peer's arena.
 struct ImportRequest {
+  const Endpoint& self;
   const Endpoint& peer;
-  const Fd& descriptor;  ///< of the peer's arena; empty when the peer is in this process
+  const Fd& descriptor;  ///< of the peer's host memory; empty when the peer is in this process
+  const Fd& device_descriptor;  ///< of its device memory, the same; for CudaShare::posix_fd
 };
 
 /// A kind of wire. The communicator asks the transports in order and takes the first that reaches.
@@ -34,13 +36,17 @@ class Transport {
   virtual ~Transport() = default;
 
   virtual std::string_view name() const noexcept = 0;
+  /// The kind of memory that it maps.
+  virtual MemoryKind kind() const noexcept = 0;
   virtual Reach reach(const Endpoint& self, const Endpoint& peer) const = 0;
   virtual Memory import(const ImportRequest& request) const = 0;
-  virtual std::unique_ptr<Connection> connect(int peer) const = 0;
+  virtual std::unique_ptr<Connection> connect(const Endpoint& self, int peer) const = 0;
 };
 
 std::unique_ptr<Transport> make_loopback_transport();
 std::unique_ptr<Transport> make_shm_transport();
+/// Null in builds without CUDA.
+std::unique_ptr<Transport> make_cuda_ipc_transport();
 
 /// All transports of this build, the one to prefer first.
 std::vector<std::unique_ptr<Transport>> make_transports();

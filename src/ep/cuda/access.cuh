@@ -31,4 +31,7 @@ struct DeviceAccess {
   }
 };
 
+/// The access of the library's kernels.
+using KernelAccess = DeviceAccess<>;
+
 }  // namespace expertwire::ep::cuda

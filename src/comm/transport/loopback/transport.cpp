@@ -10,12 +10,13 @@ namespace {
 class LoopbackTransport final : public Transport {
  public:
   std::string_view name() const noexcept override { return "loopback"; }
+  MemoryKind kind() const noexcept override { return MemoryKind::host; }
   Reach reach(const Endpoint& self, const Endpoint& peer) const override {
     const bool same = self.process == peer.process;
     return {same, same ? "same process" : "another process"};
   }
   Memory import(const ImportRequest& request) const override { return import_loopback(request); }
-  std::unique_ptr<Connection> connect(int peer) const override {
+  std::unique_ptr<Connection> connect(const Endpoint&, int peer) const override {
     return std::make_unique<MappedConnection>(peer, name());
   }
 };

@@ -10,12 +10,13 @@ namespace {
 class ShmTransport final : public Transport {
  public:
   std::string_view name() const noexcept override { return "shm"; }
+  MemoryKind kind() const noexcept override { return MemoryKind::host; }
   Reach reach(const Endpoint& self, const Endpoint& peer) const override {
     const bool same = self.host == peer.host;
     return {same, same ? "same host, memfd mapped" : "another host"};
   }
   Memory import(const ImportRequest& request) const override { return import_shm(request); }
-  std::unique_ptr<Connection> connect(int peer) const override {
+  std::unique_ptr<Connection> connect(const Endpoint&, int peer) const override {
     return std::make_unique<MappedConnection>(peer, name());
   }
 };

@@ -1,0 +1,33 @@
+// The comm layer's share of CUDA in builds without it.
+#include "base/check.hpp"
+#include "comm/device_memory.hpp"
+#include "comm/device_words.hpp"
+#include "comm/transport/transport.hpp"
+
+namespace expertwire {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  throw Error(ErrorCode::unsupported,
+              "this build of expertwire has no CUDA: nvcc was not found when it was built");
+}
+
+}  // namespace
+
+DeviceSegment create_device_segment(int, std::size_t) { refuse(); }
+std::size_t default_device_arena(int) { refuse(); }
+bool mps_runs() { return false; }
+
+std::unique_ptr<Transport> make_cuda_ipc_transport() { return nullptr; }
+
+DeviceWords::DeviceWords(int) { refuse(); }
+DeviceWords::~DeviceWords() = default;
+void DeviceWords::copy(void*, const void*, std::size_t) const { refuse(); }
+void DeviceWords::set(std::uint64_t*, std::uint64_t) const { refuse(); }
+void DeviceWords::add(std::uint64_t*, std::int64_t) const { refuse(); }
+std::uint64_t DeviceWords::read(const std::uint64_t*) const { refuse(); }
+void DeviceWords::zero(void*, std::size_t) const { refuse(); }
+void DeviceWords::flush(Deadline) const { refuse(); }
+
+}  // namespace expertwire

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "comm/endpoint.hpp"
+#include "comm/socket.hpp"
+
+namespace expertwire {
+
+/// Memory of a CUDA device that other processes can map.
+struct DeviceSegment {
+  CudaEndpoint endpoint{-1, CudaShare::none, {}, {}, 0, 0};  ///< what peers are told
+  Fd fd;                                                     ///< for CudaShare::posix_fd
+  std::shared_ptr<std::byte> mapping;
+};
+
+/// Takes `bytes` of `device` by the best way that the machine grants, or by the one that
+/// EXPERTWIRE_CUDA_MEMORY names. Throws `Error{unsupported}` in builds without CUDA, and
+/// `Error{invalid_argument}` if there is no such device.
+DeviceSegment create_device_segment(int device, std::size_t bytes);
+
+/// Bytes of an arena on `device` when nobody says how many.
+std::size_t default_device_arena(int device);
+
+/// Whether an MPS daemon serves this user: only then do processes share a GPU at the same time.
+bool mps_runs();
+
+}  // namespace expertwire

@@ -1,0 +1,54 @@
+#include "comm/device_words.hpp"
+
+#include <thread>
+
+#include "base/check.hpp"
+#include "base/cuda.hpp"
+#include "device/words.hpp"
+
+namespace expertwire {
+
+DeviceWords::DeviceWords(int device) : device_(device), stream_(make_cuda_stream(device)) {}
+DeviceWords::~DeviceWords() = default;
+
+void DeviceWords::copy(void* to, const void* from, std::size_t bytes) const {
+  const DeviceGuard guard(device_);
+  if (bytes > 0)
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()),
+               "cudaMemcpyAsync");
+}
+
+void DeviceWords::set(std::uint64_t* word, std::uint64_t value) const {
+  const DeviceGuard guard(device_);
+  check_cuda(launch_set_word(word, value, stream_.get()), "launch of set_word");
+}
+
+void DeviceWords::add(std::uint64_t* word, std::int64_t value) const {
+  const DeviceGuard guard(device_);
+  check_cuda(launch_add_to_word(word, value, stream_.get()), "launch of add_to_word");
+}
+
+void DeviceWords::zero(void* data, std::size_t bytes) const {
+  const DeviceGuard guard(device_);
+  check_cuda(cudaMemsetAsync(data, 0, bytes, stream_.get()), "cudaMemsetAsync");
+}
+
+std::uint64_t DeviceWords::read(const std::uint64_t* word) const {
+  std::uint64_t value = 0;
+  copy(&value, word, sizeof(value));
+  check_cuda(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+  return value;
+}
+
+void DeviceWords::flush(Deadline deadline) const {
+  for (;;) {
+    const cudaError_t state = cudaStreamQuery(stream_.get());
+    if (state == cudaSuccess) return;
+    if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
+    check(!deadline.expired(), ErrorCode::timeout, "flush waited {} ms for device {}",
+          deadline.budget().count(), device_);
+    std::this_thread::yield();
+  }
+}
+
+}  // namespace expertwire

@@ -1,0 +1,54 @@
+#pragma once
+
+// What every kernel of an object is given besides its operation. Shared by host and device.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ep/faults.hpp"
+#include "expertwire/host_device.hpp"
+
+namespace expertwire::ep::cuda {
+
+/// Ranks of one domain that kernels reach by load and store.
+inline constexpr int kMostRanks = 128;
+/// Experts over all ranks: kernels count them in shared memory.
+inline constexpr int kMostExperts = 8192;
+
+/// Pinned host memory by which kernels and host tell each other things.
+struct HostWords {
+  std::uint32_t abort;  ///< set by the host: leave your waits
+
+  // Written once, by the thread that failed first; `failed` last, released.
+  std::uint32_t failed;
+  std::int32_t code;      ///< ErrorCode
+  std::int32_t phase;     ///< Phase
+  std::int32_t peer;      ///< whom it waited for
+  std::uint64_t detail;   ///< epoch or row
+  std::uint64_t waited_ms;
+
+  // Added to by kernels, read by the host.
+  unsigned long long invalid_ids;
+  unsigned long long dropped_rows;
+  std::int64_t first_invalid_id;     ///< the id that was out of range
+  std::uint64_t first_invalid_at;    ///< its index + 1; 0: none yet
+};
+
+struct Context {
+  std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
+  HostWords* host;
+  std::uint32_t* failed;         ///< device memory: sticky, tested first by every kernel
+  std::uint64_t timeout_ns;
+  std::int32_t rank;
+  std::int32_t size;
+#if defined(EXPERTWIRE_TEST_FAULTS)
+  Fault removed;                 ///< a part of the protocol that is taken away
+  std::uint32_t longest_delay_ns;
+  std::int32_t stop_at;          ///< Phase at which this rank's kernels leave without a word; -1
+#endif
+};
+
+/// Which halves of an operation a launch is.
+enum Halves : std::int32_t { kSendHalf = 1, kReceiveHalf = 2, kBothHalves = 3 };
+
+}  // namespace expertwire::ep::cuda

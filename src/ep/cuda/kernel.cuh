@@ -1,0 +1,142 @@
+#pragma once
+
+// What the kernels of both modes have in common: how they enter and leave, wait, and address the
+// memory of a lane.
+
+#include "ep/cuda/access.cuh"
+#include "ep/cuda/context.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/error.hpp"
+
+namespace expertwire::ep::cuda {
+
+template <class T>
+__device__ __forceinline__ T* at(const Context& context, int owner, std::uint64_t offset) {
+  return reinterpret_cast<T*>(context.bases[owner] + offset);
+}
+
+__device__ __forceinline__ Direction<KernelAccess> direction(const Context& context,
+                                                             const DirectionSlots& place) {
+  return {at<DirectionWords>(context, context.rank, place.words),
+          at<Epoch>(context, context.rank, place.consumed)};
+}
+
+/// Leaves a report for the host, if nobody has before, and makes all kernels of the object leave.
+__device__ inline void report_failure(const Context& context, ErrorCode code, int peer, Phase phase,
+                                      std::uint64_t detail, std::uint64_t waited_ns) {
+  if (atomicCAS(context.failed, 0U, 1U) != 0U) return;
+  HostWords& host = *context.host;
+  host.code = static_cast<std::int32_t>(code);
+  host.phase = static_cast<std::int32_t>(phase);
+  host.peer = peer;
+  host.detail = detail;
+  host.waited_ms = waited_ns / 1'000'000;
+  device::store_release_system(&host.failed, 1);
+}
+
+/// Polls `ready()` until it is true; called by one thread. False when the wait is given up: at the
+/// deadline, when another thread of the object failed, or when the host says so.
+template <class Ready>
+__device__ bool wait_until(const Context& context, int peer, Phase phase, std::uint64_t detail,
+                           Ready ready) {
+  constexpr std::uint64_t kQuietNs = 100'000;
+  constexpr int kPolls = 16;
+  if (ready()) return true;
+  const std::uint64_t start = device::now_ns();
+  for (;;) {
+    for (int i = 0; i < kPolls; ++i)
+      if (ready()) return true;
+    const std::uint64_t waited = device::now_ns() - start;
+    if (waited < kQuietNs) continue;
+    if (device::load_relaxed_system(context.failed) != 0) return false;
+    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
+    if (!aborted && waited < context.timeout_ns) continue;
+    if (ready()) return true;
+    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase, detail,
+                   waited);
+    return false;
+  }
+}
+
+/// What the threads of a block learn from one of them before anything else.
+struct Entry {
+  Epoch send;
+  Epoch receive;
+  bool usable;
+};
+
+/// Reads the epochs once, before anybody can advance them. All threads call.
+__device__ __forceinline__ Entry enter(const Context& context,
+                                       const Direction<KernelAccess>& lane) {
+  __shared__ Entry entry;
+  if (threadIdx.x == 0)
+    entry = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed) == 0};
+  __syncthreads();
+  return entry;
+}
+
+/// Test builds: whether this rank is to vanish here.
+__device__ __forceinline__ bool stops(const Context& context, Phase phase) {
+#if defined(EXPERTWIRE_TEST_FAULTS)
+  return context.stop_at == static_cast<std::int32_t>(phase);
+#else
+  return false;
+#endif
+}
+
+/// Waits for credit of every peer. All threads call; true on all, or false on all.
+__device__ __forceinline__ bool await_credits(const Context& context,
+                                              const Direction<KernelAccess>& lane, Epoch n) {
+  bool good = true;
+  for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x)
+    good = wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
+  return __syncthreads_and(good);
+}
+
+/// Waits for flags that have one word a peer, `flag_of(peer)` apart. All threads call.
+template <class FlagOf, class Wanted>
+__device__ __forceinline__ bool await_flags(const Context& context, Phase phase, Epoch n,
+                                            FlagOf flag_of, Wanted wanted) {
+  bool good = true;
+  for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x) {
+    if (!wanted(peer)) continue;
+    const auto* flag = at<Epoch>(context, context.rank, flag_of(peer));
+    good = wait_until(context, peer, phase, n, [&] { return arrived<KernelAccess>(flag, n); });
+  }
+  return __syncthreads_and(good);
+}
+
+/// The end of a receive half. All threads of all blocks call; the last block tells every peer that
+/// epoch `n` has been read (unless `keep`, when a later release does), and advances the counter.
+/// Returns true in all threads of that last block.
+__device__ __forceinline__ bool leave_receive(const Context& context,
+                                              const Direction<KernelAccess>& lane,
+                                              const DirectionSlots& place, Epoch n, bool keep) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) last = lane.last_to_receive(gridDim.x);
+  __syncthreads();
+  if (!last) return false;
+  for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)
+    grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
+  __syncthreads();
+  if (threadIdx.x == 0) lane.end_receive(n);
+  return true;
+}
+
+__device__ __forceinline__ void leave_send(const Direction<KernelAccess>& lane, Epoch n) {
+  __syncthreads();
+  if (threadIdx.x == 0) lane.finish_send(n, gridDim.x);
+}
+
+/// The part of `count` items that block or warp `index` of `parts` owns: contiguous, in order.
+struct Part {
+  int begin;
+  int end;
+};
+__device__ __forceinline__ Part part_of(int count, int index, int parts) {
+  return {static_cast<int>(static_cast<std::int64_t>(count) * index / parts),
+          static_cast<int>(static_cast<std::int64_t>(count) * (index + 1) / parts)};
+}
+
+}  // namespace expertwire::ep::cuda

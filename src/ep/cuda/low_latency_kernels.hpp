@@ -1,0 +1,72 @@
+#pragma once
+
+// The kernels of the low-latency mode, as the host launches them.
+
+#include <cuda_runtime_api.h>
+
+#include "ep/cuda/context.hpp"
+#include "ep/routing.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/dtype.hpp"
+
+namespace expertwire::ep::cuda {
+
+/// Routing of one dispatch, in device memory that belongs to its handle. Rows that came are
+/// addressed by [source][M], so that nothing needs a prefix sum.
+struct LowLatencyRouting {
+  Destination* destinations;  ///< [M, width] of this rank's tokens, ascending ranks, -1 ends
+  std::int32_t* experts;      ///< [M, K] of this rank's tokens, -1 where there is none
+  std::int32_t* rows_from;    ///< [R] rows that each source sent here
+  std::int32_t* copies;       ///< [R, M, K] places of a row in the output, or one of the marks
+  float* weights;             ///< [R, M, K] that came with dispatch
+  static constexpr std::int32_t kEnd = -1, kDropped = -2;
+};
+
+/// What both operations are told of the object.
+struct LowLatencyShape {
+  LowLatencySlots slots;
+  Placement placement;
+  std::int32_t top_k;
+  std::int32_t width;  ///< most destinations of a token: min(K, R)
+  DType dtype;
+};
+
+struct LowLatencyDispatchParams {
+  Context context;
+  LowLatencyShape shape;
+  LowLatencyRouting routing;
+  std::int32_t tokens;
+  std::int32_t halves;
+  ExpertIds ids;              ///< [T, K]
+  const std::byte* x;         ///< [T, H]
+  const float* topk_weights;  ///< [T, K] or null
+  std::byte* out_x;           ///< [L, R*M, H]
+  std::int32_t* tokens_per_expert;  ///< [L]
+  std::int32_t* ranges;             ///< [L, R, 2]
+  std::int32_t* source_tokens;      ///< [L, R*M]
+};
+
+struct LowLatencyCombineParams {
+  Context context;
+  LowLatencyShape shape;
+  LowLatencyRouting routing;
+  std::int32_t tokens;
+  std::int32_t halves;
+  const std::byte* y;         ///< [L, R*M, H]
+  const float* topk_weights;  ///< [T, K], if dispatch had none; or null
+  const std::byte* bias;      ///< [T, H] or null
+  std::byte* out;             ///< [T, H]
+};
+
+struct Launch {
+  int blocks;
+  cudaStream_t stream;
+};
+
+cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch);
+cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch);
+
+/// Loads the kernels and lets them have their shared memory; once a device.
+cudaError_t prepare_low_latency();
+
+}  // namespace expertwire::ep::cuda

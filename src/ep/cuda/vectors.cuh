@@ -1,0 +1,81 @@
+#pragma once
+
+// Rows as 16-byte vectors: copies and sums by a team of threads. What the CPU backend's vector_ops
+// are to its loops.
+
+#include <cuda_bf16.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace expertwire::ep::cuda {
+
+/// A vector's elements in fp32, and how they go back: round to nearest even.
+struct Bf16 {
+  static constexpr int kLanes = 8;
+  __device__ static void add(float weight, const uint4& vector, float* acc) {
+    const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      acc[2 * i] = __fmaf_rn(weight, __uint_as_float(words[i] << 16), acc[2 * i]);
+      acc[2 * i + 1] = __fmaf_rn(weight, __uint_as_float(words[i] & 0xFFFF0000U), acc[2 * i + 1]);
+    }
+  }
+  __device__ static uint4 round(const float* acc) {
+    std::uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(acc[2 * i], acc[2 * i + 1]);
+      words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+    }
+    return {words[0], words[1], words[2], words[3]};
+  }
+};
+
+struct Fp32 {
+  static constexpr int kLanes = 4;
+  __device__ static void add(float weight, const uint4& vector, float* acc) {
+    acc[0] = __fmaf_rn(weight, __uint_as_float(vector.x), acc[0]);
+    acc[1] = __fmaf_rn(weight, __uint_as_float(vector.y), acc[1]);
+    acc[2] = __fmaf_rn(weight, __uint_as_float(vector.z), acc[2]);
+    acc[3] = __fmaf_rn(weight, __uint_as_float(vector.w), acc[3]);
+  }
+  __device__ static uint4 round(const float* acc) {
+    return {__float_as_uint(acc[0]), __float_as_uint(acc[1]), __float_as_uint(acc[2]),
+            __float_as_uint(acc[3])};
+  }
+};
+
+/// Vectors that a thread has in flight at once.
+inline constexpr int kInFlight = 4;
+
+/// Calls `step(index)` for the vectors of a row that belong to `thread`, kInFlight at a time:
+/// `load(slot, index)` for all of them, then `use(slot, index)`.
+template <class Load, class Use>
+__device__ __forceinline__ void for_vectors(int vectors, int thread, int threads, Load load,
+                                            Use use) {
+  for (int base = thread; base < vectors; base += kInFlight * threads) {
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (base + i * threads < vectors) load(i, base + i * threads);
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (base + i * threads < vectors) use(i, base + i * threads);
+  }
+}
+
+/// Copies a row of `vectors` vectors to `count` places; `place(i)` gives them, null for none.
+template <class Place>
+__device__ __forceinline__ void copy_row(const void* from, int vectors, int thread, int threads,
+                                         int count, Place place) {
+  uint4 held[kInFlight];
+  for_vectors(
+      vectors, thread, threads,
+      [&](int slot, int v) { held[slot] = static_cast<const uint4*>(from)[v]; },
+      [&](int slot, int v) {
+        for (int i = 0; i < count; ++i)
+          if (void* to = place(i)) static_cast<uint4*>(to)[v] = held[slot];
+      });
+}
+
+}  // namespace expertwire::ep::cuda
