@@ -84,6 +84,7 @@ RoundTripOptions draw_options(const Case& c, int step) {
   options.bias = random.chance(0.5);
   options.wide_ids = random.chance(0.5);
   options.preallocated = random.chance(0.5);
+  options.split = random.chance(0.3);
   options.output =
       random.chance(0.5) ? HighThroughput::Output::owned : HighThroughput::Output::pool;
   options.capacity = random.chance(0.4) ? 0.2 + 0.8 * random.uniform() : 0;

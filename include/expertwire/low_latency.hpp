@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -17,7 +18,12 @@ namespace expertwire {
 struct LowLatencyOptions {
   MoeShape shape;
   int lanes = 1;    ///< operations that can be in flight independently of each other, 1 to 8
-  int threads = 0;  ///< threads a lane works with; 0: EXPERTWIRE_THREADS
+  int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
+  /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
+  int sms = 0;
+  /// CUDA backend: handles a lane has memory for from the start. More take memory when dispatch is
+  /// called, which a capture must not do.
+  int handles = 8;
 };
 
 /// Dispatch and combine for small batches (decoding): every byte goes straight to its place, sizes
@@ -46,16 +52,26 @@ class LowLatency {
     ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
     Outputs outputs;
     Allocator allocator;  ///< for outputs that were not given; host memory if empty
-    /// Null: finished when the call returns. Else inputs and outputs must live until the stream is
-    /// synchronized, and the object's destructor waits for what is queued.
+    /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
+    /// inputs and outputs must live until the stream is synchronized, and the object's destructor
+    /// waits for what is queued. A CUDA stream may be capturing: give outputs then, for a capture
+    /// never allocates, and order replays with other calls to the lane yourself.
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
+    /// Gives the lane the send half alone; the result's receive() gives it the other. Inputs must
+    /// stay as they are until that has run. Between the two nothing of ours runs. Two send halves
+    /// of a lane may wait for their receive halves, which come in the same order.
+    bool send_only = false;
   };
 
   struct DispatchResult {
     Outputs outputs;  ///< as given, or as allocated; filled once the stream got there
     Handle handle;
     std::shared_ptr<void> owner;  ///< keeps allocated outputs alive
+    /// Set after send_only: gives the lane the receive half, on a stream or (null) now. Once; while
+    /// the object lives.
+    std::function<void(Stream*)> receive;
   };
 
   struct CombineRequest {
@@ -68,6 +84,8 @@ class LowLatency {
     Allocator allocator;
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;             ///< as in DispatchRequest
+    bool send_only = false;  ///< as in DispatchRequest
   };
 
   struct CombineResult {
@@ -75,6 +93,7 @@ class LowLatency {
     /// fma(w, y, acc) in fp32 in top-k order, rounded to the row type; so is the end.
     TensorView out;
     std::shared_ptr<void> owner;
+    std::function<void(Stream*)> receive;  ///< as in DispatchResult
   };
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.

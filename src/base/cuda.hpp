@@ -31,8 +31,8 @@ std::shared_ptr<CUstream_st> make_cuda_stream(int device);
 std::shared_ptr<void> allocate_on_device(std::size_t bytes, int device,
                                          std::shared_ptr<CUstream_st> stream);
 
-/// Host memory that kernels of all devices read and write; zeroed. Kept for the next user when it is
-/// given back.
+/// Host memory that kernels of all devices read and write; zeroed. Kept for the next user when it
+/// is given back.
 std::shared_ptr<void> allocate_pinned(std::size_t bytes);
 
 }  // namespace expertwire

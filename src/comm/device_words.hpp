@@ -22,10 +22,10 @@ class DeviceWords {
 
   /// Between memories of any kind that this device reaches; queued.
   void copy(void* to, const void* from, std::size_t bytes) const;
-  void set(std::uint64_t* word, std::uint64_t value) const;        ///< queued
-  void add(std::uint64_t* word, std::int64_t value) const;         ///< queued
-  void zero(void* data, std::size_t bytes) const;                  ///< queued
-  std::uint64_t read(const std::uint64_t* word) const;             ///< waits
+  void set(std::uint64_t* word, std::uint64_t value) const;  ///< queued
+  void add(std::uint64_t* word, std::int64_t value) const;   ///< queued
+  void zero(void* data, std::size_t bytes) const;            ///< queued
+  std::uint64_t read(const std::uint64_t* word) const;       ///< waits
   /// Waits for what is queued; throws `Error{timeout}` at the deadline.
   void flush(Deadline deadline) const;
 

@@ -64,9 +64,10 @@ __device__ __forceinline__ std::uint64_t now_ns() {
   return now;
 }
 
-/// Barrier `id` (1 to 15) of `threads` threads of the block, a multiple of 32.
-__device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("barrier.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
+/// Barrier `kId` (1 to 15) of `kThreads` threads of the block, a multiple of 32.
+template <int kId, int kThreads>
+__device__ __forceinline__ void barrier_sync() {
+  asm volatile("barrier.sync %0, %1;" : : "n"(kId), "n"(kThreads) : "memory");
 }
 
 /// Two fp8-e4m3 of two fp32 values, round to nearest even, saturating at 448.

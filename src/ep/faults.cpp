@@ -14,6 +14,9 @@ std::atomic<std::uint32_t> longest{0};
 std::atomic<std::uint64_t> delay_seed{1};
 std::atomic<std::uint64_t> threads_seen{0};
 
+std::atomic<int> stopped_rank{-1};
+std::atomic<std::int32_t> stopped_at{-1};
+
 std::uint64_t next_random() {
   thread_local std::uint64_t state = delay_seed.load() * 0x9E3779B97F4A7C15ULL +
                                      (threads_seen.fetch_add(1) + 1) * 0xD1B54A32D192ED03ULL;
@@ -27,6 +30,15 @@ std::uint64_t next_random() {
 
 void remove_part(Fault fault) noexcept { removed_part = fault; }
 bool removed(Fault fault) noexcept { return removed_part.load(std::memory_order_relaxed) == fault; }
+
+void stop_rank(int rank, std::int32_t phase) noexcept {
+  stopped_at = phase;
+  stopped_rank = rank;
+}
+
+KernelFaults kernel_faults(int rank) noexcept {
+  return {removed_part, longest * 1000, stopped_rank == rank ? stopped_at.load() : -1};
+}
 
 void set_delays(std::uint32_t microseconds, std::uint64_t seed) noexcept {
   longest = microseconds;

@@ -23,6 +23,16 @@ bool removed(Fault fault) noexcept;
 /// Delays of up to `microseconds`, on average every fourth step; 0 switches them off.
 void set_delays(std::uint32_t microseconds, std::uint64_t seed) noexcept;
 void delay() noexcept;
+/// CUDA: from now on kernels of `rank` leave without a word when they come to `phase` (as Phase);
+/// rank -1: none do.
+void stop_rank(int rank, std::int32_t phase) noexcept;
+/// What the host chose, for kernels of one rank.
+struct KernelFaults {
+  Fault removed;
+  std::uint32_t longest_delay_ns;
+  std::int32_t stop_at;
+};
+KernelFaults kernel_faults(int rank) noexcept;
 #else
 constexpr bool removed(Fault) noexcept { return false; }
 constexpr void delay() noexcept {}

@@ -88,7 +88,9 @@ HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
                                 Env::get().first_epoch,
                                 pool_rows()};
   region = std::make_shared<ep::Region>(
-      communicator, ep::Region::Request{agreement, slots.bytes, slots.flag_bytes()});
+      communicator,
+      ep::Region::Request{
+          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
   lanes.resize(static_cast<std::size_t>(options.lanes));
   for (int l = 0; l < options.lanes; ++l)
     lanes[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(

@@ -2,67 +2,102 @@
 
 #include "base/check.hpp"
 #include "base/env.hpp"
-#include "ep/cpu/low_latency.hpp"
-#include "ep/object.hpp"
+#include "ep/low_latency_engine.hpp"
 #include "ep/validate.hpp"
 
 namespace expertwire {
 
-namespace {
+namespace ep {
 
-using ep::cpu::LowLatencyHandle;
-using ep::cpu::LowLatencyLane;
-
-ep::LowLatencySlots slots_of(const LowLatencyOptions& options, int ranks) {
-  ep::SlotSizes sizes;
+LowLatencySlots low_latency_slots(const LowLatencyOptions& options, int ranks) {
+  SlotSizes sizes;
   sizes.ranks = static_cast<std::uint64_t>(ranks);
   sizes.local_experts = static_cast<std::uint64_t>(options.shape.experts / ranks);
   sizes.max_tokens = static_cast<std::uint64_t>(options.shape.max_tokens);
   sizes.top_k = static_cast<std::uint64_t>(options.shape.top_k);
   sizes.row_bytes = options.shape.row_bytes();
-  return ep::LowLatencySlots::place(sizes);
+  return LowLatencySlots::place(sizes);
 }
+
+std::shared_ptr<Region> make_region(const Object& object, const LowLatencyOptions& options) {
+  const MoeShape& shape = options.shape;
+  const LowLatencySlots slots = low_latency_slots(options, object.communicator()->size());
+  const Agreement agreement{0,
+                            shape.hidden,
+                            shape.experts,
+                            shape.top_k,
+                            shape.max_tokens,
+                            static_cast<std::int32_t>(shape.dtype),
+                            options.lanes,
+                            Env::get().first_epoch,
+                            0};
+  return std::make_shared<Region>(
+      object.communicator(),
+      Region::Request{
+          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
+}
+
+}  // namespace ep
+
+namespace {
 
 void check_options(const LowLatencyOptions& options, int ranks) {
   ep::check_shape(options.shape, ranks);
   ep::check_lanes(options.lanes);
 }
 
+/// The operations of one direction of a lane that have been called.
+struct Calls {
+  std::uint64_t sent = 0;
+  std::uint64_t received = 0;
+
+  /// A send needs the slot of the operation two before, whose receive half must be on its way.
+  void check_send(const char* operation) const {
+    check(sent - received < ep::kSlots, ErrorCode::invalid_usage,
+          "{}: two send halves of this lane wait for their receive half; call receive() of the "
+          "earlier one first",
+          operation);
+  }
+  void check_receive(const char* operation, std::uint64_t number) const {
+    check(received == number, ErrorCode::invalid_usage,
+          "{}: receive halves of a lane are called in the order of their send halves, once each; "
+          "this is number {}, the next is {}",
+          operation, number, received);
+  }
+};
+
 }  // namespace
 
 struct LowLatency::Impl {
+  struct Lane {
+    Calls dispatch, combine;
+  };
+
   ep::Object object;
   LowLatencyOptions options;
-  std::shared_ptr<ep::Region> region;
-  std::vector<std::unique_ptr<LowLatencyLane>> lanes;
+  std::unique_ptr<ep::LowLatencyEngine> engine;
+  std::vector<Lane> lanes;
   std::uint64_t dispatches = 0;
 
   Impl(const std::shared_ptr<Communicator>& communicator, const LowLatencyOptions& opts)
-      : object(communicator, "LowLatency"), options(opts) {
-    const MoeShape& shape = options.shape;
-    const ep::LowLatencySlots slots = slots_of(options, communicator->size());
-    const int workers = ep::team_size(*communicator, options.threads);
-    const ep::Agreement agreement{0,
-                                  shape.hidden,
-                                  shape.experts,
-                                  shape.top_k,
-                                  shape.max_tokens,
-                                  static_cast<std::int32_t>(shape.dtype),
-                                  options.lanes,
-                                  Env::get().first_epoch,
-                                  0};
-    region = std::make_shared<ep::Region>(
-        communicator, ep::Region::Request{agreement, slots.bytes, slots.flag_bytes()});
-    for (int l = 0; l < options.lanes; ++l)
-      lanes.push_back(std::make_unique<LowLatencyLane>(LowLatencyLane::Memory(region, slots, l),
-                                                       shape, workers));
-  }
+      : object(communicator, "LowLatency"),
+        options(opts),
+        engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
+                                                : ep::make_cpu_engine(object, options)),
+        lanes(static_cast<std::size_t>(options.lanes)) {}
 
   std::int64_t ranks() const { return object.communicator()->size(); }
   std::int64_t local_experts() const { return options.shape.experts / ranks(); }
   std::int64_t rows_per_expert() const { return ranks() * options.shape.max_tokens; }
+  Lane& lane_of(const ep::HandleState& handle) {
+    return lanes[static_cast<std::size_t>(handle.lane)];
+  }
+  const Allocator& allocator_of(const Allocator& given) const {
+    return given ? given : engine->default_allocator();
+  }
 
   Outputs make_outputs(const Outputs& given, ep::OutputMaker& maker) const;
+  void check_combine(const CombineRequest& request, const ep::LowLatencyHandle& handle) const;
 };
 
 LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
@@ -83,9 +118,7 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
 }
 
 LowLatency::LowLatency(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-LowLatency::~LowLatency() {
-  for (const auto& lane : impl_->lanes) lane->turnstile().drain();
-}
+LowLatency::~LowLatency() = default;
 
 std::unique_ptr<LowLatency> LowLatency::create(const std::shared_ptr<Communicator>& communicator,
                                                const LowLatencyOptions& options) {
@@ -96,77 +129,106 @@ std::unique_ptr<LowLatency> LowLatency::create(const std::shared_ptr<Communicato
 
 std::size_t LowLatency::memory_bytes(const LowLatencyOptions& options, int ranks) {
   check_options(options, ranks);
-  return slots_of(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
+  return ep::low_latency_slots(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
 }
 
-Status LowLatency::status() const { return impl_->object.status(); }
+Status LowLatency::status() const {
+  Status status = impl_->object.status();
+  impl_->engine->refresh(status);
+  return status;
+}
 
 LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
   ep::check_dispatch_inputs(self.options.shape, request.x, request.topk_idx, request.topk_weights);
-  ep::OutputMaker maker(request.allocator);
+  ep::check_stream(*self.object.communicator(), request.stream);
+  const int number = static_cast<int>(self.dispatches % self.lanes.size());
+  Calls& calls = self.lanes[static_cast<std::size_t>(number)].dispatch;
+  calls.check_send("dispatch");
+  if (!request.send_only) calls.check_receive("dispatch", calls.sent);
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
   result.outputs = self.make_outputs(request.outputs, maker);
   result.owner = maker.owner();
 
-  auto handle = std::make_shared<LowLatencyHandle>();
+  auto handle = self.engine->make_handle(number, request.stream);
   handle->object = self.object.id();
-  handle->lane = static_cast<int>(self.dispatches++ % self.lanes.size());
+  handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->weighted = request.topk_weights.present();
+  handle->received = !request.send_only;
+  ep::LowLatencyEngine::Dispatch work{request.x,      request.topk_idx, request.topk_weights,
+                                      result.outputs, handle,           result.owner,
+                                      request.stream, request.timeout,  request.sms};
+  ++self.dispatches;
+  const std::uint64_t sent = calls.sent++;
+  if (!request.send_only) ++calls.received;
+  self.engine->dispatch(work, request.send_only ? ep::Half::send : ep::Half::both);
   result.handle = Handle(handle);
-  LowLatencyLane& lane = *self.lanes[static_cast<std::size_t>(handle->lane)];
-  const LowLatencyLane::Dispatch op{request.x, request.topk_weights, result.outputs, handle.get()};
-  const ep::ExpertIds ids{request.topk_idx.data(), request.topk_idx.dtype() == DType::int64};
-  self.object.execute(
-      request.stream, lane.turnstile(),
-      [&self, &lane, op, ids, handle, owner = result.owner, timeout = request.timeout] {
-        handle->route =
-            ep::make_route(ids, handle->tokens, self.options.shape.top_k,
-                           {static_cast<std::int32_t>(self.ranks()), self.options.shape.experts});
-        self.object.note_invalid_ids(handle->route, ids);
-        const auto context = self.object.wait_context(timeout, "low-latency dispatch");
-        lane.send_dispatch(op, context);
-        lane.receive_dispatch(op, context);
-        self.object.note_dropped_rows(handle->dropped_rows);
-      });
+  if (request.send_only)
+    result.receive = [impl = impl_.get(), &calls, work, sent](Stream* stream) mutable {
+      impl->object.check_usable();
+      ep::check_stream(*impl->object.communicator(), stream);
+      calls.check_receive("dispatch", sent);
+      ++calls.received;
+      work.handle->received = true;
+      work.stream = stream;
+      impl->engine->dispatch(work, ep::Half::receive);
+    };
   return result;
+}
+
+void LowLatency::Impl::check_combine(const CombineRequest& request,
+                                     const ep::LowLatencyHandle& handle) const {
+  const MoeShape& shape = options.shape;
+  check(handle.received, ErrorCode::invalid_usage,
+        "the handle's dispatch has sent only; call its receive() before combine");
+  ep::check_rows("y", request.y, shape.dtype, {local_experts(), rows_per_expert(), shape.hidden});
+  if (request.topk_weights.present()) {
+    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
+                     {handle.tokens, shape.top_k});
+    check(!handle.weighted, ErrorCode::invalid_usage,
+          "topk_weights are given to combine, but dispatch had them already; give them once");
+  }
+  if (request.bias.present())
+    ep::check_rows("bias", request.bias, shape.dtype, {handle.tokens, shape.hidden});
+  if (request.out.present())
+    ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
 }
 
 LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
   const MoeShape& shape = self.options.shape;
-  auto handle = self.object.own_handle<LowLatencyHandle>(request.handle.state());
-  ep::check_rows("y", request.y, shape.dtype,
-                 {self.local_experts(), self.rows_per_expert(), shape.hidden});
-  const std::int64_t tokens = handle->tokens;
-  if (request.topk_weights.present()) {
-    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {tokens, shape.top_k});
-    check(!handle->weighted, ErrorCode::invalid_usage,
-          "topk_weights are given to combine, but dispatch had them already; give them once");
-  }
-  if (request.bias.present())
-    ep::check_rows("bias", request.bias, shape.dtype, {tokens, shape.hidden});
-  ep::OutputMaker maker(request.allocator);
+  auto handle = self.object.own_handle<ep::LowLatencyHandle>(request.handle.state());
+  self.check_combine(request, *handle);
+  ep::check_stream(*self.object.communicator(), request.stream);
+  Calls& calls = self.lane_of(*handle).combine;
+  calls.check_send("combine");
+  if (!request.send_only) calls.check_receive("combine", calls.sent);
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
   CombineResult result;
-  if (request.out.present())
-    ep::check_rows("out", request.out, shape.dtype, {tokens, shape.hidden});
-  result.out =
-      request.out.present() ? request.out : maker.make("out", shape.dtype, {tokens, shape.hidden});
+  result.out = request.out.present()
+                   ? request.out
+                   : maker.make("out", shape.dtype, {handle->tokens, shape.hidden});
   result.owner = maker.owner();
 
-  LowLatencyLane& lane = *self.lanes[static_cast<std::size_t>(handle->lane)];
-  const LowLatencyLane::Combine op{request.y, request.topk_weights, request.bias, result.out,
-                                   handle.get()};
-  self.object.execute(request.stream, lane.turnstile(),
-                      [&self, &lane, op, handle, owner = result.owner, timeout = request.timeout] {
-                        const auto context =
-                            self.object.wait_context(timeout, "low-latency combine");
-                        lane.send_combine(op, context);
-                        lane.receive_combine(op, context);
-                      });
+  ep::LowLatencyEngine::Combine work{
+      request.y,    request.topk_weights, request.bias,    result.out, handle,
+      result.owner, request.stream,       request.timeout, request.sms};
+  const std::uint64_t sent = calls.sent++;
+  if (!request.send_only) ++calls.received;
+  self.engine->combine(work, request.send_only ? ep::Half::send : ep::Half::both);
+  if (request.send_only)
+    result.receive = [impl = impl_.get(), &calls, work, sent](Stream* stream) mutable {
+      impl->object.check_usable();
+      ep::check_stream(*impl->object.communicator(), stream);
+      calls.check_receive("combine", sent);
+      ++calls.received;
+      work.stream = stream;
+      impl->engine->combine(work, ep::Half::receive);
+    };
   return result;
 }
 

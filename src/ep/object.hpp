@@ -22,7 +22,7 @@ struct HandleState {
   std::uint64_t object = 0;  ///< id of the object that made it
   int lane = 0;
   int tokens = 0;            ///< T of the dispatch
-  Route route;               ///< set once the dispatch runs
+  Route route;               ///< CPU backend: set once the dispatch runs
   std::weak_ptr<void> held;  ///< expires when no caller has a handle any more
 
   HandleState() = default;

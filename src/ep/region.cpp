@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "base/check.hpp"
+#include "comm/device_words.hpp"
 
 namespace expertwire::ep {
 
@@ -36,10 +39,18 @@ Region::Region(const std::shared_ptr<Communicator>& communicator, const Request&
              request.lane_bytes * static_cast<std::uint64_t>(request.agreement.lanes)),
       lane_bytes_(request.lane_bytes) {
   const int rank = communicator->rank();
+  std::vector<Epoch> flags(request.flag_bytes / sizeof(Epoch), request.agreement.first_epoch);
+  for (std::uint64_t offset : request.counters)
+    std::fill_n(&flags[offset / sizeof(Epoch) + 2], 2, 0);  // workers that are done
+  std::optional<DeviceWords> device;
+  if (communicator->cuda_device() >= 0) device.emplace(communicator->cuda_device());
   for (int l = 0; l < request.agreement.lanes; ++l) {
-    auto* words = reinterpret_cast<Epoch*>(lane(rank, l));
-    std::fill(words, words + request.flag_bytes / sizeof(Epoch), request.agreement.first_epoch);
+    if (device)
+      device->copy(lane(rank, l), flags.data(), request.flag_bytes);
+    else
+      std::memcpy(lane(rank, l), flags.data(), request.flag_bytes);
   }
+  if (device) device->flush(Deadline::after(communicator->timeout()));
   // This gather is also the barrier after which peers may write.
   std::vector<Agreement> agreements(static_cast<std::size_t>(communicator->size()));
   agreements[static_cast<std::size_t>(rank)] = request.agreement;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "comm/shared_block.hpp"
 #include "ep/lane.hpp"
@@ -26,7 +27,8 @@ class Region {
   struct Request {
     Agreement agreement;
     std::uint64_t lane_bytes;
-    std::uint64_t flag_bytes;  ///< at the start of each lane, set to the first epoch
+    std::uint64_t flag_bytes;             ///< at the start of each lane, set to the first epoch
+    std::vector<std::uint64_t> counters;  ///< offsets of the DirectionWords among them
   };
 
   /// Collective. Throws `Error{mismatch}` that names the first thing ranks disagree on.

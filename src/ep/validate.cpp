@@ -62,6 +62,13 @@ void check_lanes(int lanes) {
                  kMostLanes);
 }
 
+void check_stream(const Communicator& communicator, const Stream* stream) {
+  const bool cuda = communicator.cuda_device() >= 0;
+  check_argument(stream == nullptr || stream->is_cuda() == cuda,
+                 "stream is {}, but the communicator is on the {} backend",
+                 cuda ? "a thread of the CPU backend" : "a CUDA stream", cuda ? "CUDA" : "CPU");
+}
+
 void check_topk_idx(const ConstTensorView& topk_idx) {
   check_argument(topk_idx.present() && topk_idx.dimensions() == 2 &&
                      (topk_idx.dtype() == DType::int32 || topk_idx.dtype() == DType::int64),

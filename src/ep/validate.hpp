@@ -3,7 +3,9 @@
 #include <initializer_list>
 #include <string>
 
+#include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"
+#include "expertwire/stream.hpp"
 #include "expertwire/tensor.hpp"
 
 namespace expertwire::ep {
@@ -14,6 +16,8 @@ namespace expertwire::ep {
 void check_expert_count(int experts, int ranks);
 void check_shape(const MoeShape& shape, int ranks);
 void check_lanes(int lanes);
+/// A stream, or none, of the communicator's backend.
+void check_stream(const Communicator& communicator, const Stream* stream);
 /// [T, K], int32 or int64.
 void check_topk_idx(const ConstTensorView& topk_idx);
 /// The tensors of a dispatch: T from `x`, at most M.

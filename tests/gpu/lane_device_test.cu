@@ -38,6 +38,14 @@ struct Params {
   unsigned* late;             ///< waits that reached their deadline
 };
 
+// Faults -----------------------------------------------------------------------------------------
+
+template <Fault kRemoved>
+struct Removed {
+  __device__ static constexpr bool removed(Fault fault) { return fault == kRemoved; }
+  __device__ static void delay() {}
+};
+
 // Device -----------------------------------------------------------------------------------------
 
 __device__ std::uint32_t mix(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
@@ -180,13 +188,13 @@ TEST_F(LaneOnDevice, EveryWordIsRightAndEpochsWrap) {
 
 TEST_F(LaneOnDevice, WithoutCreditUnreadRowsAreLost) {
   Outcome outcome;
-  run<cuda::DeviceAccess<Fault::credit>>(true, 301, kAlmostWrapped, 1, &outcome);
+  run<cuda::DeviceAccess<Removed<Fault::credit>>>(true, 301, kAlmostWrapped, 1, &outcome);
   EXPECT_GT(outcome.wrong + outcome.late, 0U);
 }
 
 TEST_F(LaneOnDevice, WithoutFlagsRowsAreReadTooEarly) {
   Outcome outcome;
-  run<cuda::DeviceAccess<Fault::flag>>(false, 301, kAlmostWrapped, 1, &outcome);
+  run<cuda::DeviceAccess<Removed<Fault::flag>>>(false, 301, kAlmostWrapped, 1, &outcome);
   EXPECT_GT(outcome.wrong, 0U);
 }
 

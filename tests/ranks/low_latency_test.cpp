@@ -41,6 +41,7 @@ TEST_P(LowLatencyRoundTrip, MatchesOracle) {
       options.bias = step % 2 == 1;
       options.wide_ids = step % 3 != 0;
       options.preallocated = step % 2 == 0;
+      options.split = step % 3 == 1;
       reports.add(round_trip(*object, *communicator, workload, step, options));
     }
   });

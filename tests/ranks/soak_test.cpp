@@ -18,6 +18,7 @@ TEST(Soak, TwoThousandLowLatencyRoundTrips) {
       reference::RoundTripOptions options;
       options.weights = step % 2 == 0 ? reference::RoundTripOptions::Weights::dispatch
                                       : reference::RoundTripOptions::Weights::combine;
+      options.split = step % 3 == 0;
       reports.add(round_trip(*object, *communicator, workload, step, options));
     }
   });

@@ -10,10 +10,20 @@
 
 namespace expertwire::test {
 
+/// Tests that include this run on the backend that their program was built for: gpu_tests has the
+/// same sources as rank_tests, on CUDA. There, ranks share the GPUs in turn.
+#if defined(EXPERTWIRE_TEST_ON_CUDA)
+int cuda_device_of(int rank);  ///< tests/gpu/devices.cpp
+inline constexpr bool kOnCuda = true;
+#else
+inline int cuda_device_of(int) { return -1; }
+inline constexpr bool kOnCuda = false;
+#endif
+
 /// Small enough for many ranks in one process, large enough for what tests need.
 inline CommunicatorOptions small_arena() {
   CommunicatorOptions options;
-  options.arena_bytes = std::size_t{1} << 32;
+  options.arena_bytes = std::size_t{1} << (kOnCuda ? 29 : 32);
   options.timeout = std::chrono::milliseconds(20000);
   return options;
 }
@@ -22,8 +32,12 @@ inline CommunicatorOptions small_arena() {
 inline void with_thread_ranks(int ranks,
                               const std::function<void(const std::shared_ptr<Communicator>&)>& body,
                               const CommunicatorOptions& options = small_arena()) {
+  if (kOnCuda && cuda_device_of(0) < 0)
+    GTEST_SKIP() << "no CUDA device here; tools/gpu_check.sh runs this where there is one";
   run_in_process(ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
-    body(Communicator::create(std::move(bootstrap), options));
+    CommunicatorOptions mine = options;
+    if (kOnCuda) mine.cuda_device = cuda_device_of(bootstrap->rank());
+    body(Communicator::create(std::move(bootstrap), mine));
   });
 }
 
@@ -35,6 +49,7 @@ class Reports {
     total_ += report;
   }
   ~Reports() {
+    if (testing::Test::IsSkipped()) return;
     EXPECT_EQ(total_.wrong, 0) << total_.first_wrong;
     EXPECT_GT(total_.checked, 0);
   }

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "reference/space.hpp"
+
 namespace expertwire::reference {
 
 namespace {
@@ -51,49 +53,27 @@ class Checker {
   Report report_;
 };
 
-/// Inputs of one call, in the form that the options ask for.
+/// Inputs of one call, in the form that the options ask for, and their likeness on the host.
 struct Call {
   RankInput input;
-  std::vector<std::int32_t> narrow_ids;
   ConstTensorView x, topk_idx, topk_weights, bias;
 
-  Call(const Workload& workload, int rank, int step, const RoundTripOptions& options)
+  Call(Tensors& tensors, const Workload& workload, int rank, int step,
+       const RoundTripOptions& options)
       : input(workload.input(rank, step)) {
     const MoeShape& shape = workload.spec().shape;
     const std::int64_t tokens = input.tokens;
-    x = {input.x.data(), shape.dtype, {tokens, shape.hidden}};
-    topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
-    bias = {input.bias.data(), shape.dtype, {tokens, shape.hidden}};
-    if (options.wide_ids) {
-      topk_idx = {input.topk_idx.data(), DType::int64, {tokens, shape.top_k}};
-    } else {
-      narrow_ids.assign(input.topk_idx.begin(), input.topk_idx.end());
-      topk_idx = {narrow_ids.data(), DType::int32, {tokens, shape.top_k}};
-    }
+    auto upload = [&](const void* data, DType dtype, std::int64_t columns) {
+      return tensors.upload({data, dtype, {tokens, columns}});
+    };
+    x = upload(input.x.data(), shape.dtype, shape.hidden);
+    topk_weights = upload(input.topk_weights.data(), DType::fp32, shape.top_k);
+    bias = upload(input.bias.data(), shape.dtype, shape.hidden);
+    const std::vector<std::int32_t> narrow(input.topk_idx.begin(), input.topk_idx.end());
+    topk_idx = options.wide_ids ? upload(input.topk_idx.data(), DType::int64, shape.top_k)
+                                : upload(narrow.data(), DType::int32, shape.top_k);
   }
 };
-
-/// Output memory that is poisoned, so that what nobody wrote shows.
-class Poisoned {
- public:
-  TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
-    const std::size_t bytes = std::max<std::size_t>(TensorView(nullptr, dtype, shape).bytes(), 16);
-    Allocation allocation = allocate_host({"poisoned", dtype, shape, bytes});
-    std::memset(allocation.data, 0x7B, bytes);
-    owners_.push_back(allocation.owner);
-    return {allocation.data, dtype, shape};
-  }
-
- private:
-  std::vector<std::shared_ptr<void>> owners_;
-};
-
-Allocator poisoning_allocator(Poisoned& memory) {
-  return [&memory](const AllocationRequest& request) {
-    const TensorView view = memory.make(DType::uint8, {static_cast<std::int64_t>(request.bytes)});
-    return Allocation{view.data(), nullptr};
-  };
-}
 
 void check_combined(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
                     const TensorView& out, Oracle::Weights weights, bool bias,
@@ -170,8 +150,8 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   const int rank = communicator.rank(), ranks = communicator.size();
   const MoeShape& shape = workload.spec().shape;
   const std::int64_t local = shape.experts / ranks, rows = ranks * shape.max_tokens;
-  const Call call(workload, rank, step, options);
-  Poisoned memory;
+  Tensors tensors(communicator);
+  const Call call(tensors, workload, rank, step, options);
   Checker check(rank);
 
   LowLatency::DispatchRequest request;
@@ -181,28 +161,38 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
     request.topk_weights = call.topk_weights;
   if (options.preallocated)
     request.outputs = {
-        memory.make(shape.dtype, {local, rows, shape.hidden}), memory.make(DType::int32, {local}),
-        memory.make(DType::int32, {local, ranks, 2}), memory.make(DType::int32, {local, rows})};
+        tensors.make(shape.dtype, {local, rows, shape.hidden}), tensors.make(DType::int32, {local}),
+        tensors.make(DType::int32, {local, ranks, 2}), tensors.make(DType::int32, {local, rows})};
   else
-    request.allocator = poisoning_allocator(memory);
+    request.allocator = tensors.allocator();
+  request.send_only = options.split;
   const auto dispatched = object.dispatch(request);
+  if (options.split) dispatched.receive(nullptr);
 
   const Oracle oracle(workload, step);
-  check_expert_major(check, oracle, workload, rank, step, dispatched.outputs);
+  const LowLatency::Outputs seen{tensors.download(dispatched.outputs.x),
+                                 tensors.download(dispatched.outputs.tokens_per_expert),
+                                 tensors.download(dispatched.outputs.ranges),
+                                 tensors.download(dispatched.outputs.source_tokens)};
+  check_expert_major(check, oracle, workload, rank, step, seen);
 
   LowLatency::CombineRequest back;
-  const TensorView y = memory.make(shape.dtype, {local, rows, shape.hidden});
-  run_experts({&workload, rank}, dispatched.outputs, y.as<std::byte>());
+  const TensorView y = tensors.make(shape.dtype, {local, rows, shape.hidden});
+  const TensorView made = tensors.download(y);
+  run_experts({&workload, rank}, seen, made.as<std::byte>());
+  tensors.write_back(y, made);
   back.y = y;
   back.handle = dispatched.handle;
   if (options.weights == RoundTripOptions::Weights::combine) back.topk_weights = call.topk_weights;
   if (options.bias) back.bias = call.bias;
   if (options.preallocated)
-    back.out = memory.make(shape.dtype, {call.input.tokens, shape.hidden});
+    back.out = tensors.make(shape.dtype, {call.input.tokens, shape.hidden});
   else
-    back.allocator = poisoning_allocator(memory);
+    back.allocator = tensors.allocator();
+  back.send_only = options.split;
   const auto combined = object.combine(back);
-  check_combined(check, oracle, workload, rank, combined.out,
+  if (options.split) combined.receive(nullptr);
+  check_combined(check, oracle, workload, rank, tensors.download(combined.out),
                  options.weights == RoundTripOptions::Weights::none ? Oracle::Weights::none
                                                                     : Oracle::Weights::given,
                  options.bias, Oracle::Layout::expert_major, nullptr);
@@ -265,9 +255,9 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   const int rank = communicator.rank(), ranks = communicator.size();
   const MoeShape& shape = workload.spec().shape;
   const bool weighted = options.weights == RoundTripOptions::Weights::dispatch;
-  const Call call(workload, rank, step, options);
+  Tensors tensors(communicator);
+  const Call call(tensors, workload, rank, step, options);
   const Oracle oracle(workload, step);
-  Poisoned memory;
   Checker check(rank);
 
   Capacities capacities;
@@ -287,54 +277,66 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   if (options.capacity > 0) request.capacity = capacities.rows[at(rank)];
   if (options.preallocated && request.capacity && options.output == HighThroughput::Output::owned) {
     const std::int64_t n = *request.capacity;
-    request.outputs = {memory.make(shape.dtype, {n, shape.hidden}), memory.make(DType::int32, {n}),
-                       memory.make(DType::int32, {n, shape.top_k}),
-                       memory.make(DType::fp32, {n, shape.top_k})};
+    request.outputs = {
+        tensors.make(shape.dtype, {n, shape.hidden}), tensors.make(DType::int32, {n}),
+        tensors.make(DType::int32, {n, shape.top_k}), tensors.make(DType::fp32, {n, shape.top_k})};
   } else {
-    request.allocator = poisoning_allocator(memory);
+    request.allocator = tensors.allocator();
   }
   auto dispatched = object.dispatch(request);
-  check.same("needed_rows", 0, 0, *dispatched.needed_rows.as<std::int32_t>(),
+  auto see = [&] {
+    const HighThroughput::Outputs& o = dispatched.outputs;
+    return HighThroughput::Outputs{tensors.download(o.x), tensors.download(o.source_tokens),
+                                   tensors.download(o.topk_experts),
+                                   tensors.download(o.topk_weights)};
+  };
+  HighThroughput::Outputs seen = see();
+  check.same("needed_rows", 0, 0, *tensors.download(dispatched.needed_rows).as<std::int32_t>(),
              static_cast<std::int32_t>(expected.size()));
   check.same("rows", 0, 0, dispatched.outputs.x.size(0), capacities.rows[at(rank)]);
-  check_token_major(check, expected, workload, step, dispatched.outputs, weighted);
+  check_token_major(check, expected, workload, step, seen, weighted);
   if (options.cached) {
     object.release(dispatched.handle);
     request.topk_idx = {};
     request.capacity.reset();
     request.outputs = {};
-    request.allocator = poisoning_allocator(memory);
+    request.allocator = tensors.allocator();
     request.cached = dispatched.handle;
     dispatched = object.dispatch(request);
-    check_token_major(check, expected, workload, step, dispatched.outputs, weighted);
+    seen = see();
+    check_token_major(check, expected, workload, step, seen, weighted);
   }
 
   const std::int64_t n = dispatched.outputs.x.size(0);
   const std::int64_t filled = std::min(n, static_cast<std::int64_t>(expected.size()));
   const bool in_place = options.in_place && options.output == HighThroughput::Output::pool;
   const TensorView y =
-      in_place ? dispatched.outputs.x : memory.make(shape.dtype, {n, shape.hidden});
-  run_experts({&workload, rank}, dispatched.outputs, filled, weighted, y.as<std::byte>());
+      in_place ? dispatched.outputs.x : tensors.make(shape.dtype, {n, shape.hidden});
+  const TensorView made = tensors.download(y);
+  run_experts({&workload, rank}, seen, filled, weighted, made.as<std::byte>());
+  tensors.write_back(y, made);
 
   HighThroughput::CombineRequest back;
   back.y = y;
   back.handle = dispatched.handle;
-  std::vector<float> home_weights;
   if (options.weights_home) back.topk_weights = dispatched.outputs.topk_weights;
   if (options.bias) back.bias = call.bias;
-  back.allocator = poisoning_allocator(memory);
+  back.allocator = tensors.allocator();
   const auto combined = object.combine(back);
-  check_combined(check, oracle, workload, rank, combined.out,
+  check_combined(check, oracle, workload, rank, tensors.download(combined.out),
                  weighted ? Oracle::Weights::given : Oracle::Weights::none, options.bias,
                  Oracle::Layout::token_major, &capacities);
-  if (options.weights_home && options.capacity == 0)
+  if (!options.weights_home || options.capacity != 0) return check.report();
+  const TensorView home = tensors.download(combined.topk_weights);
+  {
     for (int t = 0; t < call.input.tokens; ++t)
       for (int k = 0; k < shape.top_k; ++k) {
         const std::size_t i = at(t) * at(shape.top_k) + at(k);
         const float want =
             weighted && call.input.topk_idx[i] >= 0 ? call.input.topk_weights[i] : 0.0F;
-        check.same("weights home", t, k, combined.topk_weights.as<float>()[i], want);
+        check.same("weights home", t, k, home.as<float>()[i], want);
       }
+  }
   return check.report();
 }
 

@@ -25,6 +25,7 @@ struct RoundTripOptions {
   bool bias = false;
   bool wide_ids = true;  ///< int64 expert ids, else int32
   bool preallocated = false;
+  bool split = false;  ///< low latency: send and receive halves apart
   // High throughput alone.
   HighThroughput::Output output = HighThroughput::Output::owned;
   double capacity = 0;        ///< share of the needed rows to give as capacity; 0: eager counts

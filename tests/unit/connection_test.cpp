@@ -18,7 +18,8 @@ class ConnectionContract : public testing::TestWithParam<const char*> {
  protected:
   ConnectionContract() {
     for (auto& transport : make_transports())
-      if (transport->name() == std::string(GetParam())) connection_ = transport->connect(Endpoint{}, 1);
+      if (transport->name() == std::string(GetParam()))
+        connection_ = transport->connect(Endpoint{}, 1);
   }
   static Memory memory(int rank, std::size_t bytes) {
     return {rank, std::shared_ptr<std::byte>(new std::byte[bytes]{}, [](auto* p) { delete[] p; }),

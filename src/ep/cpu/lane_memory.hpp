@@ -18,13 +18,7 @@ template <class Slots>
 class LaneMemory {
  public:
   LaneMemory(std::shared_ptr<Region> region, const Slots& slots, int lane)
-      : slots_(slots), region_(std::move(region)), lane_(lane) {
-    for (const DirectionSlots* direction : {&slots_.dispatch, &slots_.combine}) {
-      auto* words = at<DirectionWords>(rank(), direction->words);
-      words->senders_done = 0;
-      words->receivers_done = 0;
-    }
-  }
+      : slots_(slots), region_(std::move(region)), lane_(lane) {}
 
   const Slots& slots() const { return slots_; }
   int rank() const { return region_->communicator().rank(); }

@@ -6,15 +6,13 @@
 #include "comm/wait.hpp"
 #include "ep/cpu/lane_memory.hpp"
 #include "ep/cpu/team.hpp"
-#include "ep/object.hpp"
+#include "ep/low_latency_engine.hpp"
 #include "ep/slots.hpp"
-#include "expertwire/low_latency.hpp"
 
 namespace expertwire::ep::cpu {
 
 /// Routing of one low-latency dispatch: where this rank's tokens went (Route), and what came.
-struct LowLatencyHandle final : HandleState {
-  bool weighted = false;                 ///< weights came with dispatch
+struct LowLatencyHandle final : ep::LowLatencyHandle {
   std::vector<std::int32_t> rows_from;   ///< [R] rows that each source sent here
   std::vector<std::int64_t> first_from;  ///< [R + 1] index of each source's first row
   /// For every row that came, in order of source and row, K entries: where its copies lie in the

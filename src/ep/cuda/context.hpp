@@ -21,30 +21,30 @@ struct HostWords {
 
   // Written once, by the thread that failed first; `failed` last, released.
   std::uint32_t failed;
-  std::int32_t code;      ///< ErrorCode
-  std::int32_t phase;     ///< Phase
-  std::int32_t peer;      ///< whom it waited for
-  std::uint64_t detail;   ///< epoch or row
+  std::int32_t code;     ///< ErrorCode
+  std::int32_t phase;    ///< Phase
+  std::int32_t peer;     ///< whom it waited for
+  std::uint64_t detail;  ///< epoch or row
   std::uint64_t waited_ms;
 
   // Added to by kernels, read by the host.
   unsigned long long invalid_ids;
   unsigned long long dropped_rows;
-  std::int64_t first_invalid_id;     ///< the id that was out of range
-  std::uint64_t first_invalid_at;    ///< its index + 1; 0: none yet
+  std::int64_t first_invalid_id;   ///< the id that was out of range
+  std::uint64_t first_invalid_at;  ///< its index + 1; 0: none yet
 };
 
 struct Context {
   std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
   HostWords* host;
-  std::uint32_t* failed;         ///< device memory: sticky, tested first by every kernel
+  std::uint32_t* failed;  ///< device memory: sticky, tested first by every kernel
   std::uint64_t timeout_ns;
   std::int32_t rank;
   std::int32_t size;
 #if defined(EXPERTWIRE_TEST_FAULTS)
-  Fault removed;                 ///< a part of the protocol that is taken away
+  Fault removed;  ///< a part of the protocol that is taken away
   std::uint32_t longest_delay_ns;
-  std::int32_t stop_at;          ///< Phase at which this rank's kernels leave without a word; -1
+  std::int32_t stop_at;  ///< Phase at which this rank's kernels leave without a word; -1
 #endif
 };
 

@@ -52,8 +52,8 @@ __device__ bool wait_until(const Context& context, int peer, Phase phase, std::u
     const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
     if (!aborted && waited < context.timeout_ns) continue;
     if (ready()) return true;
-    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase, detail,
-                   waited);
+    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase,
+                   detail, waited);
     return false;
   }
 }
@@ -69,6 +69,9 @@ struct Entry {
 __device__ __forceinline__ Entry enter(const Context& context,
                                        const Direction<KernelAccess>& lane) {
   __shared__ Entry entry;
+#if defined(EXPERTWIRE_TEST_FAULTS)
+  if (threadIdx.x == 0) BlockFaults::chosen() = {context.removed, context.longest_delay_ns};
+#endif
   if (threadIdx.x == 0)
     entry = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed) == 0};
   __syncthreads();

@@ -2,11 +2,12 @@
 // home, where at most min(K, R) of them are added.
 //
 // Roles. The first block ships the weights if dispatch did not have them. A team sums one row that
-// came from another rank and writes the partial sum into that rank's slot. Then the whole block adds
-// the partial sums of one token after another; the own rank's share is made there, without a slot.
+// came from another rank and writes the partial sum into that rank's slot. Then the whole block
+// adds the partial sums of one token after another; the own rank's share is made there, without a
+// slot.
 //
-// Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank alone,
-// a row by one team; an output token by one block.
+// Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
+// alone, a row by one team; an output token by one block.
 //
 // Memory order. As in dispatch: stores of the team, barrier, release of the row's flag; acquire by
 // one thread, barrier, loads. Weights have one flag a source. A rank has read the weights of an
@@ -34,7 +35,7 @@ using Params = LowLatencyCombineParams;
 
 /// What a team knows of the row or token that it sums, in shared memory.
 struct TeamWords {
-  const std::byte* rows[kMostTopK];     // expert outputs of a row, in top-k order
+  const std::byte* rows[kMostTopK];  // expert outputs of a row, in top-k order
   float weights[kMostTopK];
   int count;
   const std::byte* parts[kMostTopK];  // partial sums of a token, ascending ranks; null: the own
@@ -83,16 +84,17 @@ __device__ void find_rows(const Params& p, TeamWords& team, int source, int row,
   const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t entry =
-      (static_cast<std::int64_t>(source) * static_cast<std::int64_t>(slots.sizes.max_tokens) + row) *
+      (static_cast<std::int64_t>(source) * static_cast<std::int64_t>(slots.sizes.max_tokens) +
+       row) *
       p.shape.top_k;
   std::int32_t place = LowLatencyRouting::kEnd;
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
     if (place >= 0)
-      weight = p.topk_weights != nullptr
-                   ? at<const float>(p.context, p.context.rank, slots.weights_of(n, source, row))[lane]
-                   : p.routing.weights[entry + lane];
+      weight = p.topk_weights != nullptr ? at<const float>(p.context, p.context.rank,
+                                                           slots.weights_of(n, source, row))[lane]
+                                         : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(0xFFFFFFFFU, place >= 0);  // dropped ones are left out
   if (place >= 0) {
@@ -175,8 +177,8 @@ __device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<Kernel
 
 // Roles: tokens ----------------------------------------------------------------------------------
 
-/// Waits for the partial sums of a token and collects them; the block's first warp. The own rank's is null here:
-/// its expert outputs are collected instead.
+/// Waits for the partial sums of a token and collects them; the block's first warp. The own rank's
+/// is null here: its expert outputs are collected instead.
 __device__ bool find_parts(const Params& p, TeamWords& team, int token, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
@@ -197,8 +199,8 @@ __device__ bool find_parts(const Params& p, TeamWords& team, int token, Epoch n)
   const unsigned own = __ballot_sync(0xFFFFFFFFU, from.rank == c.rank);
   if (lane == 0) team.part_count = __popc(all);
   if (own != 0)
-    find_rows(p, team, c.rank,
-              __shfl_sync(0xFFFFFFFFU, from.row, __ffs(static_cast<int>(own)) - 1), n);
+    find_rows(p, team, c.rank, __shfl_sync(0xFFFFFFFFU, from.row, __ffs(static_cast<int>(own)) - 1),
+              n);
   return __all_sync(0xFFFFFFFFU, good);
 }
 
@@ -231,11 +233,11 @@ template <class Element>
 __device__ void sum_token(const Params& p, const TeamWords& words, int token) {
   const std::uint64_t row_bytes = p.shape.slots.sizes.row_bytes;
   const std::uint64_t offset = static_cast<std::uint64_t>(token) * row_bytes;
-  const auto* bias =
-      p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
+  const auto* bias = p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
   auto* out = reinterpret_cast<uint4*>(p.out + offset);
   const auto vectors = static_cast<int>(row_bytes / sizeof(uint4));
-  for (int v = threadIdx.x; v < vectors; v += blockDim.x) out[v] = sum_parts<Element>(words, bias, v);
+  for (int v = threadIdx.x; v < vectors; v += blockDim.x)
+    out[v] = sum_parts<Element>(words, bias, v);
 }
 
 template <class Element>

@@ -2,13 +2,13 @@
 //
 // Roles. A block owns contiguous tokens and plans them: it counts the selections of all tokens
 // before its own, so that the row and position of each of its tokens follow without asking anybody.
-// The last block has counted nearly everything by then; it sends the counts. After that the block is
-// four teams. A team writes whole rows (one per token and destination), then expands whole rows as
-// they arrive.
+// The last block has counted nearly everything by then; it sends the counts. After that the block
+// is four teams. A team writes whole rows (one per token and destination), then expands whole rows
+// as they arrive.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
-// one team; outputs and the handle's entries of a row by the team that expands it; counts and ranges
-// by the first block.
+// one team; outputs and the handle's entries of a row by the team that expands it; counts and
+// ranges by the first block.
 //
 // Memory order. Rows: stores of the team, barrier, release of the row's flag at system scope; the
 // receiver's thread 0 acquires the flag, barrier, loads. Slots are written after a credit was
@@ -16,8 +16,9 @@
 // count of all blocks. The own rank's rows carry a header through the slot; their payload is read
 // from x, which must not change until the receive half is done.
 //
-// Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; every block reads
-// topk_idx[0, end of its tokens); a row waits for one flag, and costs three barriers of 256 threads.
+// Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; every block
+// reads topk_idx[0, end of its tokens); a row waits for one flag, and costs three barriers of 256
+// threads.
 
 #include "ep/cuda/kernel.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
@@ -56,7 +57,7 @@ struct Expansion {
 struct Shared {
   Plan plan;
   Expansion rows[Team::kPerBlock];
-  std::int32_t rows_to_rank[kMostRanks];    // send: so far; receive: rows before each source's
+  std::int32_t rows_to_rank[kMostRanks];  // send: so far; receive: rows before each source's
   std::int32_t total_to_rank[kMostRanks + 1];
 };
 
@@ -135,8 +136,7 @@ __device__ void plan_token(const Params& p, Shared& s, int b, int token) {
   if (lane < p.shape.width)
     p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] =
         s.plan.destinations[b][lane];
-  if (lane < top_k)
-    p.routing.experts[static_cast<std::int64_t>(token) * top_k + lane] = expert;
+  if (lane < top_k) p.routing.experts[static_cast<std::int64_t>(token) * top_k + lane] = expert;
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -199,8 +199,7 @@ __device__ void send_row(const Params& p, const Plan& plan, const Team& team, in
     publish<KernelAccess>(at<Epoch>(c, to.rank, slots.row_flag_of(n, c.rank, to.row)), n);
 }
 
-__device__ bool send(const Params& p, Shared& s, Epoch n,
-                     const Direction<KernelAccess>& lane) {
+__device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   const int experts = p.shape.placement.experts, top_k = p.shape.top_k;
   const Part own = part_of(p.tokens, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
@@ -308,7 +307,9 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ro
     }
     const std::int64_t entry =
         (static_cast<std::int64_t>(source) * static_cast<std::int64_t>(slots.sizes.max_tokens) +
-         index) * top_k + lane;
+         index) *
+            top_k +
+        lane;
     p.routing.copies[entry] = note;
     p.routing.weights[entry] = weight;
   }
@@ -328,15 +329,13 @@ __device__ void expand_row(const Params& p, Shared& s, const Team& team, int sou
   if (team.first_warp()) find_places(p, s, row, header, source, index);
   team.sync();
   const std::byte* payload =
-      source == p.context.rank
-          ? p.x + static_cast<std::uint64_t>(row.token) * slots.sizes.row_bytes
-          : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
+      source == p.context.rank ? p.x + static_cast<std::uint64_t>(row.token) * slots.sizes.row_bytes
+                               : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
   copy_row(payload, static_cast<int>(slots.sizes.row_bytes / sizeof(uint4)), team.thread,
            Team::kThreads, row.copies, [&](int i) { return row.places[i]; });
 }
 
-__device__ void receive(const Params& p, Shared& s, Epoch n,
-                        const Direction<KernelAccess>& lane) {
+__device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
   __syncthreads();  // shared memory changes hands

@@ -37,10 +37,10 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
-  ExpertIds ids;              ///< [T, K]
-  const std::byte* x;         ///< [T, H]
-  const float* topk_weights;  ///< [T, K] or null
-  std::byte* out_x;           ///< [L, R*M, H]
+  ExpertIds ids;                    ///< [T, K]
+  const std::byte* x;               ///< [T, H]
+  const float* topk_weights;        ///< [T, K] or null
+  std::byte* out_x;                 ///< [L, R*M, H]
   std::int32_t* tokens_per_expert;  ///< [L]
   std::int32_t* ranges;             ///< [L, R, 2]
   std::int32_t* source_tokens;      ///< [L, R*M]

@@ -18,17 +18,21 @@ struct Team {
     return in_block * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   }
   __device__ static int count() { return kPerBlock * static_cast<int>(gridDim.x); }
-  __device__ void sync() const { device::barrier_sync(1 + in_block, kThreads); }
-  __device__ bool first_warp() const { return thread < 32; }
-
-  /// True on all threads if thread 0 found `good`; `slot` is a word of the team in shared memory.
-  __device__ bool agree(bool good, bool* slot) const {
-    if (thread == 0) *slot = good;
-    sync();
-    const bool result = *slot;
-    sync();
-    return result;
+  /// Barriers have constant ids, so that racecheck can follow them.
+  __device__ void sync() const {
+    static_assert(kPerBlock == 4);
+    switch (in_block) {
+      case 0:
+        return device::barrier_sync<1, kThreads>();
+      case 1:
+        return device::barrier_sync<2, kThreads>();
+      case 2:
+        return device::barrier_sync<3, kThreads>();
+      default:
+        return device::barrier_sync<4, kThreads>();
+    }
   }
+  __device__ bool first_warp() const { return thread < 32; }
 };
 
 }  // namespace expertwire::ep::cuda

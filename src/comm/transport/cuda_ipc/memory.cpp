@@ -48,9 +48,8 @@ struct Driver {
     constexpr unsigned kVersion = 12040;  // the oldest that has all of them
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found{};
-    check_cuda(
-        cudaGetDriverEntryPointByVersion(name, &entry, kVersion, cudaEnableDefault, &found),
-        "cudaGetDriverEntryPointByVersion");
+    check_cuda(cudaGetDriverEntryPointByVersion(name, &entry, kVersion, cudaEnableDefault, &found),
+               "cudaGetDriverEntryPointByVersion");
     check(entry != nullptr, ErrorCode::unsupported, "the CUDA driver has no {}", name);
     function = reinterpret_cast<Function>(entry);
   }
@@ -91,9 +90,9 @@ CUmemAllocationProp properties_of(int device, CUmemAllocationHandleType type) {
 std::size_t rounded(int device, std::size_t bytes, CUmemAllocationHandleType type) {
   const CUmemAllocationProp properties = properties_of(device, type);
   std::size_t granularity = 1;
-  check_driver(Driver::get().granularity(&granularity, &properties,
-                                         CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-               "cuMemGetAllocationGranularity");
+  check_driver(
+      Driver::get().granularity(&granularity, &properties, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+      "cuMemGetAllocationGranularity");
   return (bytes + granularity - 1) / granularity * granularity;
 }
 
@@ -116,12 +115,12 @@ std::shared_ptr<std::byte> map_allocation(CUmemGenericAllocationHandle allocatio
   }
   driver.release(allocation);
   check_driver(result, "cuMemMap");
-  std::shared_ptr<std::byte> mapping(
-      reinterpret_cast<std::byte*>(address), [bytes](std::byte* data) {
-        const auto at = reinterpret_cast<CUdeviceptr>(data);
-        Driver::get().unmap(at, bytes);
-        Driver::get().unreserve(at, bytes);
-      });
+  std::shared_ptr<std::byte> mapping(reinterpret_cast<std::byte*>(address),
+                                     [bytes](std::byte* data) {
+                                       const auto at = reinterpret_cast<CUdeviceptr>(data);
+                                       Driver::get().unmap(at, bytes);
+                                       Driver::get().unreserve(at, bytes);
+                                     });
   allow_access(mapping.get(), bytes, device);
   return mapping;
 }
@@ -168,9 +167,8 @@ struct Way {
   CudaShare share;
   const char* name;
 };
-constexpr Way kWays[] = {{CudaShare::posix_fd, "posix_fd"},
-                         {CudaShare::fabric, "fabric"},
-                         {CudaShare::ipc, "ipc"}};
+constexpr Way kWays[] = {
+    {CudaShare::posix_fd, "posix_fd"}, {CudaShare::fabric, "fabric"}, {CudaShare::ipc, "ipc"}};
 
 /// Why a way cannot be gone on this device, or nullptr.
 const char* obstacle(CudaShare share, int device) {
@@ -285,9 +283,10 @@ Memory import_cuda_ipc(const ImportRequest& request) {
                }};
   } else {
     const bool fabric = peer.share == CudaShare::fabric;
-    void* source = fabric ? const_cast<unsigned char*>(peer.handle.data())
-                          : reinterpret_cast<void*>(
-                                static_cast<std::intptr_t>(request.device_descriptor.get()));
+    void* source =
+        fabric
+            ? const_cast<unsigned char*>(peer.handle.data())
+            : reinterpret_cast<void*>(static_cast<std::intptr_t>(request.device_descriptor.get()));
     CUmemGenericAllocationHandle allocation = 0;
     check_driver(Driver::get().import_handle(
                      &allocation, source,

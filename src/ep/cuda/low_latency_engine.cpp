@@ -1,0 +1,142 @@
+#include "ep/low_latency_engine.hpp"
+
+#include <array>
+
+#include "base/check.hpp"
+#include "ep/cuda/low_latency_kernels.hpp"
+#include "ep/cuda/runtime.hpp"
+
+namespace expertwire::ep {
+
+namespace {
+
+using cuda::BlockPool;
+using cuda::Carver;
+using cuda::LowLatencyRouting;
+using cuda::Runtime;
+
+struct CudaHandle final : LowLatencyHandle {
+  std::shared_ptr<std::byte> memory;
+  LowLatencyRouting routing{};
+};
+
+std::int32_t halves_of(Half half) {
+  if (half == Half::both) return cuda::kBothHalves;
+  return half == Half::send ? cuda::kSendHalf : cuda::kReceiveHalf;
+}
+
+/// Low latency on CUDA: an operation is one launch, a split one two of the same kernel.
+class CudaEngine final : public LowLatencyEngine {
+ public:
+  CudaEngine(Object& object, const LowLatencyOptions& options)
+      : runtime_(object, make_region(object, options), options.lanes, options.sms) {
+    const int ranks = object.communicator()->size();
+    shape_.slots = low_latency_slots(options, ranks);
+    shape_.placement = {ranks, options.shape.experts};
+    shape_.top_k = options.shape.top_k;
+    shape_.width = std::min(options.shape.top_k, ranks);
+    shape_.dtype = options.shape.dtype;
+    const DeviceGuard guard(runtime_.share().device());
+    check_cuda(cuda::prepare_low_latency(), "loading the low-latency kernels");
+    const std::size_t bytes = carve_routing(nullptr, nullptr);
+    for (int l = 0; l < options.lanes; ++l)
+      pools_.push_back(
+          std::make_shared<BlockPool>(runtime_.shared_share(), bytes, options.handles));
+  }
+
+  std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) override {
+    auto handle = std::make_shared<CudaHandle>();
+    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(
+        runtime_.stream_of({lane, stream, {}, 0, "", true}));
+    carve_routing(handle->memory.get(), &handle->routing);
+    return handle;
+  }
+
+  void dispatch(const Dispatch& work, Half half) override {
+    const auto& handle = static_cast<const CudaHandle&>(*work.handle);
+    const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
+                             "low-latency dispatch", true};
+    cuda::LowLatencyDispatchParams p{};
+    p.context = runtime_.context_of(call);
+    p.shape = shape_;
+    p.routing = handle.routing;
+    p.tokens = handle.tokens;
+    p.halves = halves_of(half);
+    p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+    p.x = work.x.as<std::byte>();
+    p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+    p.out_x = work.outputs.x.as<std::byte>();
+    p.tokens_per_expert = work.outputs.tokens_per_expert.as<std::int32_t>();
+    p.ranges = work.outputs.ranges.as<std::int32_t>();
+    p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
+    const int blocks = runtime_.budget_of(call);
+    runtime_.run(call, [&](cudaStream_t stream) {
+      check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
+    });
+  }
+
+  void combine(const Combine& work, Half half) override {
+    const auto& handle = static_cast<const CudaHandle&>(*work.handle);
+    const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
+                             "low-latency combine", true};
+    cuda::LowLatencyCombineParams p{};
+    p.context = runtime_.context_of(call);
+    p.shape = shape_;
+    p.routing = handle.routing;
+    p.tokens = handle.tokens;
+    p.halves = halves_of(half);
+    p.y = work.y.as<std::byte>();
+    p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+    p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;
+    p.out = work.out.as<std::byte>();
+    const int blocks = runtime_.budget_of(call);
+    runtime_.run(call, [&](cudaStream_t stream) {
+      check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
+    });
+  }
+
+  void refresh(Status& status) const override { runtime_.refresh(status); }
+  const Allocator& default_allocator() const override { return runtime_.allocator(); }
+
+ private:
+  /// Places a handle's arrays; returns their size.
+  std::size_t carve_routing(std::byte* base, LowLatencyRouting* routing) const {
+    const SlotSizes& sizes = shape_.slots.sizes;
+    const auto width = static_cast<std::size_t>(shape_.width);
+    const std::size_t came = sizes.ranks * sizes.max_tokens * sizes.top_k;
+    Carver carver(base);
+    LowLatencyRouting r{};
+    r.destinations = carver.take<Destination>(sizes.max_tokens * width);
+    r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+    r.rows_from = carver.take<std::int32_t>(sizes.ranks);
+    r.copies = carver.take<std::int32_t>(came);
+    r.weights = carver.take<float>(came);
+    if (routing != nullptr) *routing = r;
+    return carver.bytes();
+  }
+
+  Runtime runtime_;
+  cuda::LowLatencyShape shape_{};
+  std::vector<std::shared_ptr<BlockPool>> pools_;  // by lane
+};
+
+}  // namespace
+
+std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object,
+                                                   const LowLatencyOptions& options) {
+  const int ranks = object.communicator()->size();
+  check(ranks <= cuda::kMostRanks, ErrorCode::unsupported,
+        "{} ranks; the CUDA backend reaches at most {} by load and store", ranks, cuda::kMostRanks);
+  check(options.shape.experts <= cuda::kMostExperts, ErrorCode::unsupported,
+        "shape.experts is {}; the CUDA backend takes at most {}", options.shape.experts,
+        cuda::kMostExperts);
+  check_argument(static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <=
+                     INT32_MAX,
+                 "shape.experts {} times shape.max_tokens {} is more than {} output rows",
+                 options.shape.experts, options.shape.max_tokens, INT32_MAX);
+  check_argument(options.handles >= 2 && options.handles <= 4096,
+                 "handles is {}; it must be from 2 to 4096", options.handles);
+  return std::make_unique<CudaEngine>(object, options);
+}
+
+}  // namespace expertwire::ep

@@ -1,0 +1,280 @@
+#include "ep/cuda/runtime.hpp"
+
+#include <atomic>
+#include <map>
+#include <thread>
+
+#include "base/check.hpp"
+
+namespace expertwire::ep::cuda {
+
+unsigned long long capture_of(cudaStream_t stream) {
+  cudaStreamCaptureStatus status{};
+  unsigned long long id = 0;
+  check_cuda(cudaStreamGetCaptureInfo(stream, &status, &id), "cudaStreamGetCaptureInfo");
+  return status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
+// Chain ------------------------------------------------------------------------------------------
+
+Chain::Chain(int device) : device_(device) {
+  const DeviceGuard guard(device);
+  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+Chain::~Chain() {
+  const DeviceGuard guard(device_);
+  cudaEventDestroy(event_);
+}
+
+void Chain::enter(cudaStream_t stream) {
+  if (!used_ || stream == last_stream_) return;
+  if (capture_of(stream) != last_capture_) return;  // across captures the caller keeps the order
+  check_cuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+}
+
+void Chain::leave(cudaStream_t stream) {
+  used_ = true;
+  last_stream_ = stream;
+  last_capture_ = capture_of(stream);
+  recorded_ = last_capture_ == 0;
+  check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+}
+
+void Chain::drain() noexcept {
+  if (recorded_) cudaEventSynchronize(event_);
+}
+
+// DeviceShare ------------------------------------------------------------------------------------
+
+std::shared_ptr<DeviceShare> DeviceShare::of(const std::shared_ptr<Communicator>& communicator) {
+  static std::mutex mutex;
+  static std::map<Communicator*, std::weak_ptr<DeviceShare>> all;
+  std::lock_guard lock(mutex);
+  std::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
+  auto& place = all[communicator.get()];
+  auto share = place.lock();
+  if (!share) place = share = std::make_shared<DeviceShare>(*communicator);
+  return share;
+}
+
+namespace {
+
+int sms_of(const Communicator& communicator) {
+  int sms = 0;
+  check_cuda(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
+                                    communicator.cuda_device()),
+             "cudaDeviceGetAttribute");
+  const int ranks = communicator.topology().ranks_on_gpu(communicator.rank());
+  check(ranks <= sms, ErrorCode::unsupported, "{} ranks share a GPU of {} SMs; at most {} can",
+        ranks, sms, sms);
+  return sms / ranks;
+}
+
+}  // namespace
+
+DeviceShare::DeviceShare(const Communicator& communicator)
+    : device_(communicator.cuda_device()),
+      sms_(sms_of(communicator)),
+      stream_(make_cuda_stream(device_)),
+      memory_stream_(make_cuda_stream(device_)),
+      order_(device_) {}
+
+void DeviceShare::join(int sms) {
+  std::lock_guard lock(mutex_);
+  joined_ += sms;
+}
+
+void DeviceShare::leave(int sms) {
+  std::lock_guard lock(mutex_);
+  joined_ -= sms;
+}
+
+void DeviceShare::enter_order(cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  if (joined_ > sms_) order_.enter(stream);
+}
+
+void DeviceShare::leave_order(cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  if (joined_ > sms_) order_.leave(stream);
+}
+
+// BlockPool --------------------------------------------------------------------------------------
+
+BlockPool::BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count)
+    : share_(std::move(share)), bytes_(align_up(bytes, 256)) {
+  add(count);
+}
+
+void BlockPool::add(int count) {
+  owned_.push_back(allocate_on_device(bytes_ * static_cast<std::size_t>(count), share_->device(),
+                                      share_->memory_stream()));
+  for (int i = 0; i < count; ++i)
+    free_.push_back(static_cast<std::byte*>(owned_.back().get()) +
+                    bytes_ * static_cast<std::size_t>(i));
+}
+
+std::shared_ptr<std::byte> BlockPool::take(cudaStream_t stream) {
+  const bool captured = capture_of(stream) != 0;
+  std::lock_guard lock(mutex_);
+  if (free_.empty()) {
+    check(!captured, ErrorCode::capacity,
+          "a captured dispatch needs memory for its handle, of which {} are in use; raise `handles` "
+          "in the options, because a capture must not allocate",
+          owned_.size());
+    add(1);
+  }
+  std::byte* block = free_.back();
+  free_.pop_back();
+  // What a graph replays must never be anybody else's.
+  if (captured) return {block, [pool = shared_from_this()](std::byte*) {}};
+  return {block, [pool = shared_from_this()](std::byte* p) {
+            std::lock_guard back(pool->mutex_);
+            pool->free_.push_back(p);
+          }};
+}
+
+// Runtime ----------------------------------------------------------------------------------------
+
+Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int sms)
+    : object_(object), region_(std::move(region)), share_(DeviceShare::of(object.communicator())) {
+  check_argument(sms >= 0, "sms is {}; it must not be negative", sms);
+  sms_ = sms == 0 ? share_->sms() : std::min(sms, share_->sms());
+  const DeviceGuard guard(share_->device());
+  words_memory_ = allocate_pinned(sizeof(HostWords));
+  words_ = static_cast<HostWords*>(words_memory_.get());
+  failed_memory_ =
+      allocate_on_device(sizeof(std::uint32_t), share_->device(), share_->memory_stream());
+  failed_ = static_cast<std::uint32_t*>(failed_memory_.get());
+  check_cuda(cudaMemsetAsync(failed_, 0, sizeof(*failed_), share_->memory_stream().get()),
+             "cudaMemsetAsync");
+  check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
+  allocator_ = [share = share_](const AllocationRequest& request) -> Allocation {
+    auto memory = allocate_on_device(std::max<std::size_t>(request.bytes, 16), share->device(),
+                                     share->memory_stream());
+    return {memory.get(), memory};
+  };
+  for (int l = 0; l < lanes; ++l) chains_.push_back(std::make_unique<Chain>(share_->device()));
+  share_->join(sms_ * lanes);
+}
+
+Runtime::~Runtime() {
+  drain();
+  share_->leave(sms_ * static_cast<int>(chains_.size()));
+}
+
+void Runtime::drain() noexcept {
+  const DeviceGuard guard(share_->device());
+  for (const auto& chain : chains_) chain->drain();
+}
+
+cudaStream_t Runtime::stream_of(const Call& call) const {
+  return call.stream != nullptr ? static_cast<cudaStream_t>(call.stream->cuda_handle())
+                                : share_->stream();
+}
+
+int Runtime::budget_of(const Call& call) const {
+  check_argument(call.sms >= 0 && call.sms <= sms_,
+                 "sms is {}; it must be from 0 to the {} that the object has", call.sms, sms_);
+  return call.sms == 0 ? sms_ : call.sms;
+}
+
+Context Runtime::context_of(const Call& call) const {
+  Context context{};
+  const Communicator& communicator = *object_.communicator();
+  context.rank = communicator.rank();
+  context.size = communicator.size();
+  for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, call.lane);
+  context.host = words_;
+  context.failed = failed_;
+  const auto timeout = call.timeout.value_or(communicator.timeout());
+  context.timeout_ns = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count());
+#if defined(EXPERTWIRE_TEST_FAULTS)
+  const KernelFaults faults = kernel_faults(context.rank);
+  context.removed = faults.removed;
+  context.longest_delay_ns = faults.longest_delay_ns;
+  context.stop_at = faults.stop_at;
+#endif
+  return context;
+}
+
+void Runtime::begin(const Call& call, cudaStream_t stream) {
+  throw_failure(call.operation);
+  chains_[static_cast<std::size_t>(call.lane)]->enter(stream);
+  share_->enter_order(stream);
+}
+
+void Runtime::end(const Call& call, cudaStream_t stream) {
+  share_->leave_order(stream);
+  chains_[static_cast<std::size_t>(call.lane)]->leave(stream);
+  if (call.stream != nullptr || !call.wait) return;
+  watch(call, [stream] {
+    const cudaError_t state = cudaStreamQuery(stream);
+    if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
+    return state == cudaSuccess;
+  });
+}
+
+void Runtime::look_for_lost_peer(const char* operation) {
+  for (int r = 0; r < object_.communicator()->size(); ++r) {
+    auto lost = object_.communicator()->find_lost_peer(r == object_.communicator()->rank() ? -1 : r);
+    if (!lost) continue;
+    // What it wrote before it left is there: give the kernels the time to find it.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (cudaStreamQuery(share_->stream()) == cudaSuccess) return;
+    std::atomic_ref(words_->abort).store(1);
+    cudaStreamSynchronize(share_->stream());
+    object_.fail(fmt::format("{} cannot go on: {}", operation, lost->what()));
+    throw Error(ErrorCode::peer_lost, fmt::format("{} cannot go on: {}", operation, lost->what()),
+                {object_.communicator()->rank(), lost->peer(), Phase::none});
+  }
+}
+
+namespace {
+
+std::string describe(const HostWords& words, const char* operation) {
+  const auto phase = static_cast<Phase>(words.phase);
+  const bool row = phase == Phase::dispatch_rows || phase == Phase::combine_rows;
+  switch (static_cast<ErrorCode>(words.code)) {
+    case ErrorCode::mismatch:
+      return fmt::format("{}: rank {} gave a capacity and this rank none, or the other way round; "
+                         "all ranks give one, or none",
+                         operation, words.peer);
+    case ErrorCode::peer_lost:
+      return fmt::format("{} was given up after {} ms of waiting for rank {} ({} {})", operation,
+                         words.waited_ms, words.peer, row ? "row" : "epoch", words.detail);
+    default:
+      return fmt::format("{} waited {} ms for rank {} ({}, {} {}); is that rank alive, and does it "
+                         "make the same calls in the same order?",
+                         operation, words.waited_ms, words.peer, to_string(phase),
+                         row ? "row" : "epoch", words.detail);
+  }
+}
+
+}  // namespace
+
+void Runtime::throw_failure(const char* operation) const {
+  if (std::atomic_ref(words_->failed).load(std::memory_order_acquire) == 0) return;
+  object_.check_usable();  // it has been thrown before
+  const std::string message = describe(*words_, operation);
+  object_.fail(message);
+  throw Error(static_cast<ErrorCode>(words_->code), message,
+              {object_.communicator()->rank(), words_->peer, static_cast<Phase>(words_->phase)});
+}
+
+void Runtime::refresh(Status& status) const {
+  status.invalid_expert_ids = static_cast<std::int64_t>(
+      std::atomic_ref(words_->invalid_ids).load(std::memory_order_acquire));
+  status.dropped_rows = static_cast<std::int64_t>(
+      std::atomic_ref(words_->dropped_rows).load(std::memory_order_acquire));
+  if (status.invalid_expert_ids > 0)
+    status.first_invalid_id = fmt::format("topk_idx at {} = {}", words_->first_invalid_at - 1,
+                                          words_->first_invalid_id);
+  if (status.failure.empty() &&
+      std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
+    status.failure = describe(*words_, "an operation");
+}
+
+}  // namespace expertwire::ep::cuda

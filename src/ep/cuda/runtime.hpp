@@ -1,0 +1,180 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/cuda.hpp"
+#include "ep/cuda/context.hpp"
+#include "ep/object.hpp"
+#include "ep/slots.hpp"
+
+namespace expertwire::ep::cuda {
+
+/// Work that must run in the order of the calls although it may come from several streams: one event
+/// between a stream and the next. Within a capture, the order of the calls is captured; between a
+/// capture and other work the caller keeps it.
+class Chain {
+ public:
+  explicit Chain(int device);
+  Chain(const Chain&) = delete;
+  Chain& operator=(const Chain&) = delete;
+  ~Chain();
+
+  /// Before work is given to `stream`.
+  void enter(cudaStream_t stream);
+  /// After it.
+  void leave(cudaStream_t stream);
+  /// Waits on the host for the last work that was not captured.
+  void drain() noexcept;
+
+ private:
+  int device_;
+  cudaEvent_t event_ = nullptr;
+  cudaStream_t last_stream_ = nullptr;
+  unsigned long long last_capture_ = 0;  // 0: the last work was not captured
+  bool used_ = false;                    // anything entered yet
+  bool recorded_ = false;                // the event stands for uncaptured work
+};
+
+/// The id of the capture that `stream` is part of, or 0.
+unsigned long long capture_of(cudaStream_t stream);
+
+/// A rank's share of its device, common to all objects of a communicator. Kernels that wait for
+/// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side by
+/// side they run as they come; otherwise in the order of the calls, which is the same on all ranks.
+class DeviceShare {
+ public:
+  static std::shared_ptr<DeviceShare> of(const std::shared_ptr<Communicator>& communicator);
+  explicit DeviceShare(const Communicator& communicator);
+
+  /// SMs of the device over the ranks that share it.
+  int sms() const { return sms_; }
+  int device() const { return device_; }
+  /// A stream of this rank's own, for calls without one.
+  cudaStream_t stream() const { return stream_.get(); }
+  /// A stream on which memory is taken and given back; kernels never run there.
+  const std::shared_ptr<CUstream_st>& memory_stream() const { return memory_stream_; }
+
+  /// A lane says how many SMs it uses at most.
+  void join(int sms);
+  void leave(int sms);
+  void enter_order(cudaStream_t stream);
+  void leave_order(cudaStream_t stream);
+
+ private:
+  int device_;
+  int sms_;
+  std::shared_ptr<CUstream_st> stream_, memory_stream_;
+  std::mutex mutex_;
+  int joined_ = 0;
+  Chain order_;
+};
+
+/// Blocks of device memory of one size, for the routing of handles. Those that a capture uses stay
+/// with it until the object ends; others are used again, in the order of their lane.
+class BlockPool : public std::enable_shared_from_this<BlockPool> {
+ public:
+  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count);
+  std::shared_ptr<std::byte> take(cudaStream_t stream);
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void add(int count);
+
+  std::shared_ptr<DeviceShare> share_;
+  std::size_t bytes_;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<void>> owned_;
+  std::vector<std::byte*> free_;
+};
+
+/// What an object of the CUDA backend needs whatever its mode: failure words, order, launching.
+class Runtime {
+ public:
+  /// `sms` is the object's budget as asked for; 0: the rank's share.
+  Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int sms);
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+  ~Runtime();
+
+  DeviceShare& share() const { return *share_; }
+  const std::shared_ptr<DeviceShare>& shared_share() const { return share_; }
+  HostWords& words() const { return *words_; }
+  const Allocator& allocator() const { return allocator_; }
+
+  struct Call {
+    int lane = 0;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+    const char* operation = "";
+    bool wait = true;  ///< without a stream: return when done
+  };
+  cudaStream_t stream_of(const Call& call) const;
+  /// SMs for a call; throws `Error{invalid_argument}` if it asks for more than the object has.
+  int budget_of(const Call& call) const;
+  Context context_of(const Call& call) const;
+
+  /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns
+  /// when the work is done, or throws what went wrong.
+  template <class Launch>
+  void run(const Call& call, Launch launch) {
+    const DeviceGuard guard(share_->device());
+    const cudaStream_t stream = stream_of(call);
+    begin(call, stream);
+    launch(stream);
+    end(call, stream);
+  }
+  /// Polls `done()` while looking after peers and failures; throws what went wrong.
+  template <class Done>
+  void watch(const Call& call, Done done) {
+    const WaitContext context = object_.wait_context(call.timeout, call.operation);
+    Patience patience(context);
+    while (!done()) {
+      throw_failure(call.operation);
+      if (patience.pause()) look_for_lost_peer(call.operation);
+    }
+    throw_failure(call.operation);
+  }
+
+  /// Throws what kernels have reported, if they have.
+  void throw_failure(const char* operation) const;
+  /// What kernels have noticed, for status().
+  void refresh(Status& status) const;
+  /// Waits for everything that was given to the lanes.
+  void drain() noexcept;
+
+ private:
+  void begin(const Call& call, cudaStream_t stream);
+  void end(const Call& call, cudaStream_t stream);
+  void look_for_lost_peer(const char* operation);
+
+  Object& object_;
+  std::shared_ptr<Region> region_;
+  std::shared_ptr<DeviceShare> share_;
+  std::shared_ptr<void> words_memory_, failed_memory_;
+  HostWords* words_;
+  std::uint32_t* failed_;
+  Allocator allocator_;
+  int sms_;
+  std::vector<std::unique_ptr<Chain>> chains_;  // by lane
+};
+
+/// Places arrays one behind the other in a block of device memory.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <class T>
+  T* take(std::size_t count) {
+    auto* result = reinterpret_cast<T*>(base_ + placer_.take(count * sizeof(T)));
+    return result;
+  }
+  std::size_t bytes() const { return placer_.bytes(); }
+
+ private:
+  std::byte* base_;
+  Placer placer_;
+};
+
+}  // namespace expertwire::ep::cuda

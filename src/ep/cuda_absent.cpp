@@ -1,0 +1,12 @@
+// The ep layer's share of CUDA in builds without it. A communicator on a CUDA device cannot be made
+// there, so nobody comes here.
+#include "base/check.hpp"
+#include "ep/low_latency_engine.hpp"
+
+namespace expertwire::ep {
+
+std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object&, const LowLatencyOptions&) {
+  throw Error(ErrorCode::unsupported, "this build of expertwire has no CUDA");
+}
+
+}  // namespace expertwire::ep

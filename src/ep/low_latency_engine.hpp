@@ -1,0 +1,71 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "ep/object.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/low_latency.hpp"
+
+namespace expertwire::ep {
+
+/// Routing of one low-latency dispatch; each backend adds what it needs.
+struct LowLatencyHandle : HandleState {
+  bool weighted = false;  ///< weights came with dispatch
+  bool received = false;  ///< its receive half has been given to the lane
+};
+
+/// Which halves of an operation a call gives to its lane.
+enum class Half : std::uint8_t { send, receive, both };
+
+/// What the low-latency mode asks of a backend: operations whose arguments have been checked, in an
+/// order that the lane allows.
+class LowLatencyEngine {
+ public:
+  LowLatencyEngine() = default;
+  LowLatencyEngine(const LowLatencyEngine&) = delete;
+  LowLatencyEngine& operator=(const LowLatencyEngine&) = delete;
+  /// Waits for what is queued.
+  virtual ~LowLatencyEngine() = default;
+
+  struct Dispatch {
+    ConstTensorView x, topk_idx, topk_weights;
+    LowLatency::Outputs outputs;
+    std::shared_ptr<LowLatencyHandle> handle;
+    std::shared_ptr<void> owner;  ///< kept until the operation has run
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+  };
+  struct Combine {
+    ConstTensorView y, topk_weights, bias;
+    TensorView out;
+    std::shared_ptr<LowLatencyHandle> handle;
+    std::shared_ptr<void> owner;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+  };
+
+  /// A handle for a dispatch on `lane`. Throws `Error{capacity}` if a capture would have to allocate.
+  virtual std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) = 0;
+  virtual void dispatch(const Dispatch& work, Half half) = 0;
+  virtual void combine(const Combine& work, Half half) = 0;
+  /// Adds what the backend has noticed.
+  virtual void refresh(Status&) const {}
+  /// Where outputs come from when a request names no allocator.
+  virtual const Allocator& default_allocator() const = 0;
+};
+
+/// Collective.
+std::unique_ptr<LowLatencyEngine> make_cpu_engine(Object& object, const LowLatencyOptions& options);
+/// Throws `Error{unsupported}` in builds without CUDA.
+std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object, const LowLatencyOptions& options);
+
+/// The layout of a lane.
+LowLatencySlots low_latency_slots(const LowLatencyOptions& options, int ranks);
+
+/// Makes the arena's part for all lanes. Collective.
+std::shared_ptr<Region> make_region(const Object& object, const LowLatencyOptions& options);
+
+}  // namespace expertwire::ep
