@@ -21,7 +21,12 @@ struct HighThroughputOptions {
   int lanes = 1;  ///< operations that can be in flight independently of each other, 1 to 8
   /// Rows of a receive pool; a lane has two. 0: R*M, which always suffices.
   std::int64_t pool_rows = 0;
-  int threads = 0;  ///< threads a lane works with; 0: EXPERTWIRE_THREADS
+  int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
+  /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
+  int sms = 0;
+  /// CUDA backend: handles a lane has memory for from the start. More take memory when dispatch is
+  /// called, which a capture must not do.
+  int handles = 4;
 };
 
 /// Dispatch and combine for large batches (training, prefill).
@@ -61,19 +66,25 @@ class HighThroughput {
     std::optional<std::int64_t> capacity;
     Outputs outputs;
     Allocator allocator;
-    /// Null: finished when the call returns. Else inputs and outputs must live until the stream is
-    /// synchronized, and the object's destructor waits for what is queued.
+    /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
+    /// inputs and outputs must live until the stream is synchronized, and the object's destructor
+    /// waits for what is queued. A CUDA stream may be capturing if there is a capacity (or a cached
+    /// handle) and Output::owned: give outputs then, for a capture never allocates, and order
+    /// replays with other calls to the lane yourself.
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
   };
 
   struct DispatchResult {
     /// N is the number of rows that came, or the capacity where one was given.
     Outputs outputs;
-    /// int32 [1] in memory of the result: rows that came, also those past the capacity.
+    /// int32 [1] in memory of the handle (CUDA: of the device): rows that came, also those past the
+    /// capacity.
     TensorView needed_rows;
     /// Rows from each source [R], and selections of each local expert [L]. Empty if the call did
-    /// not wait for counts: on a stream, with a capacity or a cached handle.
+    /// not wait for counts: on a stream, with a capacity or a cached handle; the latter, on CUDA,
+    /// also if that handle's dispatch did not.
     std::vector<std::int32_t> rows_per_source;
     std::vector<std::int32_t> rows_per_expert;
     Handle handle;
@@ -93,6 +104,7 @@ class HighThroughput {
     Allocator allocator;
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;  ///< as in DispatchRequest
   };
 
   struct CombineResult {

@@ -50,6 +50,9 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_CUDA_MEMORY", "auto",
              "How device memory is shared between processes: `posix_fd`, `fabric` or `ipc`; "
              "`auto` tries them in that order."},
+    Variable{"EXPERTWIRE_CUDA_COPIES", "auto",
+             "`vector` makes kernels move rows by 16-byte loads and stores also where the device "
+             "has a bulk copy engine."},
     Variable{"EXPERTWIRE_RANKS_PER_NODE", "0 (what the hosts are)",
              "Cuts ranks into nodes of this many consecutive ranks, so that one machine can stand "
              "for several."},
@@ -145,6 +148,10 @@ Env Env::read() {
                  "the environment variable EXPERTWIRE_CUDA_MEMORY={} must be auto, posix_fd, "
                  "fabric or ipc",
                  env.cuda_memory);
+  env.cuda_copies = text_of("EXPERTWIRE_CUDA_COPIES", "auto");
+  check_argument(env.cuda_copies == "auto" || env.cuda_copies == "vector",
+                 "the environment variable EXPERTWIRE_CUDA_COPIES={} must be auto or vector",
+                 env.cuda_copies);
   env.mps_pipe = text_of("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));

@@ -1,11 +1,16 @@
 // The ep layer's share of CUDA in builds without it. A communicator on a CUDA device cannot be made
 // there, so nobody comes here.
 #include "base/check.hpp"
+#include "ep/high_throughput_engine.hpp"
 #include "ep/low_latency_engine.hpp"
 
 namespace expertwire::ep {
 
 std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object&, const LowLatencyOptions&) {
+  throw Error(ErrorCode::unsupported, "this build of expertwire has no CUDA");
+}
+
+std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object&, const HighThroughputOptions&) {
   throw Error(ErrorCode::unsupported, "this build of expertwire has no CUDA");
 }
 

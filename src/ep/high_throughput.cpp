@@ -1,36 +1,56 @@
 #include "expertwire/high_throughput.hpp"
 
 #include <array>
-#include <future>
 
 #include "base/check.hpp"
 #include "base/env.hpp"
-#include "ep/cpu/high_throughput.hpp"
-#include "ep/object.hpp"
+#include "ep/high_throughput_engine.hpp"
 #include "ep/validate.hpp"
 
 namespace expertwire {
 
-namespace {
-
-using ep::cpu::HighThroughputHandle;
-using ep::cpu::HighThroughputLane;
+namespace ep {
 
 std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
   return options.pool_rows > 0 ? options.pool_rows
                                : static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
 }
 
-ep::HighThroughputSlots slots_of(const HighThroughputOptions& options, int ranks) {
-  ep::SlotSizes sizes;
+HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks) {
+  SlotSizes sizes;
   sizes.ranks = static_cast<std::uint64_t>(ranks);
   sizes.local_experts = static_cast<std::uint64_t>(options.shape.experts / ranks);
   sizes.max_tokens = static_cast<std::uint64_t>(options.shape.max_tokens);
   sizes.top_k = static_cast<std::uint64_t>(options.shape.top_k);
   sizes.row_bytes = options.shape.row_bytes();
   sizes.pool_rows = static_cast<std::uint64_t>(pool_rows_of(options, ranks));
-  return ep::HighThroughputSlots::place(sizes);
+  return HighThroughputSlots::place(sizes);
 }
+
+std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options) {
+  const MoeShape& shape = options.shape;
+  const int ranks = object.communicator()->size();
+  const HighThroughputSlots slots = high_throughput_slots(options, ranks);
+  const Agreement agreement{1,
+                            shape.hidden,
+                            shape.experts,
+                            shape.top_k,
+                            shape.max_tokens,
+                            static_cast<std::int32_t>(shape.dtype),
+                            options.lanes,
+                            Env::get().first_epoch,
+                            pool_rows_of(options, ranks)};
+  return std::make_shared<Region>(
+      object.communicator(),
+      Region::Request{
+          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
+}
+
+}  // namespace ep
+
+namespace {
+
+using ep::HighThroughputHandle;
 
 void check_options(const HighThroughputOptions& options, int ranks) {
   ep::check_shape(options.shape, ranks);
@@ -42,66 +62,41 @@ void check_options(const HighThroughputOptions& options, int ranks) {
 }  // namespace
 
 struct HighThroughput::Impl {
-  /// A lane, and what the calling thread knows of the dispatches given to it.
+  /// What the calling thread knows of the dispatches given to a lane.
   struct Lane {
-    std::unique_ptr<HighThroughputLane> work;
     std::uint64_t dispatches = 0;
     std::array<std::shared_ptr<HighThroughputHandle>, ep::kSlots> last;  // by slot of the pool
   };
 
   ep::Object object;
   HighThroughputOptions options;
-  std::shared_ptr<ep::Region> region;
+  std::unique_ptr<ep::HighThroughputEngine> engine;
   std::vector<Lane> lanes;
   std::uint64_t dispatches = 0;
 
-  Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts);
+  Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts)
+      : object(communicator, "HighThroughput"),
+        options(opts),
+        engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
+                                                : ep::make_cpu_engine(object, options)),
+        lanes(static_cast<std::size_t>(options.lanes)) {}
 
   int ranks() const { return object.communicator()->size(); }
-  int rank() const { return object.communicator()->rank(); }
-  std::int64_t pool_rows() const { return pool_rows_of(options, ranks()); }
-  Lane& lane_of(const HighThroughputHandle& handle) {
-    return lanes[static_cast<std::size_t>(handle.lane)];
+  std::int64_t pool_rows() const { return ep::pool_rows_of(options, ranks()); }
+  const Allocator& allocator_of(const Allocator& given) const {
+    return given ? given : engine->default_allocator();
   }
 
   void check_dispatch(const DispatchRequest& request) const;
   void check_pool_slot(Lane& lane, Stream* stream);
-  std::shared_ptr<HighThroughputHandle> start_dispatch(const DispatchRequest& request);
-  void await_counts(const DispatchRequest& request,
-                    const std::shared_ptr<HighThroughputHandle>& handle);
+  std::shared_ptr<HighThroughputHandle> start_dispatch(
+      const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
   Outputs make_outputs(const Outputs& given, std::int64_t rows, ep::OutputMaker& maker) const;
+  void check_combine(const CombineRequest& request, const HighThroughputHandle& handle) const;
 };
 
-HighThroughput::Impl::Impl(const std::shared_ptr<Communicator>& communicator,
-                           const HighThroughputOptions& opts)
-    : object(communicator, "HighThroughput"), options(opts) {
-  const MoeShape& shape = options.shape;
-  const ep::HighThroughputSlots slots = slots_of(options, ranks());
-  const int workers = ep::team_size(*communicator, options.threads);
-  const ep::Agreement agreement{1,
-                                shape.hidden,
-                                shape.experts,
-                                shape.top_k,
-                                shape.max_tokens,
-                                static_cast<std::int32_t>(shape.dtype),
-                                options.lanes,
-                                Env::get().first_epoch,
-                                pool_rows()};
-  region = std::make_shared<ep::Region>(
-      communicator,
-      ep::Region::Request{
-          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
-  lanes.resize(static_cast<std::size_t>(options.lanes));
-  for (int l = 0; l < options.lanes; ++l)
-    lanes[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(
-        HighThroughputLane::Memory(region, slots, l), shape, workers);
-}
-
 HighThroughput::HighThroughput(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-
-HighThroughput::~HighThroughput() {
-  for (Impl::Lane& lane : impl_->lanes) lane.work->turnstile().drain();
-}
+HighThroughput::~HighThroughput() = default;
 
 std::unique_ptr<HighThroughput> HighThroughput::create(
     const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& options) {
@@ -113,10 +108,14 @@ std::unique_ptr<HighThroughput> HighThroughput::create(
 
 std::size_t HighThroughput::memory_bytes(const HighThroughputOptions& options, int ranks) {
   check_options(options, ranks);
-  return slots_of(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
+  return ep::high_throughput_slots(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
 }
 
-Status HighThroughput::status() const { return impl_->object.status(); }
+Status HighThroughput::status() const {
+  Status status = impl_->object.status();
+  impl_->engine->refresh(status);
+  return status;
+}
 
 // Dispatch -------------------------------------------------------------------------------------
 
@@ -134,6 +133,14 @@ void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const 
                        {cached->tokens, options.shape.top_k});
   } else {
     ep::check_dispatch_inputs(options.shape, request.x, request.topk_idx, request.topk_weights);
+  }
+  ep::check_stream(*object.communicator(), request.stream);
+  if (engine->captures(request.stream)) {
+    check(request.cached.valid() || request.capacity.has_value(), ErrorCode::invalid_usage,
+          "dispatch on a capturing stream needs a capacity: without one the host waits for counts");
+    check(request.output == Output::owned, ErrorCode::invalid_usage,
+          "dispatch on a capturing stream needs Output::owned: the pool's rows change places from "
+          "one replay to the next");
   }
   if (request.capacity)
     check_argument(*request.capacity >= 0 && *request.capacity <= pool_rows(),
@@ -158,61 +165,23 @@ void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
         "the pool rows of the dispatch before last of this lane are still held; combine or "
         "release that handle first, or use more lanes");
   before_last->release_called = true;
-  object.execute(stream, lane.work->turnstile(),
-                 [&lane, epoch = before_last->epoch] { lane.work->release_pool(epoch); });
+  engine->release(before_last, stream);
 }
 
 std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
-    const DispatchRequest& request) {
-  Lane& lane = lanes[static_cast<std::size_t>(dispatches % lanes.size())];
+    const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached) {
+  const int number = static_cast<int>(dispatches % lanes.size());
+  Lane& lane = lanes[static_cast<std::size_t>(number)];
   check_pool_slot(lane, request.stream);
-  auto handle = std::make_shared<HighThroughputHandle>();
+  auto handle = engine->make_handle(number, cached, request.stream);
   handle->object = object.id();
-  handle->lane = static_cast<int>(dispatches % lanes.size());
+  handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->in_pool = request.output == Output::pool;
-  handle->epoch = lane.work->epoch_after(lane.dispatches);
   lane.last[lane.dispatches % ep::kSlots] = handle;
   ++lane.dispatches;
   ++dispatches;
   return handle;
-}
-
-/// Queues the exchange of counts (or copies them from the cached handle). Without a capacity the
-/// host waits for them, because it has to allocate.
-void HighThroughput::Impl::await_counts(const DispatchRequest& request,
-                                        const std::shared_ptr<HighThroughputHandle>& handle) {
-  auto promise = std::make_shared<std::promise<void>>();
-  handle->counted = promise->get_future().share();
-  const bool strict = !request.capacity.has_value();
-  const std::int64_t capacity = request.capacity.value_or(pool_rows());
-  const ep::ExpertIds ids{request.topk_idx.data(), request.topk_idx.dtype() == DType::int64};
-  std::shared_ptr<HighThroughputHandle> cached;
-  if (request.cached.valid())
-    cached = object.own_handle<HighThroughputHandle>(request.cached.state());
-  HighThroughputLane& lane = *lane_of(*handle).work;
-  // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
-  object.execute(request.stream, lane.turnstile(),
-                 [this, &lane, handle, cached, promise = std::move(promise), strict, capacity, ids,
-                  timeout = request.timeout] {
-                   const auto context = object.wait_context(timeout, "high-throughput dispatch");
-                   if (cached) {
-                     handle->adopt(*cached, context);
-                   } else {
-                     handle->route = ep::make_route(ids, handle->tokens, options.shape.top_k,
-                                                    {ranks(), options.shape.experts});
-                     object.note_invalid_ids(handle->route, ids);
-                     lane.exchange_counts(*handle, capacity, strict, context);
-                   }
-                   promise->set_value();
-                 });
-  if (!strict || cached) return;
-  try {
-    handle->counted.get();
-  } catch (const std::future_error&) {
-    object.check_usable();
-    throw;
-  }
 }
 
 HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given, std::int64_t rows,
@@ -234,18 +203,21 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   Impl& self = *impl_;
   self.object.check_usable();
   self.check_dispatch(request);
-  ep::OutputMaker maker(request.allocator);
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
   // With a known number of rows outputs are made before anything is sent: bad ones cost nothing.
   const bool owned = request.output == Output::owned;
+  std::shared_ptr<HighThroughputHandle> cached;
   std::optional<std::int64_t> rows = request.capacity;
-  if (request.cached.valid())
-    rows = self.object.own_handle<HighThroughputHandle>(request.cached.state())->output_rows;
+  if (request.cached.valid()) {
+    cached = self.object.own_handle<HighThroughputHandle>(request.cached.state());
+    rows = cached->output_rows;
+  }
   if (owned && rows) result.outputs = self.make_outputs(request.outputs, *rows, maker);
 
-  auto handle = self.start_dispatch(request);
-  HighThroughputLane& lane = *self.lane_of(*handle).work;
-  self.await_counts(request, handle);
+  auto handle = self.start_dispatch(request, cached);
+  self.engine->plan(
+      {request.topk_idx, cached, request.capacity, handle, request.stream, request.timeout});
   handle->output_rows = rows.value_or(handle->needed);
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
@@ -255,57 +227,55 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
       refused = std::current_exception();
     }
   }
-  const HighThroughputLane::Dispatch op{request.x, request.topk_weights, result.outputs, handle};
-  self.object.execute(request.stream, lane.turnstile(),
-                      [&self, &lane, op, owner = maker.owner(), timeout = request.timeout] {
-                        const auto context =
-                            self.object.wait_context(timeout, "high-throughput dispatch");
-                        lane.send_rows(op, context);
-                        lane.receive_rows(op, context);
-                      });
+  self.engine->dispatch({request.x, request.topk_weights, result.outputs, handle, maker.owner(),
+                         request.stream, request.timeout, request.sms});
   if (refused) std::rethrow_exception(refused);
   check(rows || !handle->overflow, ErrorCode::capacity,
         "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "
         "needs {}); raise pool_rows or give a capacity",
         self.pool_rows(), handle->needed);
 
-  if (!owned) result.outputs = lane.pool_view(handle->epoch, handle->output_rows);
+  if (!owned) result.outputs = self.engine->pool_view(*handle, handle->output_rows);
   result.owner = maker.owner();
   result.handle = Handle(handle);
-  result.needed_rows = TensorView(&handle->needed, DType::int32, {1});
-  if (!rows || request.stream == nullptr) {
-    result.rows_per_expert = handle->rows_per_expert;
-    for (int source = 0; source < self.ranks(); ++source)
-      result.rows_per_source.push_back(
-          static_cast<std::int32_t>(handle->rows_between(source, self.rank())));
-  }
+  result.needed_rows = self.engine->needed_rows(*handle);
+  if (rows && request.stream == nullptr) self.engine->learn_counts(*handle);
+  result.rows_per_expert = handle->rows_per_expert;
+  result.rows_per_source = handle->rows_per_source;
   return result;
 }
 
 // Combine --------------------------------------------------------------------------------------
+
+void HighThroughput::Impl::check_combine(const CombineRequest& request,
+                                         const HighThroughputHandle& handle) const {
+  const MoeShape& shape = options.shape;
+  check(!(handle.in_pool && handle.release_called &&
+          request.y.data() == engine->pool_view(handle, 0).x.data()),
+        ErrorCode::invalid_usage,
+        "y lies in pool rows that this handle has released already; combine such rows once");
+  const std::int64_t rows = handle.output_rows;
+  ep::check_rows("y", request.y, shape.dtype, {rows, shape.hidden});
+  if (request.topk_weights.present())
+    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
+  if (request.bias.present())
+    ep::check_rows("bias", request.bias, shape.dtype, {handle.tokens, shape.hidden});
+  if (request.out.present())
+    ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
+  if (request.out_topk_weights.present())
+    ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
+                     {handle.tokens, shape.top_k});
+  ep::check_stream(*object.communicator(), request.stream);
+}
 
 HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
   const MoeShape& shape = self.options.shape;
   auto handle = self.object.own_handle<HighThroughputHandle>(request.handle.state());
-  check(!(handle->in_pool && handle->release_called &&
-          request.y.data() == self.lane_of(*handle).work->pool_view(handle->epoch, 0).x.data()),
-        ErrorCode::invalid_usage,
-        "y lies in pool rows that this handle has released already; combine such rows once");
-  const std::int64_t rows = handle->output_rows;
-  ep::check_rows("y", request.y, shape.dtype, {rows, shape.hidden});
-  if (request.topk_weights.present())
-    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
-  if (request.bias.present())
-    ep::check_rows("bias", request.bias, shape.dtype, {handle->tokens, shape.hidden});
-  if (request.out.present())
-    ep::check_rows("out", request.out, shape.dtype, {handle->tokens, shape.hidden});
-  if (request.out_topk_weights.present())
-    ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
-                     {handle->tokens, shape.top_k});
+  self.check_combine(request, *handle);
 
-  ep::OutputMaker maker(request.allocator);
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
   CombineResult result;
   result.out = request.out.present()
                    ? request.out
@@ -315,29 +285,21 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
     result.topk_weights =
         maker.make("out_topk_weights", DType::fp32, {handle->tokens, shape.top_k});
   result.owner = maker.owner();
-
-  HighThroughputLane& lane = *self.lane_of(*handle).work;
-  const HighThroughputLane::Combine op{request.y,  request.topk_weights, request.bias,
-                                       result.out, result.topk_weights,  handle};
+  self.engine->combine({request.y, request.topk_weights, request.bias, result.out,
+                        result.topk_weights, handle, result.owner, request.stream, request.timeout,
+                        request.sms});
   handle->release_called = true;
-  self.object.execute(
-      request.stream, lane.turnstile(), [&self, &lane, op, timeout = request.timeout] {
-        const auto context = self.object.wait_context(timeout, "high-throughput combine");
-        lane.send_combine(op, context);
-        lane.receive_combine(op, context);
-      });
   return result;
 }
 
 void HighThroughput::release(const Handle& handle, Stream* stream) {
   Impl& self = *impl_;
   self.object.check_usable();
+  ep::check_stream(*self.object.communicator(), stream);
   auto state = self.object.own_handle<HighThroughputHandle>(handle.state());
   if (!state->in_pool || state->release_called) return;
   state->release_called = true;
-  HighThroughputLane& lane = *self.lane_of(*state).work;
-  self.object.execute(stream, lane.turnstile(),
-                      [&lane, epoch = state->epoch] { lane.release_pool(epoch); });
+  self.engine->release(state, stream);
 }
 
 }  // namespace expertwire

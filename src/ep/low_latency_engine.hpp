@@ -47,7 +47,8 @@ class LowLatencyEngine {
     int sms = 0;
   };
 
-  /// A handle for a dispatch on `lane`. Throws `Error{capacity}` if a capture would have to allocate.
+  /// A handle for a dispatch on `lane`. Throws `Error{capacity}` if a capture would have to
+  /// allocate.
   virtual std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) = 0;
   virtual void dispatch(const Dispatch& work, Half half) = 0;
   virtual void combine(const Combine& work, Half half) = 0;
@@ -60,7 +61,8 @@ class LowLatencyEngine {
 /// Collective.
 std::unique_ptr<LowLatencyEngine> make_cpu_engine(Object& object, const LowLatencyOptions& options);
 /// Throws `Error{unsupported}` in builds without CUDA.
-std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object, const LowLatencyOptions& options);
+std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object,
+                                                   const LowLatencyOptions& options);
 
 /// The layout of a lane.
 LowLatencySlots low_latency_slots(const LowLatencyOptions& options, int ranks);

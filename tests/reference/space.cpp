@@ -43,9 +43,7 @@ View moved(Pointer data, const ConstTensorView& like) {
 }  // namespace
 
 #if !defined(EXPERTWIRE_HAVE_CUDA)
-std::unique_ptr<Space> make_cuda_space(int) {
-  throw std::logic_error("this build has no CUDA");
-}
+std::unique_ptr<Space> make_cuda_space(int) { throw std::logic_error("this build has no CUDA"); }
 #endif
 
 std::unique_ptr<Space> make_space(const Communicator& communicator) {
@@ -66,8 +64,8 @@ ConstTensorView Tensors::upload(const ConstTensorView& host) {
 }
 
 TensorView Tensors::download(const ConstTensorView& tensor) {
-  host_.push_back(std::make_unique<std::vector<std::byte>>(
-      std::max<std::size_t>(tensor.bytes(), 16)));
+  host_.push_back(
+      std::make_unique<std::vector<std::byte>>(std::max<std::size_t>(tensor.bytes(), 16)));
   std::byte* data = host_.back()->data();
   space_->copy(data, tensor.data(), tensor.bytes());
   return moved<TensorView, void*>(data, tensor);

@@ -10,30 +10,24 @@
 #include "comm/wait.hpp"
 #include "ep/cpu/lane_memory.hpp"
 #include "ep/cpu/team.hpp"
-#include "ep/object.hpp"
-#include "ep/slots.hpp"
-#include "expertwire/high_throughput.hpp"
+#include "ep/high_throughput_engine.hpp"
 
 namespace expertwire::ep::cpu {
 
 /// Routing of one high-throughput dispatch.
-struct HighThroughputHandle final : HandleState {
-  std::vector<std::int32_t> rows;             ///< [R, R] rows from source to destination
-  std::vector<std::int64_t> capacity;         ///< [R] rows that each rank's output has room for
-  std::vector<std::int64_t> first_at;         ///< [R] this rank's first row at each rank
-  std::vector<std::int64_t> first_from;       ///< [R + 1] each source's first row here
-  std::vector<std::int32_t> rows_per_expert;  ///< [L]
-  std::int32_t needed = 0;                    ///< rows that came, or would have
-  bool overflow = false;                      ///< some rank's pool is too small: nothing was sent
-  std::int64_t output_rows = 0;               ///< N of the outputs; known to the calling thread
-  std::shared_future<void> counted;           ///< ready when all of the above and the route are
+struct HighThroughputHandle final : ep::HighThroughputHandle {
+  std::vector<std::int32_t> rows;        ///< [R, R] rows from source to destination
+  std::vector<std::int64_t> capacity;    ///< [R] rows that each rank's output has room for
+  std::vector<std::int64_t> first_at;    ///< [R] this rank's first row at each rank
+  std::vector<std::int64_t> first_from;  ///< [R + 1] each source's first row here
+  std::vector<std::int32_t> selections_per_expert;  ///< [L]
+  std::int32_t came = 0;                            ///< rows that came, or would have
+  bool too_many = false;             ///< some rank's pool is too small: nothing was sent
+  std::shared_future<void> counted;  ///< ready when all of the above and the route are
+  Epoch epoch = 0;                   ///< of the dispatch; its pool rows lie in that slot
 
   /// Takes the routing of a dispatch that may still be on its way on another stream.
   void adopt(const HighThroughputHandle& cached, const WaitContext& context);
-
-  Epoch epoch = 0;              ///< of the dispatch; its pool rows lie in that slot
-  bool in_pool = false;         ///< the rows stay there until they are released
-  bool release_called = false;  ///< by the calling thread: combine or release is on its way
 
   std::int64_t rows_between(int source, int destination) const {
     return rows[static_cast<std::size_t>(source) * first_at.size() +

@@ -69,7 +69,7 @@ void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const
   const auto& slots = memory_.slots();
   const HighThroughputHandle& handle = *op.handle;
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
-  const bool stream = passes_caches(index(handle.needed) * shape_.row_bytes());
+  const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
   for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
     if (source == memory_.rank()) return;
     const std::int64_t first = handle.first_from[index(source)];

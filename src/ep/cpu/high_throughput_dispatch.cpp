@@ -39,8 +39,8 @@ void HighThroughputHandle::adopt(const HighThroughputHandle& cached, const WaitC
   capacity = cached.capacity;
   first_at = cached.first_at;
   first_from = cached.first_from;
-  rows_per_expert = cached.rows_per_expert;
-  needed = cached.needed;
+  selections_per_expert = cached.selections_per_expert;
+  came = cached.came;
 }
 
 // Counts ---------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.capacity.assign(index(size), 0);
   handle.first_at.assign(index(size), 0);
   handle.first_from.assign(index(size) + 1, 0);
-  handle.rows_per_expert.assign(index(local), 0);
+  handle.selections_per_expert.assign(index(local), 0);
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
     const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
@@ -85,11 +85,11 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     }
     handle.first_from[index(source) + 1] =
         handle.first_from[index(source)] + counts[1 + memory_.rank()];
-    for (int e = 0; e < local; ++e) handle.rows_per_expert[index(e)] += counts[1 + size + e];
+    for (int e = 0; e < local; ++e) handle.selections_per_expert[index(e)] += counts[1 + size + e];
   }
-  handle.needed = static_cast<std::int32_t>(handle.first_from.back());
+  handle.came = static_cast<std::int32_t>(handle.first_from.back());
   for (int to = 0; strict && to < size; ++to)
-    handle.overflow = handle.overflow || needed[index(to)] > handle.capacity[index(to)];
+    handle.too_many = handle.too_many || needed[index(to)] > handle.capacity[index(to)];
 }
 
 // Rows, send half ------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
   const bool direct = op.outputs.x.present();  // own rows skip the pool
   team_.run([&](int worker) {
     ChunkTally tally(*this, handle, n);
-    const Span tokens = part_of(handle.overflow ? 0 : route.tokens, worker, team_.size());
+    const Span tokens = part_of(handle.too_many ? 0 : route.tokens, worker, team_.size());
     for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
       const Destination* list = route.destinations_of(t);
       for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
@@ -218,11 +218,11 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   const HighThroughputHandle& handle = *op.handle;
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool copy = op.outputs.x.present();
-  const bool stream = passes_caches(index(handle.needed) * shape_.row_bytes());
+  const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-      if (source == memory_.rank() || handle.overflow) return;  // own rows are there already
+      if (source == memory_.rank() || handle.too_many) return;  // own rows are there already
       const std::int64_t rows = handle.rows_between(source, memory_.rank());
       const std::int64_t first = handle.first_from[index(source)];
       for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
@@ -237,7 +237,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
     vector_ops().store_fence();
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
-  const bool keep = op.handle->in_pool && !handle.overflow;
+  const bool keep = op.handle->in_pool && !handle.too_many;
   readings_.push_back({n, !keep});
   settle();
 }

@@ -8,8 +8,8 @@ namespace {
 
 using cpu::LowLatencyLane;
 
-/// Low latency on the CPU: every lane has a team of threads, and its operations run in call order on
-/// whatever thread they were given to.
+/// Low latency on the CPU: every lane has a team of threads, and its operations run in call order
+/// on whatever thread they were given to.
 class CpuEngine final : public LowLatencyEngine {
  public:
   CpuEngine(Object& object, const LowLatencyOptions& options)

@@ -54,8 +54,8 @@ class CudaEngine final : public LowLatencyEngine {
 
   void dispatch(const Dispatch& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
-                             "low-latency dispatch", true};
+    const Runtime::Call call{
+        handle.lane, work.stream, work.timeout, work.sms, "low-latency dispatch", true};
     cuda::LowLatencyDispatchParams p{};
     p.context = runtime_.context_of(call);
     p.shape = shape_;
@@ -77,8 +77,8 @@ class CudaEngine final : public LowLatencyEngine {
 
   void combine(const Combine& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
-                             "low-latency combine", true};
+    const Runtime::Call call{handle.lane, work.stream,           work.timeout,
+                             work.sms,    "low-latency combine", true};
     cuda::LowLatencyCombineParams p{};
     p.context = runtime_.context_of(call);
     p.shape = shape_;
@@ -124,18 +124,11 @@ class CudaEngine final : public LowLatencyEngine {
 
 std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object,
                                                    const LowLatencyOptions& options) {
-  const int ranks = object.communicator()->size();
-  check(ranks <= cuda::kMostRanks, ErrorCode::unsupported,
-        "{} ranks; the CUDA backend reaches at most {} by load and store", ranks, cuda::kMostRanks);
-  check(options.shape.experts <= cuda::kMostExperts, ErrorCode::unsupported,
-        "shape.experts is {}; the CUDA backend takes at most {}", options.shape.experts,
-        cuda::kMostExperts);
-  check_argument(static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <=
-                     INT32_MAX,
-                 "shape.experts {} times shape.max_tokens {} is more than {} output rows",
-                 options.shape.experts, options.shape.max_tokens, INT32_MAX);
-  check_argument(options.handles >= 2 && options.handles <= 4096,
-                 "handles is {}; it must be from 2 to 4096", options.handles);
+  cuda::check_limits(object, options.shape, options.handles);
+  check_argument(
+      static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <= INT32_MAX,
+      "shape.experts {} times shape.max_tokens {} is more than {} output rows",
+      options.shape.experts, options.shape.max_tokens, INT32_MAX);
   return std::make_unique<CudaEngine>(object, options);
 }
 

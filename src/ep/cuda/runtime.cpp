@@ -62,13 +62,21 @@ namespace {
 
 int sms_of(const Communicator& communicator) {
   int sms = 0;
-  check_cuda(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
-                                    communicator.cuda_device()),
-             "cudaDeviceGetAttribute");
+  check_cuda(
+      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, communicator.cuda_device()),
+      "cudaDeviceGetAttribute");
   const int ranks = communicator.topology().ranks_on_gpu(communicator.rank());
   check(ranks <= sms, ErrorCode::unsupported, "{} ranks share a GPU of {} SMs; at most {} can",
         ranks, sms, sms);
   return sms / ranks;
+}
+
+/// The major number of a device's compute capability.
+int generation_of(int device) {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "cudaDeviceGetAttribute");
+  return major;
 }
 
 }  // namespace
@@ -76,6 +84,7 @@ int sms_of(const Communicator& communicator) {
 DeviceShare::DeviceShare(const Communicator& communicator)
     : device_(communicator.cuda_device()),
       sms_(sms_of(communicator)),
+      has_bulk_copies_(generation_of(device_) >= 9),
       stream_(make_cuda_stream(device_)),
       memory_stream_(make_cuda_stream(device_)),
       order_(device_) {}
@@ -119,10 +128,11 @@ std::shared_ptr<std::byte> BlockPool::take(cudaStream_t stream) {
   const bool captured = capture_of(stream) != 0;
   std::lock_guard lock(mutex_);
   if (free_.empty()) {
-    check(!captured, ErrorCode::capacity,
-          "a captured dispatch needs memory for its handle, of which {} are in use; raise `handles` "
-          "in the options, because a capture must not allocate",
-          owned_.size());
+    check(
+        !captured, ErrorCode::capacity,
+        "a captured dispatch needs memory for its handle, of which {} are in use; raise `handles` "
+        "in the options, because a capture must not allocate",
+        owned_.size());
     add(1);
   }
   std::byte* block = free_.back();
@@ -200,6 +210,36 @@ Context Runtime::context_of(const Call& call) const {
   return context;
 }
 
+void Runtime::await_lane(int lane, const Call& call) {
+  const DeviceGuard guard(share_->device());
+  chains_[static_cast<std::size_t>(lane)]->enter(stream_of(call));
+}
+
+std::byte* Runtime::lane_base(int lane) const {
+  return region_->lane(object_.communicator()->rank(), lane);
+}
+
+Epoch Runtime::read_epoch(int lane, std::uint64_t words) const {
+  const DeviceGuard guard(share_->device());
+  chains_[static_cast<std::size_t>(lane)]->drain();
+  DirectionWords value{};
+  check_cuda(cudaMemcpyAsync(&value, lane_base(lane) + words, sizeof(value), cudaMemcpyDeviceToHost,
+                             share_->memory_stream().get()),
+             "cudaMemcpyAsync");
+  check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
+  return value.sent;
+}
+
+void check_limits(const Object& object, const MoeShape& shape, int handles) {
+  const int ranks = object.communicator()->size();
+  check(ranks <= kMostRanks, ErrorCode::unsupported,
+        "{} ranks; the CUDA backend reaches at most {} by load and store", ranks, kMostRanks);
+  check(shape.experts <= kMostExperts, ErrorCode::unsupported,
+        "shape.experts is {}; the CUDA backend takes at most {}", shape.experts, kMostExperts);
+  check_argument(handles >= 2 && handles <= 4096, "handles is {}; it must be from 2 to 4096",
+                 handles);
+}
+
 void Runtime::begin(const Call& call, cudaStream_t stream) {
   throw_failure(call.operation);
   chains_[static_cast<std::size_t>(call.lane)]->enter(stream);
@@ -219,7 +259,8 @@ void Runtime::end(const Call& call, cudaStream_t stream) {
 
 void Runtime::look_for_lost_peer(const char* operation) {
   for (int r = 0; r < object_.communicator()->size(); ++r) {
-    auto lost = object_.communicator()->find_lost_peer(r == object_.communicator()->rank() ? -1 : r);
+    auto lost =
+        object_.communicator()->find_lost_peer(r == object_.communicator()->rank() ? -1 : r);
     if (!lost) continue;
     // What it wrote before it left is there: give the kernels the time to find it.
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -239,17 +280,19 @@ std::string describe(const HostWords& words, const char* operation) {
   const bool row = phase == Phase::dispatch_rows || phase == Phase::combine_rows;
   switch (static_cast<ErrorCode>(words.code)) {
     case ErrorCode::mismatch:
-      return fmt::format("{}: rank {} gave a capacity and this rank none, or the other way round; "
-                         "all ranks give one, or none",
-                         operation, words.peer);
+      return fmt::format(
+          "{}: rank {} gave a capacity and this rank none, or the other way round; "
+          "all ranks give one, or none",
+          operation, words.peer);
     case ErrorCode::peer_lost:
       return fmt::format("{} was given up after {} ms of waiting for rank {} ({} {})", operation,
                          words.waited_ms, words.peer, row ? "row" : "epoch", words.detail);
     default:
-      return fmt::format("{} waited {} ms for rank {} ({}, {} {}); is that rank alive, and does it "
-                         "make the same calls in the same order?",
-                         operation, words.waited_ms, words.peer, to_string(phase),
-                         row ? "row" : "epoch", words.detail);
+      return fmt::format(
+          "{} waited {} ms for rank {} ({}, {} {}); is that rank alive, and does it "
+          "make the same calls in the same order?",
+          operation, words.waited_ms, words.peer, to_string(phase), row ? "row" : "epoch",
+          words.detail);
   }
 }
 
@@ -270,8 +313,8 @@ void Runtime::refresh(Status& status) const {
   status.dropped_rows = static_cast<std::int64_t>(
       std::atomic_ref(words_->dropped_rows).load(std::memory_order_acquire));
   if (status.invalid_expert_ids > 0)
-    status.first_invalid_id = fmt::format("topk_idx at {} = {}", words_->first_invalid_at - 1,
-                                          words_->first_invalid_id);
+    status.first_invalid_id =
+        fmt::format("topk_idx at {} = {}", words_->first_invalid_at - 1, words_->first_invalid_id);
   if (status.failure.empty() &&
       std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
     status.failure = describe(*words_, "an operation");

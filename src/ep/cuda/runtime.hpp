@@ -11,9 +11,9 @@
 
 namespace expertwire::ep::cuda {
 
-/// Work that must run in the order of the calls although it may come from several streams: one event
-/// between a stream and the next. Within a capture, the order of the calls is captured; between a
-/// capture and other work the caller keeps it.
+/// Work that must run in the order of the calls although it may come from several streams: one
+/// event between a stream and the next. Within a capture, the order of the calls is captured;
+/// between a capture and other work the caller keeps it.
 class Chain {
  public:
   explicit Chain(int device);
@@ -41,13 +41,16 @@ class Chain {
 unsigned long long capture_of(cudaStream_t stream);
 
 /// A rank's share of its device, common to all objects of a communicator. Kernels that wait for
-/// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side by
-/// side they run as they come; otherwise in the order of the calls, which is the same on all ranks.
+/// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side
+/// by side they run as they come; otherwise in the order of the calls, which is the same on all
+/// ranks.
 class DeviceShare {
  public:
   static std::shared_ptr<DeviceShare> of(const std::shared_ptr<Communicator>& communicator);
   explicit DeviceShare(const Communicator& communicator);
 
+  /// Whether the device has a bulk copy engine (Hopper and later).
+  bool has_bulk_copies() const { return has_bulk_copies_; }
   /// SMs of the device over the ranks that share it.
   int sms() const { return sms_; }
   int device() const { return device_; }
@@ -65,6 +68,7 @@ class DeviceShare {
  private:
   int device_;
   int sms_;
+  bool has_bulk_copies_;
   std::shared_ptr<CUstream_st> stream_, memory_stream_;
   std::mutex mutex_;
   int joined_ = 0;
@@ -116,6 +120,13 @@ class Runtime {
   int budget_of(const Call& call) const;
   Context context_of(const Call& call) const;
 
+  /// Makes a call's stream wait for what another lane has been given.
+  void await_lane(int lane, const Call& call);
+  /// This rank's part of a lane.
+  std::byte* lane_base(int lane) const;
+  /// The `sent` counter of a direction, once everything given to the lane is done.
+  Epoch read_epoch(int lane, std::uint64_t words) const;
+
   /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns
   /// when the work is done, or throws what went wrong.
   template <class Launch>
@@ -160,6 +171,9 @@ class Runtime {
   int sms_;
   std::vector<std::unique_ptr<Chain>> chains_;  // by lane
 };
+
+/// What the CUDA backend cannot do, said before anything is made.
+void check_limits(const Object& object, const MoeShape& shape, int handles);
 
 /// Places arrays one behind the other in a block of device memory.
 class Carver {

@@ -1,0 +1,145 @@
+#include "ep/high_throughput_engine.hpp"
+
+#include "base/check.hpp"
+#include "ep/cpu/high_throughput.hpp"
+
+namespace expertwire::ep {
+
+namespace {
+
+using cpu::HighThroughputLane;
+using CpuHandle = cpu::HighThroughputHandle;
+
+/// High throughput on the CPU: every lane has a team of threads, and its operations run in call order
+/// on whatever thread they were given to.
+class CpuEngine final : public HighThroughputEngine {
+ public:
+  CpuEngine(Object& object, const HighThroughputOptions& options)
+      : object_(object),
+        shape_(options.shape),
+        pool_rows_(pool_rows_of(options, object.communicator()->size())),
+        lanes_(static_cast<std::size_t>(options.lanes)) {
+    const auto slots = high_throughput_slots(options, object.communicator()->size());
+    const int workers = team_size(*object.communicator(), options.threads);
+    const auto region = make_region(object, options);
+    for (int l = 0; l < options.lanes; ++l)
+      lanes_[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(
+          HighThroughputLane::Memory(region, slots, l), shape_, workers);
+  }
+  ~CpuEngine() override {
+    for (const Lane& lane : lanes_) lane.work->turnstile().drain();
+  }
+
+  HandlePointer make_handle(int lane, const HandlePointer&, Stream*) override {
+    auto handle = std::make_shared<CpuHandle>();
+    Lane& of = lanes_[static_cast<std::size_t>(lane)];
+    handle->epoch = of.work->epoch_after(of.dispatches++);
+    return handle;
+  }
+
+  void plan(const Plan& work) override;
+  void dispatch(const Dispatch& work) override {
+    auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
+    HighThroughputLane& lane = lane_of(*handle);
+    const HighThroughputLane::Dispatch op{work.x, work.topk_weights, work.outputs, handle};
+    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work] {
+      const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
+      lane.send_rows(op, context);
+      lane.receive_rows(op, context);
+    });
+  }
+  void combine(const Combine& work) override {
+    auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
+    HighThroughputLane& lane = lane_of(*handle);
+    const HighThroughputLane::Combine op{work.y,   work.topk_weights,     work.bias,
+                                         work.out, work.out_topk_weights, handle};
+    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work] {
+      const auto context = object_.wait_context(work.timeout, "high-throughput combine");
+      lane.send_combine(op, context);
+      lane.receive_combine(op, context);
+    });
+  }
+  void release(const HandlePointer& handle, Stream* stream) override {
+    const auto& mine = static_cast<const CpuHandle&>(*handle);
+    HighThroughputLane& lane = lane_of(mine);
+    object_.execute(stream, lane.turnstile(),
+                    [&lane, epoch = mine.epoch] { lane.release_pool(epoch); });
+  }
+
+  HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
+                                    std::int64_t rows) const override {
+    const auto& mine = static_cast<const CpuHandle&>(handle);
+    return lane_of(mine).pool_view(mine.epoch, rows);
+  }
+  TensorView needed_rows(HighThroughputHandle& handle) const override {
+    return {&static_cast<CpuHandle&>(handle).came, DType::int32, {1}};
+  }
+  void learn_counts(HighThroughputHandle& handle) const override {
+    const auto& mine = static_cast<const CpuHandle&>(handle);
+    handle.needed = mine.came;
+    handle.overflow = mine.too_many;
+    handle.rows_per_expert = mine.selections_per_expert;
+    handle.rows_per_source.clear();
+    const Communicator& communicator = *object_.communicator();
+    for (int source = 0; source < communicator.size(); ++source)
+      handle.rows_per_source.push_back(
+          static_cast<std::int32_t>(mine.rows_between(source, communicator.rank())));
+  }
+  const Allocator& default_allocator() const override { return allocator_; }
+
+ private:
+  struct Lane {
+    std::unique_ptr<HighThroughputLane> work;
+    std::uint64_t dispatches = 0;
+  };
+  HighThroughputLane& lane_of(const HandleState& handle) const {
+    return *lanes_[static_cast<std::size_t>(handle.lane)].work;
+  }
+
+  Object& object_;
+  MoeShape shape_;
+  std::int64_t pool_rows_;
+  Allocator allocator_ = allocate_host;
+  std::vector<Lane> lanes_;
+};
+
+void CpuEngine::plan(const Plan& work) {
+  auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
+  auto promise = std::make_shared<std::promise<void>>();
+  handle->counted = promise->get_future().share();
+  const bool strict = !work.capacity.has_value();
+  HighThroughputLane& lane = lane_of(*handle);
+  // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
+  object_.execute(
+      work.stream, lane.turnstile(),
+      [this, &lane, handle, promise = std::move(promise), strict, work] {
+        const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
+        if (work.cached) {
+          handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
+        } else {
+          const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+          handle->route = make_route(ids, handle->tokens, shape_.top_k,
+                                     {object_.communicator()->size(), shape_.experts});
+          object_.note_invalid_ids(handle->route, ids);
+          lane.exchange_counts(*handle, work.capacity.value_or(pool_rows_), strict, context);
+        }
+        promise->set_value();
+      });
+  if (!strict || work.cached) return;
+  try {
+    handle->counted.get();
+  } catch (const std::future_error&) {
+    object_.check_usable();
+    throw;
+  }
+  learn_counts(*handle);
+}
+
+}  // namespace
+
+std::unique_ptr<HighThroughputEngine> make_cpu_engine(Object& object,
+                                                      const HighThroughputOptions& options) {
+  return std::make_unique<CpuEngine>(object, options);
+}
+
+}  // namespace expertwire::ep

@@ -1,0 +1,388 @@
+// High-throughput combine: the row that each rank made of a token comes home, and the rows of a token
+// are added in ascending order of rank.
+//
+// Roles. The first block tells every rank where this one's rows will be: in its pool, where peers read
+// them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources, chunk by
+// chunk; summing warps take tokens a grid apart and hold the rows of a token side by side in stages of
+// their rings, the next pieces on their way while one is added. When rows are pulled all warps sum.
+//
+// Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of the
+// output by one warp. A chunk's flag is released by the lane that counts its last piece.
+//
+// Memory order. Pull: the rows were written before this kernel, on this stream; they are released by
+// the offer's flag. Push: as in dispatch. Whoever acquires a flag and reads by the copy engine puts a
+// proxy fence between. Pool rows that peers read go back to the senders only when every peer has
+// granted this epoch, which it does after its last read.
+//
+// Cost. Pull: the rows of a token cross the wire once, as reads. Push: once as writes, and are read
+// again here.
+
+#include "ep/cuda/high_throughput_block.cuh"
+
+namespace expertwire::ep::cuda {
+
+// Config -----------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr int kPushers = kHighThroughputWarps / 2;
+
+// Params -----------------------------------------------------------------------------------------
+
+using Params = HighThroughputCombineParams;
+
+// Roles: offers ----------------------------------------------------------------------------------
+
+/// Weights go home, then the offer to every rank; the first block.
+__device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
+  const Context& c = p.context;
+  const HighThroughputSlots& slots = p.shape.slots;
+  const int top_k = p.shape.top_k;
+  for (int source = 0; p.topk_weights != nullptr && source < c.size; ++source) {
+    const int first = p.routing.first_from[source];
+    const int end = min(p.routing.first_from[source + 1], s.capacity[c.rank]);
+    float* home = at<float>(c, source, slots.partial_weights_of(n, c.rank, 0));
+    const float* mine = p.topk_weights + static_cast<std::int64_t>(first) * top_k;
+    for (int i = threadIdx.x; i < (end - first) * top_k; i += blockDim.x) home[i] = mine[i];
+  }
+  const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
+    *at<CombineOffer>(c, peer, slots.offer_of(n, c.rank)) = offer;
+  __syncthreads();
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
+    publish<KernelAccess>(at<Epoch>(c, peer, slots.offer_flag_of(n, c.rank)), n);
+}
+
+/// One warp.
+__device__ bool await_offers(const Params& p, Epoch n) {
+  const Context& c = p.context;
+  bool good = true;
+  for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
+    const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.offer_flag_of(n, peer));
+    good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
+  }
+  __syncwarp();  // what one lane acquired, all may read
+  return __all_sync(kAllLanes, good);
+}
+
+__device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
+  return *at<const CombineOffer>(p.context, p.context.rank, p.shape.slots.offer_of(n, rank));
+}
+
+// Roles: pusher ----------------------------------------------------------------------------------
+
+/// Writes rows to the ranks that they came from; the first row of a warp is `first`.
+__device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
+  const Context& c = p.context;
+  const HighThroughputSlots& slots = p.shape.slots;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
+  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int stride = kPushers * static_cast<int>(gridDim.x);
+  const Ring ring = ring_of(s, p.pushing, warp, 1);
+  int moved = 0;  // pieces that the ring has carried, so that its parities go on
+  for (int i = 1; i < c.size; ++i) {
+    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
+    const int mine = first < rows ? (rows - first - 1) / stride + 1 : 0;
+    const std::int64_t first_row = p.routing.first_from[source];
+    auto row_of = [&](int item) { return first + item / pieces * stride; };
+    auto offset_of = [&](int item) {
+      return static_cast<std::uint64_t>(item % pieces) * p.pushing.piece_bytes;
+    };
+    auto piece = [&](int item) -> Piece {
+      // Rows past the capacity are not there to be read; the first row stands in for them.
+      const std::int64_t row = first_row + row_of(item);
+      const std::int64_t from = row < s.capacity[c.rank] ? row : 0;
+      const std::uint64_t left = slots.sizes.row_bytes - offset_of(item);
+      return {p.y + static_cast<std::uint64_t>(from) * slots.sizes.row_bytes + offset_of(item),
+              s.capacity[c.rank] == 0
+                  ? 0U
+                  : static_cast<std::uint32_t>(
+                        min(left, static_cast<std::uint64_t>(p.pushing.piece_bytes)))};
+    };
+    auto land = [&](int item) -> Landing {
+      if (!first_lane) return {};
+      const int row = row_of(item);
+      Landing landing{nullptr, source, row};
+      if (first_row + row < s.capacity[c.rank])
+        landing.to =
+            at<std::byte>(c, source, slots.partial_of(n, c.rank, row)) + offset_of(item);
+      return landing;
+    };
+    auto done = [&](const Landing& landing) {
+      if (landing.rank < 0) return;
+      const int chunk = landing.row / kChunk;
+      count_piece(&p.chunk_rows[source * slots.chunks() + chunk],
+                  at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), landing.row, rows,
+                  pieces, n);
+    };
+    move_pieces(ring, p.pushing.bulk, mine * pieces, piece, land, done, moved);
+    moved += mine * pieces;
+  }
+}
+
+// Roles: summer ----------------------------------------------------------------------------------
+
+/// The tokens of one warp and where their rows are.
+struct Summer {
+  const Params& p;
+  BlockShared& s;
+  Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
+  int first, stride, pieces;
+
+  __device__ int token_of(int item) const { return first + item / pieces * stride; }
+  __device__ std::uint64_t offset_of(int item) const {
+    return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
+  }
+  __device__ std::uint32_t bytes_of(int item) const {
+    const std::uint64_t left = p.shape.slots.sizes.row_bytes - offset_of(item);
+    return static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.summing.piece_bytes)));
+  }
+
+  __device__ Destination destination(int token, int lane) const {
+    Destination from{-1, -1};
+    if (lane < p.shape.width)
+      from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
+    if (from.rank >= 0 && s.first_at[from.rank] + static_cast<std::int64_t>(from.row) >=
+                              s.capacity[from.rank])
+      from.rank = -1;  // it had no room there, and counts as zero
+    return from;
+  }
+
+  /// The row of this lane's rank for `token`, once it is there; null if there is none.
+  __device__ const std::byte* find_row(int token, int lane, bool* good) const {
+    const Context& c = p.context;
+    const HighThroughputSlots& slots = p.shape.slots;
+    const Destination from = destination(token, lane);
+    if (from.rank < 0) return nullptr;
+    const std::int64_t row = static_cast<std::int64_t>(s.first_at[from.rank]) + from.row;
+    if (from.rank == c.rank)
+      return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
+    if (offer_of(p, from.rank, n).pull != 0)
+      return at<const std::byte>(c, from.rank, slots.pool_row_of(dispatched, row));
+    const auto* flag =
+        at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row / kChunk));
+    *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
+                       [&] { return arrived<KernelAccess>(flag, n); });
+    return at<const std::byte>(c, c.rank, slots.partial_of(n, from.rank, from.row));
+  }
+
+  /// Writes the weights of a token that came home.
+  __device__ void take_weights(int token, int lane) const {
+    const HighThroughputSlots& slots = p.shape.slots;
+    const Destination from = destination(token, lane);
+    std::int32_t expert = -1;
+    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
+    if (lane < p.shape.top_k) expert = p.routing.experts[i];
+    const int rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
+    float weight = 0;
+    for (int j = 0; j < p.shape.width; ++j) {
+      const int other = __shfl_sync(kAllLanes, from.rank, j);
+      const int row = __shfl_sync(kAllLanes, from.row, j);
+      if (rank >= 0 && other == rank && offer_of(p, rank, n).weights != 0)
+        weight = at<const float>(p.context, p.context.rank,
+                                 slots.partial_weights_of(n, rank, row))[lane];
+    }
+    if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
+  }
+};
+
+/// Adds vectors `v` of the rows that `row(i)` gives.
+template <class Element, class RowOf>
+__device__ __forceinline__ uint4 add_rows(int count, RowOf row, const uint4* bias, int v) {
+  float acc[Element::kLanes] = {};
+  if (bias != nullptr) Element::add(1.0F, bias[v], acc);
+  for (int first = 0; first < count; first += kInFlight) {
+    uint4 vectors[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (first + i < count) vectors[i] = row(first + i)[v];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (first + i < count) Element::add(1.0F, vectors[i], acc);
+  }
+  return Element::round(acc);
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+template <class Element>
+__device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count) {
+  const Params& p = w.p;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Ring ring = ring_of(w.s, p.summing, ring_warp, p.shape.width);
+  std::int32_t* held = w.s.held[warp];
+  int issued = 0;
+  bool good = true;
+  const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
+  auto load = [&](int i) {
+    if (i % w.pieces == 0) {
+      bool found = true;
+      row = w.find_row(w.token_of(i), lane, &found);
+      good = __all_sync(kAllLanes, found);
+      if (!good) return;
+      device::fence_proxy_async();
+    }
+    const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
+    const std::uint32_t bytes = w.bytes_of(i);
+    if (lane == 0) {
+      held[i % ring.stages] = __popc(present);
+      device::mbarrier_expect(ring.barrier(i), bytes * __popc(present));
+    }
+    __syncwarp();
+    if (row != nullptr)
+      device::bulk_load(
+          ring.stage(i) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
+          row + w.offset_of(i), bytes, ring.barrier(i));
+    ++issued;
+  };
+  for (int i = 0; i < min(count, ring.stages) && good; ++i) load(i);
+  int taken = 0;
+  for (; taken < count && good; ++taken) {
+    const int i = taken, token = w.token_of(i);
+    device::mbarrier_wait(ring.barrier(i), ring.parity(i));
+    const int rows = held[i % ring.stages];
+    const std::uint64_t offset =
+        static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes + w.offset_of(i);
+    const auto* bias =
+        p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
+    auto* out = reinterpret_cast<uint4*>(p.out + offset);
+    const std::byte* stage = ring.stage(i);
+    auto row_at = [&](int r) {
+      return reinterpret_cast<const uint4*>(stage + r * p.summing.piece_bytes);
+    };
+    for (int v = lane; v < static_cast<int>(w.bytes_of(i) / sizeof(uint4)); v += 32)
+      out[v] = add_rows<Element>(rows, row_at, bias, v);
+    if (i % w.pieces == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
+    __syncwarp();
+    if (i + ring.stages < count) load(i + ring.stages);
+  }
+  for (; taken < issued; ++taken)  // after a failure: loads must not outlive the block
+    device::mbarrier_wait(ring.barrier(taken), ring.parity(taken));
+  return good;
+}
+
+#endif
+
+template <class Element>
+__device__ bool sum_by_vectors(const Summer& w, int count) {
+  const Params& p = w.p;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int i = 0; i < count; i += w.pieces) {
+    const int token = w.token_of(i);
+    bool found = true;
+    const std::byte* row = w.find_row(token, lane, &found);
+    if (!__all_sync(kAllLanes, found)) return false;
+    const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
+    const std::uint64_t offset =
+        static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes;
+    const auto vectors = static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4));
+    for (int v = 0; v < vectors; v += 32) {  // all lanes, for the shuffles
+      float acc[Element::kLanes] = {};
+      const bool mine = v + lane < vectors;
+      if (mine && p.bias != nullptr)
+        Element::add(1.0F, reinterpret_cast<const uint4*>(p.bias + offset)[v + lane], acc);
+      for (unsigned rest = present; rest != 0; rest &= rest - 1) {
+        const auto from = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(row),
+                                      __ffs(static_cast<int>(rest)) - 1);
+        if (mine) Element::add(1.0F, reinterpret_cast<const uint4*>(from)[v + lane], acc);
+      }
+      if (mine) reinterpret_cast<uint4*>(p.out + offset)[v + lane] = Element::round(acc);
+    }
+    if (p.out_topk_weights != nullptr) w.take_weights(token, lane);
+  }
+  return true;
+}
+
+/// `warp` of `warps` summing warps of this block; `ring_warp` says whose ring it has.
+template <class Element>
+__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, int ring_warp,
+                           Epoch n) {
+  if (!await_offers(p, n)) return false;
+  const int pieces = pieces_of(p.shape.slots.sizes.row_bytes, p.summing);
+  const Summer summer{p,
+                      s,
+                      n,
+                      *p.epoch,
+                      warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
+                      warps * static_cast<int>(gridDim.x),
+                      pieces};
+  const int tokens =
+      summer.first < p.tokens ? (p.tokens - summer.first - 1) / summer.stride + 1 : 0;
+  if constexpr (has_bulk_copies()) {
+    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp, ring_warp, tokens * pieces);
+  }
+  return sum_by_vectors<Element>(summer, tokens * pieces);
+}
+
+// Roles: release ---------------------------------------------------------------------------------
+
+/// Gives pool rows back to the senders; the last block. When peers have read them here, first waits
+/// until all have granted this epoch.
+__device__ void release_pool(const Params& p, const Direction<KernelAccess>& lane, Epoch n) {
+  const Context& c = p.context;
+  bool good = true;
+  for (int peer = threadIdx.x; p.pull && peer < c.size && good; peer += blockDim.x)
+    good = wait_until(c, peer, Phase::release, n, [&] { return lane.has_read(peer, n); });
+  if (!__syncthreads_and(good) || p.release == nullptr) return;
+  const DirectionSlots& place = p.shape.slots.dispatch;
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
+    grant<KernelAccess>(at<Epoch>(c, peer, place.consumed) + c.rank, *p.release);
+}
+
+template <class Element>
+__device__ void run(const Params& p, BlockShared& s) {
+  const Context& c = p.context;
+  const auto lane = direction(c, p.shape.slots.combine);
+  const Entry entry = enter(c, lane);
+  if (!entry.usable) return;
+  const Epoch n = entry.send;
+  take_routing(c, p.routing, s);
+  if (stops(c, Phase::credit) || !await_credits(c, lane, n) || stops(c, Phase::counts)) return;
+  if (blockIdx.x == 0) send_offers(p, s, n);
+  if (stops(c, Phase::combine_rows)) return;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool good = true;
+  if (p.pull)
+    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, warp, n);
+  else if (warp < kPushers)
+    push_rows(p, s, warp, n);
+  else
+    good = sum_tokens<Element>(p, s, warp - kPushers, kHighThroughputWarps - kPushers, warp, n);
+  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
+  leave_send(lane, n);
+  if (leave_receive(c, lane, p.shape.slots.combine, n, false)) release_pool(p, lane, n);
+}
+
+}  // namespace
+
+// Kernel -----------------------------------------------------------------------------------------
+
+namespace high_throughput {
+
+__global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
+    combine(const __grid_constant__ HighThroughputCombineParams p) {
+  extern __shared__ __align__(128) std::byte memory[];
+  BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
+  if (p.shape.dtype == DType::bf16)
+    run<Bf16>(p, s);
+  else
+    run<Fp32>(p, s);
+}
+
+}  // namespace high_throughput
+
+// Launch -----------------------------------------------------------------------------------------
+
+cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
+  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32,
+                             shared_bytes(params.summing), launch.stream>>>(params);
+  return cudaGetLastError();
+}
+
+cudaError_t prepare_high_throughput_combine(bool bulk) {
+  return cudaFuncSetAttribute(high_throughput::combine, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes({0, 0, 0, bulk})));
+}
+
+}  // namespace expertwire::ep::cuda

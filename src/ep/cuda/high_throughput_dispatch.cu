@@ -1,0 +1,236 @@
+// High-throughput dispatch: every row is read once and written to its final place in the pool of each
+// of its ranks.
+//
+// Roles. Sender warps own tokens a grid apart, so that all warps work on the same chunks and the
+// first chunks are complete first. A sender's lane i has the token's i-th destination: it starts that
+// store, waits for it, counts it and releases the chunk's flag. Receiver warps wait for chunks; if the
+// caller owns the output they copy row after row out of the pool while others arrive.
+//
+// Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's flag
+// is released by whichever lane of the source counts the chunk's last piece. Own rows go straight to
+// the output.
+//
+// Memory order. A bulk store is complete when its lane's wait_group returns; metadata stored by other
+// lanes is ordered by __syncwarp; then an acq_rel count, and the last one's release at system scope.
+// Receivers acquire the flag. notify has acquired all credit for a new route; here it is acquired
+// again, which is one load a peer, because a cached dispatch has no notify.
+//
+// Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
+// warp has two rows in flight or more; one count a (row, rank).
+
+#include "ep/cuda/high_throughput_block.cuh"
+
+namespace expertwire::ep::cuda {
+
+// Config -----------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr int kSenders = 8;
+constexpr int kReceivers = kHighThroughputWarps - kSenders;
+
+// Params -----------------------------------------------------------------------------------------
+
+using Params = HighThroughputDispatchParams;
+
+/// Where one row goes, with what belongs to it.
+struct RowPlace {
+  std::byte* x;
+  std::int32_t* token;
+  std::int32_t* experts;
+  float* weights;
+};
+
+__device__ RowPlace pool_place(const Params& p, int owner, Epoch n, std::int64_t row) {
+  const Context& c = p.context;
+  const HighThroughputSlots& slots = p.shape.slots;
+  return {at<std::byte>(c, owner, slots.pool_row_of(n, row)),
+          at<std::int32_t>(c, owner, slots.pool_token_of(n, row)),
+          at<std::int32_t>(c, owner, slots.pool_experts_of(n, row)),
+          at<float>(c, owner, slots.pool_weights_of(n, row))};
+}
+
+__device__ RowPlace output_place(const Params& p, std::int64_t row) {
+  return {p.out_x + row * static_cast<std::int64_t>(p.shape.slots.sizes.row_bytes),
+          p.out_tokens + row, p.out_experts + row * p.shape.top_k,
+          p.out_weights + row * p.shape.top_k};
+}
+
+// Roles: sender ----------------------------------------------------------------------------------
+
+/// Writes what goes beside a row, for the destination of lane `from`; one warp.
+__device__ void send_metadata(const Params& p, const RowPlace& place, int token, int rank) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane == 0) *place.token = token;
+  if (lane >= p.shape.top_k) return;
+  const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
+  const std::int32_t expert = p.routing.experts[i];
+  const bool here = expert >= 0 && p.shape.placement.rank_of(expert) == rank;
+  place.experts[lane] = here ? p.shape.placement.local_index(expert) : -1;
+  place.weights[lane] = here && p.topk_weights != nullptr ? p.topk_weights[i] : 0.0F;
+}
+
+__device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
+  const Context& c = p.context;
+  const HighThroughputSlots& slots = p.shape.slots;
+  const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
+  const int pieces = pieces_of(slots.sizes.row_bytes, p.moving);
+  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int stride = kSenders * static_cast<int>(gridDim.x);
+  const int tokens = first < p.tokens ? (p.tokens - first - 1) / stride + 1 : 0;
+
+  auto piece = [&](int i) -> Piece {
+    const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
+    const int token = first + i / pieces * stride;
+    const std::uint64_t left = slots.sizes.row_bytes - offset;
+    return {p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes + offset,
+            static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
+  };
+  auto place_of = [&](int rank, std::int64_t row) {
+    const bool direct = p.out_x != nullptr && rank == c.rank;
+    return direct ? output_place(p, row) : pool_place(p, rank, n, row);
+  };
+  auto land = [&](int i) -> Landing {
+    const int token = first + i / pieces * stride;
+    Destination to{-1, -1};
+    if (lane < width)
+      to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
+    Landing landing{nullptr, to.rank, to.row};
+    std::int64_t row = 0;
+    bool fits = false;
+    if (to.rank >= 0) {
+      row = static_cast<std::int64_t>(s.first_at[to.rank]) + to.row;
+      fits = row < s.capacity[to.rank];
+      if (fits)
+        landing.to = place_of(to.rank, row).x +
+                     static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
+    }
+    if (i % pieces != 0) return landing;
+    for (unsigned rest = __ballot_sync(kAllLanes, fits); rest != 0; rest &= rest - 1) {
+      const int from = __ffs(static_cast<int>(rest)) - 1;
+      const int rank = __shfl_sync(kAllLanes, to.rank, from);
+      const std::int64_t at_row = __shfl_sync(kAllLanes, row, from);
+      send_metadata(p, place_of(rank, at_row), token, rank);
+    }
+    return landing;
+  };
+  auto done = [&](const Landing& landing) {
+    if (landing.rank < 0 || landing.rank == c.rank) return;  // own rows: the end of the kernel
+    const int chunk = landing.row / kChunk;
+    count_piece(&p.chunk_rows[landing.rank * slots.chunks() + chunk],
+                at<Epoch>(c, landing.rank, slots.row_flag_of(n, c.rank, chunk)), landing.row,
+                p.routing.rows_to[landing.rank], pieces, n);
+  };
+  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, tokens * pieces, piece, land, done);
+}
+
+// Roles: receiver --------------------------------------------------------------------------------
+
+/// Waits for a chunk of a source; one thread.
+__device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
+  const Context& c = p.context;
+  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.row_flag_of(n, source, chunk));
+  return wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(chunk) * kChunk,
+                    [&] { return arrived<KernelAccess>(flag, n); });
+}
+
+/// Copies a row out of the pool; one warp.
+__device__ void take_row(const Params& p, Epoch n, std::int64_t row) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const RowPlace from = pool_place(p, p.context.rank, n, row), to = output_place(p, row);
+  copy_row(from.x, static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4)), lane, 32, 1,
+           [&](int) { return to.x; });
+  if (lane == 0) *to.token = *from.token;
+  if (lane < p.shape.top_k) {
+    to.experts[lane] = from.experts[lane];
+    to.weights[lane] = from.weights[lane];
+  }
+}
+
+__device__ bool receive_rows(const Params& p, const BlockShared& s, int warp, Epoch n) {
+  const Context& c = p.context;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int stride = kReceivers * static_cast<int>(gridDim.x);
+  for (int i = 1; i < c.size; ++i) {
+    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
+    if (p.out_x == nullptr) {  // the pool is the output: only wait
+      bool good = true;
+      for (int chunk = first * 32 + lane; chunk * kChunk < rows && good; chunk += stride * 32)
+        good = await_chunk(p, source, chunk, n);
+      if (!__all_sync(kAllLanes, good)) return false;
+      continue;
+    }
+    int known = -1;
+    for (int row = first; row < rows; row += stride) {
+      bool good = true;
+      if (row / kChunk != known && lane == 0) good = await_chunk(p, source, row / kChunk, n);
+      __syncwarp();  // what lane 0 acquired, all may read
+      if (!__all_sync(kAllLanes, good)) return false;
+      known = row / kChunk;
+      const std::int64_t at_row = static_cast<std::int64_t>(p.routing.first_from[source]) + row;
+      if (at_row < s.capacity[c.rank]) take_row(p, n, at_row);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// Kernel -----------------------------------------------------------------------------------------
+
+namespace high_throughput {
+
+__global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
+    dispatch(const __grid_constant__ HighThroughputDispatchParams p) {
+  extern __shared__ __align__(128) std::byte memory[];
+  BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
+  const Context& c = p.context;
+  const auto lane = direction(c, p.shape.slots.dispatch);
+  const Entry entry = enter(c, lane);
+  if (!entry.usable) return;
+  const Epoch n = entry.send;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.epoch = n;
+  take_routing(c, p.routing, s);
+  if (!await_credits(c, lane, n) || stops(c, Phase::dispatch_rows)) return;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool good = true;
+  if (s.overflow) {
+    // Nothing is sent, on any rank; the epoch ends all the same.
+  } else if (warp < kSenders) {
+    send_rows(p, s, warp, n);
+  } else {
+    good = receive_rows(p, s, warp - kSenders, n);
+  }
+  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
+  leave_send(lane, n);
+  leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep);
+}
+
+}  // namespace high_throughput
+
+// Launch -----------------------------------------------------------------------------------------
+
+Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bool bulk) {
+  if (!bulk) return {static_cast<std::uint32_t>(row_bytes), stages, warps, false};
+  constexpr std::uint64_t kVector = 16;
+  const std::uint64_t most =
+      kRingBytes / static_cast<std::uint64_t>(warps * stages * parts) / kVector * kVector;
+  const std::uint64_t pieces = (row_bytes + most - 1) / most;
+  const std::uint64_t piece = align_up((row_bytes + pieces - 1) / pieces, kVector);
+  return {static_cast<std::uint32_t>(piece), stages, warps, bulk};
+}
+
+cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
+  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32,
+                              shared_bytes(params.moving), launch.stream>>>(params);
+  return cudaGetLastError();
+}
+
+cudaError_t prepare_high_throughput_dispatch(bool bulk) {
+  return cudaFuncSetAttribute(high_throughput::dispatch,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes({0, 0, 0, bulk})));
+}
+
+}  // namespace expertwire::ep::cuda

@@ -1,0 +1,348 @@
+#include "ep/high_throughput_engine.hpp"
+
+#include <atomic>
+#include <deque>
+
+#include "base/check.hpp"
+#include "base/env.hpp"
+#include "ep/cuda/high_throughput_kernels.hpp"
+#include "ep/cuda/runtime.hpp"
+
+namespace expertwire::ep {
+
+namespace {
+
+using cuda::BlockPool;
+using cuda::Carver;
+using cuda::CountsMirror;
+using cuda::HighThroughputRouting;
+using cuda::Runtime;
+
+struct CudaHandle final : HighThroughputHandle {
+  std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
+  HighThroughputRouting routing{};
+  std::shared_ptr<std::byte> epoch_memory;
+  Epoch host_epoch = 0;  // of the dispatch, while no capture has made it unknown
+  bool has_counts = false;  // the host has learnt them
+
+  Epoch* epoch() const { return reinterpret_cast<Epoch*>(epoch_memory.get()); }
+};
+
+/// High throughput on CUDA. A dispatch is a notify and a dispatch kernel, one with a cached routing
+/// the latter alone; a combine is one kernel.
+class CudaEngine final : public HighThroughputEngine {
+ public:
+  CudaEngine(Object& object, const HighThroughputOptions& options);
+  ~CudaEngine() override { runtime_.drain(); }
+
+  HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) override;
+  void plan(const Plan& work) override;
+  void dispatch(const Dispatch& work) override;
+  void combine(const Combine& work) override;
+  void release(const HandlePointer& handle, Stream* stream) override;
+  HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
+                                    std::int64_t rows) const override;
+  TensorView needed_rows(HighThroughputHandle& handle) const override {
+    return {static_cast<CudaHandle&>(handle).routing.needed, DType::int32, {1}};
+  }
+  void learn_counts(HighThroughputHandle& handle) const override;
+  void refresh(Status& status) const override { runtime_.refresh(status); }
+  const Allocator& default_allocator() const override { return runtime_.allocator(); }
+  bool captures(Stream* stream) const override {
+    return cuda::capture_of(runtime_.stream_of({0, stream, {}, 0, "", true})) != 0;
+  }
+
+ private:
+  /// A dispatch whose credit has not been granted.
+  struct Reading {
+    std::shared_ptr<CudaHandle> handle;
+    bool done;
+  };
+  struct Lane {
+    std::shared_ptr<BlockPool> routings, epochs;
+    std::uint32_t* chunk_rows = nullptr;
+    std::shared_ptr<void> mirror_memory, chunk_memory;
+    CountsMirror mirror{};
+    std::uint32_t ticket = 0;
+    std::uint64_t dispatches = 0;
+    bool captured = false;         // replays may have advanced the epochs since
+    std::deque<Reading> readings;  // oldest first
+  };
+
+  Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
+  std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
+  void make_lane(Lane& lane, int handles);
+  Epoch next_epoch(Lane& lane, int number) const;
+  void read_mirror(CudaHandle& handle, const Lane& lane) const;
+  static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
+  static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
+
+  Object& object_;
+  Runtime runtime_;
+  cuda::HighThroughputShape shape_;
+  DType dtype_;
+  int hidden_;
+  std::int64_t pool_rows_;
+  bool bulk_;
+  std::vector<Lane> lanes_;
+};
+
+cuda::HighThroughputShape CudaEngine::shape_of(const HighThroughputOptions& options, int ranks) {
+  return {high_throughput_slots(options, ranks),
+          {ranks, options.shape.experts},
+          options.shape.top_k,
+          std::min(options.shape.top_k, ranks),
+          options.shape.dtype};
+}
+
+CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
+    : object_(object),
+      runtime_(object, make_region(object, options), options.lanes, options.sms),
+      shape_(shape_of(options, object.communicator()->size())),
+      dtype_(options.shape.dtype),
+      hidden_(options.shape.hidden),
+      pool_rows_(pool_rows_of(options, object.communicator()->size())),
+      bulk_(runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector"),
+      lanes_(static_cast<std::size_t>(options.lanes)) {
+  const DeviceGuard guard(runtime_.share().device());
+  check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
+  check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
+  check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
+  for (Lane& lane : lanes_) make_lane(lane, options.handles);
+}
+
+void CudaEngine::make_lane(Lane& lane, int handles) {
+  const auto share = runtime_.shared_share();
+  const SlotSizes& sizes = shape_.slots.sizes;
+  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr), handles);
+  lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch), handles);
+  const std::size_t values =
+      CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
+  lane.mirror_memory = allocate_pinned((values + 1) * sizeof(std::int32_t));
+  lane.mirror.values = static_cast<std::int32_t*>(lane.mirror_memory.get());
+  lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
+  const std::size_t bytes = sizes.ranks * shape_.slots.chunks() * sizeof(std::uint32_t);
+  lane.chunk_memory = allocate_on_device(bytes, share->device(), share->memory_stream());
+  lane.chunk_rows = static_cast<std::uint32_t*>(lane.chunk_memory.get());
+  check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
+             "cudaMemsetAsync");
+  check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
+}
+
+std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* routing) const {
+  const SlotSizes& sizes = shape_.slots.sizes;
+  Carver carver(base);
+  HighThroughputRouting r{};
+  r.destinations =
+      carver.take<Destination>(sizes.max_tokens * static_cast<std::size_t>(shape_.width));
+  r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+  r.rows_to = carver.take<std::int32_t>(sizes.ranks);
+  r.rows_from = carver.take<std::int32_t>(sizes.ranks);
+  r.first_at = carver.take<std::int32_t>(sizes.ranks);
+  r.first_from = carver.take<std::int32_t>(sizes.ranks + 1);
+  r.capacity = carver.take<std::int32_t>(sizes.ranks);
+  r.needed = carver.take<std::int32_t>(1);
+  r.overflow = carver.take<std::int32_t>(1);
+  if (routing != nullptr) *routing = r;
+  return carver.bytes();
+}
+
+// Dispatch ---------------------------------------------------------------------------------------
+
+HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number,
+                                                            const HandlePointer& cached,
+                                                            Stream* stream) {
+  Lane& lane = lanes_[static_cast<std::size_t>(number)];
+  const cudaStream_t on = runtime_.stream_of({number, stream, {}, 0, "", true});
+  auto handle = std::make_shared<CudaHandle>();
+  handle->epoch_memory = lane.epochs->take(on);
+  if (cached) {
+    const auto& from = static_cast<const CudaHandle&>(*cached);
+    handle->routing_memory = from.routing_memory;
+    handle->routing = from.routing;
+  } else {
+    handle->routing_memory = lane.routings->take(on);
+    carve_routing(handle->routing_memory.get(), &handle->routing);
+  }
+  lane.captured = lane.captured || cuda::capture_of(on) != 0;
+  handle->host_epoch = next_epoch(lane, number);
+  ++lane.dispatches;
+  return handle;
+}
+
+/// The epoch of the next dispatch of a lane. Replays of a graph advance it unseen; after a capture it
+/// is read from the device, once all that the host gave to the lane is done.
+Epoch CudaEngine::next_epoch(Lane& lane, int number) const {
+  if (!lane.captured) return Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
+  return runtime_.read_epoch(number, shape_.slots.dispatch.words) + 1;
+}
+
+void CudaEngine::plan(const Plan& work) {
+  auto& handle = static_cast<CudaHandle&>(*work.handle);
+  Lane& lane = lane_of(handle);
+  const bool eager = !work.capacity && !work.cached;
+  Runtime::Call call{handle.lane, work.stream, work.timeout, 0, "high-throughput dispatch", false};
+  if (work.cached) {
+    const auto& cached = static_cast<const CudaHandle&>(*work.cached);
+    // Its routing may still be on its way on another lane.
+    if (cached.lane != handle.lane) runtime_.await_lane(cached.lane, call);
+    handle.needed = cached.needed;
+    handle.overflow = cached.overflow;
+    handle.rows_per_source = cached.rows_per_source;
+    handle.rows_per_expert = cached.rows_per_expert;
+    handle.has_counts = cached.has_counts;
+    return;
+  }
+  const bool told = eager || work.stream == nullptr;
+  cuda::NotifyParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_;
+  p.routing = handle.routing;
+  p.tokens = handle.tokens;
+  p.capacity = static_cast<std::int32_t>(work.capacity.value_or(pool_rows_));
+  p.strict = eager;
+  p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+  if (told) p.mirror = lane.mirror;
+  p.ticket = ++lane.ticket;
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, stream), "launch of notify");
+  });
+  if (!told) return;
+  runtime_.watch(call, [&] {
+    return std::atomic_ref(*lane.mirror.ticket).load(std::memory_order_acquire) == p.ticket;
+  });
+  read_mirror(handle, lane);
+}
+
+void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
+  const std::int32_t* values = lane.mirror.values;
+  handle.needed = values[CountsMirror::kNeeded];
+  handle.overflow = values[CountsMirror::kOverflow] != 0;
+  handle.host_epoch = static_cast<Epoch>(values[CountsMirror::kEpoch]);
+  const std::int32_t* sources = values + CountsMirror::kHeader;
+  const std::int32_t* experts = sources + shape_.slots.sizes.ranks;
+  handle.rows_per_source.assign(sources, experts);
+  handle.rows_per_expert.assign(experts, experts + shape_.slots.sizes.local_experts);
+  handle.has_counts = true;
+}
+
+void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
+  auto& mine = static_cast<CudaHandle&>(handle);
+  if (mine.has_counts) return;
+  // A cached dispatch of a handle whose counts stayed on the device.
+  mine.rows_per_source.resize(shape_.slots.sizes.ranks);
+  check_cuda(cudaMemcpyAsync(mine.rows_per_source.data(), mine.routing.rows_from,
+                             mine.rows_per_source.size() * sizeof(std::int32_t),
+                             cudaMemcpyDeviceToHost, runtime_.share().stream()),
+             "cudaMemcpyAsync");
+  check_cuda(cudaStreamSynchronize(runtime_.share().stream()), "cudaStreamSynchronize");
+}
+
+void CudaEngine::dispatch(const Dispatch& work) {
+  auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
+  Lane& lane = lane_of(*handle);
+  const Runtime::Call call{handle->lane, work.stream, work.timeout, work.sms,
+                           "high-throughput dispatch", true};
+  lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
+  cuda::HighThroughputDispatchParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_;
+  p.routing = handle->routing;
+  p.moving = cuda::plan_moving(shape_.slots.sizes.row_bytes, 8, 2, 1, bulk_);
+  p.tokens = handle->tokens;
+  p.keep = settle(lane, nullptr) != handle;
+  p.epoch = handle->epoch();
+  p.chunk_rows = lane.chunk_rows;
+  p.x = work.x.as<std::byte>();
+  p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+  if (work.outputs.x.present()) {
+    p.out_x = work.outputs.x.as<std::byte>();
+    p.out_tokens = work.outputs.source_tokens.as<std::int32_t>();
+    p.out_experts = work.outputs.topk_experts.as<std::int32_t>();
+    p.out_weights = work.outputs.topk_weights.as<float>();
+  }
+  const int blocks = runtime_.budget_of(call);
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
+  });
+}
+
+/// Notes that a dispatch's rows have been read, and returns the latest whose credit can be granted
+/// now, or null. A credit covers all epochs up to it, so a later one waits for an earlier.
+std::shared_ptr<CudaHandle> CudaEngine::settle(Lane& lane, const CudaHandle* finished) {
+  for (Reading& reading : lane.readings)
+    if (reading.handle.get() == finished) reading.done = true;
+  std::shared_ptr<CudaHandle> latest;
+  while (!lane.readings.empty() && lane.readings.front().done) {
+    latest = lane.readings.front().handle;
+    lane.readings.pop_front();
+  }
+  return latest;
+}
+
+// Combine ----------------------------------------------------------------------------------------
+
+void CudaEngine::combine(const Combine& work) {
+  auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
+  Lane& lane = lane_of(*handle);
+  const Runtime::Call call{handle->lane, work.stream, work.timeout, work.sms,
+                           "high-throughput combine", true};
+  const int warps = cuda::kHighThroughputWarps;
+  cuda::HighThroughputCombineParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_;
+  p.routing = handle->routing;
+  p.pushing = cuda::plan_moving(shape_.slots.sizes.row_bytes, warps, 2, 1, bulk_);
+  p.summing = cuda::plan_moving(shape_.slots.sizes.row_bytes, warps, 2, shape_.width, bulk_);
+  p.tokens = handle->tokens;
+  p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
+  p.epoch = handle->epoch();
+  std::shared_ptr<CudaHandle> released;
+  if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
+  if (released) p.release = released->epoch();
+  p.chunk_rows = lane.chunk_rows;
+  p.y = work.y.as<std::byte>();
+  p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+  p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;
+  p.out = work.out.as<std::byte>();
+  p.out_topk_weights =
+      work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
+  const int blocks = runtime_.budget_of(call);
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
+  });
+}
+
+void CudaEngine::release(const HandlePointer& pointer, Stream* stream) {
+  auto handle = std::static_pointer_cast<CudaHandle>(pointer);
+  const auto released = settle(lane_of(*handle), handle.get());
+  if (!released) return;
+  const Runtime::Call call{handle->lane, stream, {}, 0, "release", true};
+  cuda::NotifyParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_;
+  p.release = released->epoch();
+  runtime_.run(call, [&](cudaStream_t on) { check_cuda(cuda::launch(p, on), "launch of notify"); });
+}
+
+HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle,
+                                              std::int64_t rows) const {
+  const auto& mine = static_cast<const CudaHandle&>(handle);
+  const HighThroughputSlots& slots = shape_.slots;
+  const Epoch n = mine.host_epoch;
+  std::byte* base = runtime_.lane_base(handle.lane);
+  return {{base + slots.pool_row_of(n, 0), dtype_, {rows, hidden_}},
+          {base + slots.pool_token_of(n, 0), DType::int32, {rows}},
+          {base + slots.pool_experts_of(n, 0), DType::int32, {rows, shape_.top_k}},
+          {base + slots.pool_weights_of(n, 0), DType::fp32, {rows, shape_.top_k}}};
+}
+
+}  // namespace
+
+std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
+                                                       const HighThroughputOptions& options) {
+  cuda::check_limits(object, options.shape, options.handles);
+  return std::make_unique<CudaEngine>(object, options);
+}
+
+}  // namespace expertwire::ep

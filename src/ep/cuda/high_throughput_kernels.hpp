@@ -1,0 +1,119 @@
+#pragma once
+
+// The kernels of the high-throughput mode, as the host launches them.
+
+#include <cuda_runtime_api.h>
+
+#include "ep/cuda/context.hpp"
+#include "ep/routing.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/dtype.hpp"
+
+namespace expertwire::ep::cuda {
+
+/// Routing of one dispatch, in device memory; handles of cached dispatches share it.
+struct HighThroughputRouting {
+  Destination* destinations;  ///< [M, width] of this rank's tokens, ascending ranks, -1 ends
+  std::int32_t* experts;      ///< [M, K] of this rank's tokens, -1 where there is none
+  std::int32_t* rows_to;      ///< [R] rows that this rank sends
+  std::int32_t* rows_from;    ///< [R] rows that come
+  std::int32_t* first_at;     ///< [R] this rank's first row at each rank
+  std::int32_t* first_from;   ///< [R + 1] each source's first row here
+  std::int32_t* capacity;     ///< [R] rows that each rank's output has room for
+  std::int32_t* needed;       ///< [1] rows that came, or would have
+  std::int32_t* overflow;     ///< [1] some rank's pool is too small: nothing is sent
+};
+
+/// What the host learns of the counts: int32 [kHeader + R + L] in pinned memory.
+struct CountsMirror {
+  static constexpr int kNeeded = 0, kOverflow = 1, kEpoch = 2, kHeader = 3;
+  std::int32_t* values;   ///< header, rows per source, rows per expert
+  std::uint32_t* ticket;  ///< released last
+};
+
+struct HighThroughputShape {
+  HighThroughputSlots slots;
+  Placement placement;
+  std::int32_t top_k;
+  std::int32_t width;  ///< most destinations of a token: min(K, R)
+  DType dtype;
+};
+
+/// Counts, plans and tells all ranks; or, if `release` is set, only gives pool rows back.
+struct NotifyParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  std::int32_t tokens;
+  std::int32_t capacity;  ///< rows that this rank's output has room for
+  bool strict;            ///< no rank has given a capacity: needing more is an overflow
+  ExpertIds ids;
+  CountsMirror mirror;    ///< values null: nobody waits
+  std::uint32_t ticket;
+  const Epoch* release;   ///< epoch up to which pool rows are given back
+};
+
+/// How warps move rows; see pipeline.cuh.
+struct Moving {
+  std::uint32_t piece_bytes;  ///< of a row
+  std::int32_t stages;
+  std::int32_t warps;         ///< of a block that have a ring
+  bool bulk;
+};
+
+struct HighThroughputDispatchParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  Moving moving;
+  std::int32_t tokens;
+  bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
+  Epoch* epoch;               ///< of the handle: set to this dispatch's
+  std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
+  const std::byte* x;         ///< [T, H]
+  const float* topk_weights;  ///< [T, K] or null
+  std::byte* out_x;           ///< [N, H], or null: rows stay in the pool
+  std::int32_t* out_tokens;
+  std::int32_t* out_experts;
+  float* out_weights;
+};
+
+struct HighThroughputCombineParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  Moving pushing, summing;
+  std::int32_t tokens;
+  bool pull;                  ///< y lies in the pool: peers read it there
+  const Epoch* epoch;         ///< of the dispatch
+  const Epoch* release;       ///< epoch up to which pool rows are given back at the end, or null
+  std::uint32_t* chunk_rows;
+  const std::byte* y;         ///< [N, H]
+  const float* topk_weights;  ///< [N, K] or null
+  const std::byte* bias;      ///< [T, H] or null
+  std::byte* out;             ///< [T, H]
+  float* out_topk_weights;    ///< [T, K] or null
+};
+
+/// Threads of a block of dispatch and combine, and the shared memory of its rings.
+inline constexpr int kHighThroughputWarps = 16;
+inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
+
+/// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk copies
+/// there are no rings, and a piece is a row.
+Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bool bulk);
+
+struct HighThroughputLaunch {
+  int blocks;
+  cudaStream_t stream;
+};
+cudaError_t launch(const NotifyParams& params, cudaStream_t stream);
+cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch);
+cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch);
+
+/// Load the kernels and let them have their shared memory; `bulk` if rings are used.
+cudaError_t prepare_high_throughput_notify();
+cudaError_t prepare_high_throughput_dispatch(bool bulk);
+cudaError_t prepare_high_throughput_combine(bool bulk);
+
+}  // namespace expertwire::ep::cuda

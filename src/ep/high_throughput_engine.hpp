@@ -1,0 +1,99 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "ep/object.hpp"
+#include "ep/slots.hpp"
+#include "expertwire/high_throughput.hpp"
+
+namespace expertwire::ep {
+
+/// Routing of one high-throughput dispatch; each backend adds what it needs. These are of the calling
+/// thread.
+struct HighThroughputHandle : HandleState {
+  bool in_pool = false;          ///< the rows stay in the pool until they are released
+  bool release_called = false;   ///< combine or release is on its way
+  std::int64_t output_rows = 0;  ///< N of the outputs
+
+  // Set once the host knows the counts: after an eager plan().
+  std::int32_t needed = 0;  ///< rows that came, or would have
+  bool overflow = false;    ///< some rank's pool is too small: nothing is sent
+  std::vector<std::int32_t> rows_per_source, rows_per_expert;
+};
+
+/// What the high-throughput mode asks of a backend: operations whose arguments have been checked.
+class HighThroughputEngine {
+ public:
+  using HandlePointer = std::shared_ptr<HighThroughputHandle>;
+
+  HighThroughputEngine() = default;
+  HighThroughputEngine(const HighThroughputEngine&) = delete;
+  HighThroughputEngine& operator=(const HighThroughputEngine&) = delete;
+  /// Waits for what is queued.
+  virtual ~HighThroughputEngine() = default;
+
+  struct Plan {
+    ConstTensorView topk_idx;              ///< absent if cached
+    HandlePointer cached;                  ///< whose routing is taken, or null
+    std::optional<std::int64_t> capacity;  ///< rows that the output has room for
+    HandlePointer handle;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+  struct Dispatch {
+    ConstTensorView x, topk_weights;
+    HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
+    HandlePointer handle;
+    std::shared_ptr<void> owner;  ///< kept until the operation has run
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+  };
+  struct Combine {
+    ConstTensorView y, topk_weights, bias;
+    TensorView out, out_topk_weights;
+    HandlePointer handle;
+    std::shared_ptr<void> owner;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+  };
+
+  /// A handle for the next dispatch of `lane`.
+  virtual HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) = 0;
+  /// First part of a dispatch: ranks tell each other their counts, or the cached ones are taken.
+  /// Eager (neither capacity nor cached): returns when the host knows them.
+  virtual void plan(const Plan& work) = 0;
+  /// Second part: rows. Ends the dispatch, also when there was an overflow.
+  virtual void dispatch(const Dispatch& work) = 0;
+  virtual void combine(const Combine& work) = 0;
+  /// Gives the rows of a pool dispatch back to the senders.
+  virtual void release(const HandlePointer& handle, Stream* stream) = 0;
+
+  /// The pool rows that a dispatch fills; once it has been planned.
+  virtual HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
+                                            std::int64_t rows) const = 0;
+  /// int32 [1], valid with the handle.
+  virtual TensorView needed_rows(HighThroughputHandle& handle) const = 0;
+  /// Fills the handle's counts after a dispatch without a stream.
+  virtual void learn_counts(HighThroughputHandle& handle) const = 0;
+  virtual void refresh(Status&) const {}
+  virtual const Allocator& default_allocator() const = 0;
+  /// Whether `stream` is being captured into a graph.
+  virtual bool captures(Stream*) const { return false; }
+};
+
+/// Collective.
+std::unique_ptr<HighThroughputEngine> make_cpu_engine(Object& object,
+                                                      const HighThroughputOptions& options);
+std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
+                                                       const HighThroughputOptions& options);
+
+HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks);
+std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks);
+/// Makes the arena's part for all lanes. Collective.
+std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options);
+
+}  // namespace expertwire::ep
