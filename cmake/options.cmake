@@ -27,7 +27,7 @@ target_compile_features(expertwire_build_flags INTERFACE cxx_std_20)
 target_compile_options(
   expertwire_build_flags
   INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-ffp-contract=off>
-            $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-Xcompiler=-Wall,-Wextra>)
+            $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-lineinfo;-Xcompiler=-Wall,-Wextra>)
 if(EXPERTWIRE_SANITIZE)
   target_compile_options(expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE}
                                                           -fno-omit-frame-pointer -g)

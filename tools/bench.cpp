@@ -5,7 +5,9 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "backend.hpp"
 #include "base/env.hpp"
+#include "bench_cuda.hpp"
 #include "ep/object.hpp"
 #include "ep/route.hpp"
 #include "launcher.hpp"
@@ -57,6 +59,25 @@ Measurement start_measurement(const Communicator& communicator, const Steps& ste
   return result;
 }
 
+Measurement measure(const std::shared_ptr<Communicator>& communicator,
+                    const BenchOptions& options) {
+  if (communicator->cuda_device() >= 0)
+    return options.high_throughput ? bench_cuda_high_throughput(communicator, options)
+                                   : bench_cuda_low_latency(communicator, options);
+  return options.high_throughput ? bench_high_throughput(communicator, options)
+                                 : bench_low_latency(communicator, options);
+}
+
+std::size_t arena_bytes_for(const BenchOptions& options, int ranks) {
+  // The object, and as much again as one operation moves, for the burst.
+  const std::size_t burst = static_cast<std::size_t>(ranks) *
+                            static_cast<std::size_t>(options.shape.max_tokens) *
+                            options.shape.row_bytes();
+  if (options.high_throughput)
+    return HighThroughput::memory_bytes({options.shape, options.lanes}, ranks) + burst;
+  return LowLatency::memory_bytes({options.shape, options.lanes}, ranks) + burst;
+}
+
 int run_bench(const BenchOptions& options, const std::vector<std::string>& command) {
   reference::RoutingPattern::parse(options.routing);  // bad words are found before ranks start
   if (!options.peer.empty() && options.peer != "mpi")
@@ -65,7 +86,9 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     throw std::invalid_argument("--peer compares high throughput; use `bench ht`");
   const bool launched = Env::get().rank.has_value();
   if (!launched) {
-    const int ranks = options.ranks > 0 ? options.ranks : 2;
+    const int ranks = options.ranks > 0            ? options.ranks
+                      : wants_cuda(options.device) ? cuda_device_count()
+                                                   : 2;
     if (options.peer == "mpi") {
       std::vector<std::string> mpirun{
           "mpirun", "--oversubscribe",       "--allow-run-as-root", "--bind-to", "none",
@@ -75,13 +98,16 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     }
     return launch({ranks, command});
   }
-  auto communicator = Communicator::from_environment();
+  const bool cuda = wants_cuda(options.device);
+  if (cuda && !options.peer.empty())
+    throw std::invalid_argument("--peer mpi compares on the CPU; give --device cpu with it");
+  const std::size_t arena = cuda ? arena_bytes_for(options, *Env::get().size) : 0;
+  auto communicator =
+      Communicator::from_environment(communicator_options(options.device, local_rank(), arena));
   if (options.ranks > 0 && options.ranks != communicator->size())
     throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
                                             options.ranks, communicator->size()));
-  const Measurement measurement = options.high_throughput
-                                      ? bench_high_throughput(communicator, options)
-                                      : bench_low_latency(communicator, options);
+  const Measurement measurement = measure(communicator, options);
   return report(*communicator, options, measurement) == 0 ? 0 : 1;
 }
 

@@ -28,6 +28,8 @@ struct BenchOptions {
   reference::RoundTripOptions::Weights weights = reference::RoundTripOptions::Weights::dispatch;
   std::string peer;
   std::string json;
+  std::string device = "auto";  ///< cpu, cuda or auto
+  int sms = 0;                  ///< CUDA: SMs of a rank; 0: all it has
 };
 
 /// Rows of one rank in one step, averaged over the steps that are rotated through.
@@ -54,7 +56,18 @@ struct Measurement {
   std::size_t unique_bytes = 0;
   std::size_t arena_bytes = 0;
   int threads = 1;
+
+  // CUDA alone.
+  int sms = 0;
+  Timings stream;                  ///< between events on a stream, operations back to back
+  std::vector<double> graph_pair;  ///< period of a pair in a graph, one value a round
+  double burst_us = 0;             ///< to store the wire bytes to all peers, with no protocol
 };
+
+/// Runs the bench that the options and the communicator's backend ask for.
+Measurement measure(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options);
+/// Bytes of device memory that a bench of these options takes of the arena.
+std::size_t arena_bytes_for(const BenchOptions& options, int ranks);
 
 Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
                               const BenchOptions& options);

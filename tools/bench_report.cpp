@@ -92,16 +92,19 @@ json to_json(const Line& line) {
 }
 
 struct Totals {
-  double selections, unique, wire, memcpy_us, checked, wrong;
+  double selections, unique, wire, memcpy_us, checked, wrong, burst_us;
 };
 
 void print_header(const Communicator& communicator, const BenchOptions& options,
                   const Measurement& m) {
   const MoeShape& s = options.shape;
   fmt::print("# {}\n", communicator.banner());
-  fmt::print("# bench {}: {} H {} E {} K {} T {} {}, {} thread{} a rank, {} lane{}{}, seed {}\n",
+  const std::string workers =
+      m.sms > 0 ? fmt::format("{} SMs", m.sms)
+                : fmt::format("{} thread{}", m.threads, m.threads == 1 ? "" : "s");
+  fmt::print("# bench {}: {} H {} E {} K {} T {} {}, {} a rank, {} lane{}{}, seed {}\n",
              options.high_throughput ? "ht" : "ll", options.model, s.hidden, s.experts, s.top_k,
-             s.max_tokens, to_string(s.dtype), m.threads, m.threads == 1 ? "" : "s", options.lanes,
+             s.max_tokens, to_string(s.dtype), workers, options.lanes,
              options.lanes == 1 ? "" : "s",
              !options.high_throughput                         ? ""
              : options.output == HighThroughput::Output::pool ? ", pool output"
@@ -112,29 +115,60 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
   fmt::print("# arena {:.1f} MB a rank\n", static_cast<double>(m.arena_bytes) / 1e6);
 }
 
+/// The last two columns: on the CPU unique bytes beside memcpy; on CUDA wire bytes beside the
+/// burst.
 void print_lines(const std::vector<Line>& lines, const Totals& totals, double row_bytes) {
-  fmt::print("{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} | {:>8} {:>8}\n", "host us",
-             "mean", "p50", "p99", "min", "max", "rank avg", "min", "max", "uniq GB/s",
-             "of memcpy");
+  const bool cuda = totals.burst_us > 0;
+  fmt::print("{:<17} {:>9} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} | {:>9} {:>8}\n", "us",
+             "mean", "p50", "p99", "min", "max", "rank avg", "min", "max",
+             cuda ? "wire GB/s" : "uniq GB/s", cuda ? "of burst" : "of memcpy");
   for (const Line& line : lines) {
     const bool both = line.name.size() >= 4 && line.name.substr(line.name.size() - 4) == "pair";
     const double passes = both ? 2 : 1;
-    const double bandwidth = passes * totals.unique * row_bytes / line.p50 / 1e3;
+    const double bytes = (cuda ? totals.wire : totals.unique) * row_bytes;
+    const double floor_us = cuda ? totals.burst_us : totals.memcpy_us;
     fmt::print(
-        "{:<14} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
+        "{:<17} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
         "| {:>9.2f} {:>8.0f}%\n",
         line.name, line.mean_us, line.p50, line.p99, line.min, line.max, line.rank_avg,
-        line.rank_min, line.rank_max, bandwidth, 100 * passes * totals.memcpy_us / line.p50);
+        line.rank_min, line.rank_max, passes * bytes / line.p50 / 1e3,
+        100 * passes * floor_us / line.p50);
   }
+}
+
+/// All that was timed, as lines.
+std::vector<Line> summarize_all(Communicator& communicator, const Measurement& m) {
+  const bool cuda = communicator.cuda_device() >= 0;
+  std::vector<Line> lines = summarize_pair(communicator, m.timings, cuda ? "host " : "");
+  if (!m.stream.dispatch.empty()) {
+    const auto stream = summarize_pair(communicator, m.stream, "stream ");
+    lines.insert(lines.end(), stream.begin(), stream.end());
+  }
+  if (!m.graph_pair.empty())
+    lines.push_back(summarize("graph pair", gather(communicator, m.graph_pair)));
+  return lines;
+}
+
+void print_traffic(const Totals& totals, double row_bytes) {
+  fmt::print("# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; ",
+             totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
+             totals.wire * row_bytes / 1e6);
+  if (totals.burst_us > 0)
+    fmt::print("wire bytes stored in one burst: {:.1f} us, {:.1f} GB/s (slowest rank)\n",
+               totals.burst_us, totals.wire * row_bytes / totals.burst_us / 1e3);
+  else
+    fmt::print("memcpy of unique: {:.1f} us, {:.2f} GB/s (slowest rank, all at once)\n",
+               totals.memcpy_us, totals.unique * row_bytes / totals.memcpy_us / 1e3);
 }
 
 }  // namespace
 
 std::int64_t report(Communicator& communicator, const BenchOptions& options, const Measurement& m) {
   const auto row_bytes = static_cast<double>(options.shape.row_bytes());
-  const PerRank numbers = gather(
-      communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
-                     static_cast<double>(m.report.checked), static_cast<double>(m.report.wrong)});
+  const PerRank numbers =
+      gather(communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
+                            static_cast<double>(m.report.checked),
+                            static_cast<double>(m.report.wrong), m.burst_us});
   Totals totals{};
   const auto ranks = static_cast<double>(communicator.size());
   for (const auto& rank : numbers) {
@@ -144,20 +178,16 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     totals.memcpy_us = std::max(totals.memcpy_us, rank[3]);
     totals.checked += rank[4];
     totals.wrong += rank[5];
+    totals.burst_us = std::max(totals.burst_us, rank[6]);
   }
-  std::vector<Line> lines = summarize_pair(communicator, m.timings, "");
+  const std::vector<Line> lines = summarize_all(communicator, m);
   std::vector<Line> peer;
   if (!m.peer.dispatch.empty()) peer = summarize_pair(communicator, m.peer, options.peer + " ");
   if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
   if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
 
   print_header(communicator, options, m);
-  fmt::print(
-      "# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; memcpy of unique: {:.1f} "
-      "us, {:.2f} GB/s (slowest rank, all at once)\n",
-      totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
-      totals.wire * row_bytes / 1e6, totals.memcpy_us,
-      totals.unique * row_bytes / totals.memcpy_us / 1e3);
+  print_traffic(totals, row_bytes);
   std::vector<Line> all = lines;
   all.insert(all.end(), peer.begin(), peer.end());
   print_lines(all, totals, row_bytes);
@@ -198,10 +228,13 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
                      {"unique", totals.unique * row_bytes},
                      {"wire", totals.wire * row_bytes}}},
                    {"memcpy_us", totals.memcpy_us},
+                   {"sms", m.sms},
+                   {"burst_us", totals.burst_us},
                    {"verified", options.verify},
                    {"checked", totals.checked},
                    {"wrong", totals.wrong}};
-    for (const Line& line : all) result["host"][line.name] = to_json(line);
+    const char* times = communicator.cuda_device() >= 0 ? "times" : "host";
+    for (const Line& line : all) result[times][line.name] = to_json(line);
     std::ofstream file(options.json);
     file << result.dump(2) << "\n";
     if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);

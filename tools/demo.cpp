@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "backend.hpp"
 #include "base/env.hpp"
 #include "bench.hpp"
 #include "launcher.hpp"
@@ -38,13 +39,19 @@ int run_demo(const DemoOptions& options, const std::vector<std::string>& command
                (now_us() - start) / 1e6);
     return status;
   }
-  auto communicator = Communicator::from_environment();
-  std::int64_t wrong = 0;
   const BenchOptions large = options_for(true, options.tokens);
-  wrong += report(*communicator, large, bench_high_throughput(communicator, large));
-  if (communicator->rank() == 0) fmt::print("\n");
   const BenchOptions small = options_for(false, options.small_tokens);
-  wrong += report(*communicator, small, bench_low_latency(communicator, small));
+  const int size = *Env::get().size;
+  const bool own_gpus = cuda_device_count() >= size;  // processes do not share a GPU
+  const std::string device = own_gpus ? "cuda" : "cpu";
+  const std::size_t arena =
+      own_gpus ? arena_bytes_for(large, size) + arena_bytes_for(small, size) : 0;
+  auto communicator =
+      Communicator::from_environment(communicator_options(device, local_rank(), arena));
+  std::int64_t wrong = 0;
+  wrong += report(*communicator, large, measure(communicator, large));
+  if (communicator->rank() == 0) fmt::print("\n");
+  wrong += report(*communicator, small, measure(communicator, small));
   std::fflush(stdout);
   return wrong == 0 ? 0 : 1;
 }

@@ -1,50 +1,136 @@
 #!/usr/bin/env bash
-# gpu_check.sh: everything that needs a GPU, in one run. Takes the binaries that tools/pack.sh put into
-# .pack/bin (or build/portable). Prints a short table last and writes $OUT/gpu_check.json.
+# gpu_check.sh: everything that needs GPUs, in one run: tests, faults, verify, a killed process, the
+# sanitizer, and the benchmark. Takes the binaries that tools/pack.sh put into .pack/bin. Runs on any
+# number of GPUs; with one, ranks are threads that share it and nothing crosses a link. Prints a
+# short table last, and writes $OUT/gpu_check.json.
 #
-#   tools/pack.sh && OUT=/tmp/out tools/gpu_check.sh
+#   tools/pack.sh && OUT=/tmp/out tools/gpu_check.sh [--quick]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-build/gpu_check}
 mkdir -p "$OUT"
+quick=${1:-}
+bin=$PWD/.pack/bin
+[ -x "$bin/gpu_tests" ] || { echo "gpu_check: no $bin/gpu_tests; run tools/pack.sh first" >&2; exit 2; }
+gpus=$(nvidia-smi -L | wc -l)
+# Epochs start close to where they wrap. Every stream gets a queue of its own: thread ranks that
+# share a GPU must not wait behind each other.
+export EXPERTWIRE_FIRST_EPOCH=0xFFFFFFF0 CUDA_DEVICE_MAX_CONNECTIONS=32
 
-tests=.pack/bin/gpu_tests
-[ -x "$tests" ] || tests=build/portable/tests/gpu/gpu_tests
-export EXPERTWIRE_FIRST_EPOCH=0xFFFFFFF0
+seconds=60
+[ "$quick" = --quick ] && seconds=10
+declare -A rc
 
-"$tests" --gtest_output="json:$OUT/tests.json" >"$OUT/tests.log" 2>&1
-status=$?
+step() { # step NAME LIMIT COMMAND...
+  local name=$1 limit=$2
+  shift 2
+  timeout "$limit" "$@" >"$OUT/$name.log" 2>&1
+  rc[$name]=$?
+  echo "$name: ${rc[$name]}"
+}
 
-# The sanitizer slows kernels down a hundredfold: the protocol test alone is small enough.
-sanitizer=absent
-if command -v compute-sanitizer >/dev/null; then
-  sanitizer=clean
-  for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 9 "$tests" \
-      --gtest_filter='LaneOnDevice.EveryWord*' >"$OUT/$tool.log" 2>&1
-    [ $? -ne 0 ] && sanitizer="$tool failed, see $tool.log" && status=1
+step doctor 60 "$bin/expertwire" doctor
+step tests 150 "$bin/gpu_tests" --gtest_output="json:$OUT/tests.json"
+step vector_copies 60 env EXPERTWIRE_CUDA_COPIES=vector "$bin/gpu_tests" \
+  --gtest_filter='*HighThroughputRoundTrip*'
+step faults 90 "$bin/gpu_fault_tests" --gtest_output="json:$OUT/faults.json"
+step verify_threads $((seconds + 40)) "$bin/expertwire" verify --device cuda --seconds "$seconds"
+
+# Memory shared by each way that the machine grants; one rank is killed while it works.
+if [ "$gpus" -gt 1 ]; then
+  for way in posix_fd ipc; do
+    step "verify_$way" 60 env EXPERTWIRE_CUDA_MEMORY=$way \
+      "$bin/expertwire" verify --device cuda --processes --seconds 5
   done
+  kill_one() {
+    "$bin/expertwire" bench ll --iters 1000000 --no-verify &
+    local launcher=$!
+    sleep 8
+    local rank
+    rank=$(pgrep -P "$launcher" | tail -1)
+    kill -9 "$rank"
+    wait "$launcher"
+    [ $? -ne 0 ]
+  }
+  export -f kill_one
+  export bin
+  step killed 60 bash -c 'kill_one && true'
+  grep -q "died\|peer lost" "$OUT/killed.log" || rc[killed]=1
 fi
 
-python3 - "$OUT" "$status" "$sanitizer" "$(cat .pack/commit 2>/dev/null || git rev-parse HEAD)" <<'PY'
+# The sanitizer needs kernels that run side by side to be on GPUs of their own, or small.
+for tool in memcheck racecheck; do
+  command -v compute-sanitizer >/dev/null || break
+  step "$tool" 90 compute-sanitizer --tool $tool --error-exitcode 9 "$bin/gpu_tests" \
+    --gtest_filter='LaneOnDevice.EveryWord*:*RoundTrip*one_rank:*LowLatency*three_ranks'
+done
+
+bench() { # bench NAME ARGUMENTS...
+  local name=$1
+  shift
+  step "bench_$name" 60 "$bin/expertwire" bench "$@" --device cuda --json "$OUT/bench_$name.json"
+}
+if [ "$gpus" -gt 1 ]; then
+  for sms in 0 24 16 8; do bench "ht_pool_$sms" ht --sms $sms --iters 30; done
+  bench ht_owned_24 ht --sms 24 --output owned --iters 30
+  for tokens in 1 8 32 128; do bench "ll_$tokens" ll --tokens $tokens --iters 200; done
+  bench ll_128_combine ll --weights combine --iters 200
+fi
+
+for name in "${!rc[@]}"; do echo "$name ${rc[$name]}"; done >"$OUT/steps.txt"
+python3 - "$OUT" "$(cat .pack/commit 2>/dev/null || git rev-parse HEAD)" <<'PY'
 import json, pathlib, subprocess, sys
 
-out, status, sanitizer, commit = pathlib.Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5]
+out, commit = pathlib.Path(sys.argv[1]), sys.argv[2]
 query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
 gpus = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
+steps = dict(sorted(line.split() for line in (out / "steps.txt").read_text().splitlines()))
+
+def last_line(step, words):
+    log = (out / f"{step}.log").read_text(errors="replace").splitlines()
+    found = [line for line in log if words in line]
+    return found[-1] if found else ""
+
 tests = []
-for suite in json.loads((out / "tests.json").read_text())["testsuites"]:
-    for test in suite["testsuite"]:
-        result = "failed" if test.get("failures") else test["result"].lower()
-        tests.append({"name": f"{suite['name']}.{test['name']}", "result": result,
-                      "time": test["time"]})
-report = {"commit": commit, "gpus": gpus, "sanitizer": sanitizer, "tests": tests,
-          "passed": status == 0 and all(t["result"] == "completed" for t in tests)}
+for file in ("tests.json", "faults.json"):
+    if not (out / file).exists():
+        continue
+    for suite in json.loads((out / file).read_text())["testsuites"]:
+        for test in suite["testsuite"]:
+            result = "failed" if test.get("failures") else test["result"].lower()
+            tests.append({"name": f"{suite['name']}.{test['name']}", "result": result,
+                          "time": test["time"]})
+benches = {}
+for file in sorted(out.glob("bench_*.json")):
+    b = json.loads(file.read_text())
+    benches[file.stem[6:]] = {
+        "sms": b["sms"], "wire_bytes": b["bytes_per_rank"]["wire"], "burst_us": b["burst_us"],
+        "wrong": b["wrong"], "checked": b["checked"],
+        **{k.replace(" ", "_"): round(v["mean_us"], 2) for k, v in b["times"].items()},
+        **{k.replace(" ", "_") + "_p50": round(v["p50_us"], 2) for k, v in b["times"].items()}}
+said = {s: last_line(s, w) for s, w in (("verify_threads", "verified"), ("memcheck", "SUMMARY"),
+                                        ("racecheck", "SUMMARY"), ("killed", "lost"),
+                                        ("doctor", "measured")) if s in steps}
+passed = all(code == "0" for code in steps.values()) and all(
+    t["result"] == "completed" for t in tests) and all(b["wrong"] == 0 for b in benches.values())
+report = {"commit": commit, "gpus": gpus, "passed": passed, "steps": steps, "said": said,
+          "tests": tests, "benches": benches}
 (out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
-print(f"{len(gpus)} x {gpus[0] if gpus else 'no GPU'}, commit {commit[:12]}")
+
+print(f"\n{len(gpus)} x {gpus[0] if gpus else 'no GPU'}, commit {commit[:12]}")
+print(f"{sum(t['result'] == 'completed' for t in tests)} of {len(tests)} tests passed")
 for test in tests:
-    print(f"{test['result']:<10} {test['time']:>8}  {test['name']}")
-print(f"compute-sanitizer: {sanitizer}")
-print("PASSED" if report["passed"] else "FAILED")
-sys.exit(0 if report["passed"] else 1)
+    if test["result"] != "completed":
+        print(f"  {test['result']}: {test['name']}")
+for step, code in steps.items():
+    if code != "0":
+        print(f"  step {step} ended with {code}")
+for step, line in said.items():
+    print(f"{step}: {line}")
+print(f"{'bench':<16} {'dispatch':>9} {'combine':>9} {'host pair':>10} {'graph pair':>10} {'burst':>8}")
+for name, b in benches.items():
+    print(f"{name:<16} {b['stream_dispatch']:>9} {b['stream_combine']:>9} {b['host_pair']:>10} "
+          f"{b.get('graph_pair', '-'):>10} {b['burst_us']:>8.1f}")
+print("PASSED" if passed else "FAILED")
+sys.exit(0 if passed else 1)
 PY

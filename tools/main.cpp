@@ -7,6 +7,7 @@
 #include "bench.hpp"
 #include "comm/secret.hpp"
 #include "demo.hpp"
+#include "doctor.hpp"
 #include "expertwire/error.hpp"
 #include "expertwire/version.hpp"
 #include "launcher.hpp"
@@ -29,7 +30,8 @@ struct BenchArguments {
 };
 
 void add_bench_options(CLI::App* app, BenchArguments& a) {
-  app->add_option("--ranks", a.bench.ranks, "Processes to start (default 2); a launcher's if any");
+  app->add_option("--ranks", a.bench.ranks,
+                  "Processes to start (default: GPUs, else 2); a launcher's if any");
   app->add_option("--model", a.bench.model, "Shape by model name; `expertwire models` lists them")
       ->capture_default_str();
   app->add_option("--hidden", a.hidden, "H, in place of the model's");
@@ -55,6 +57,10 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_option("--weights", a.weights, "When top-k weights travel")
       ->check(CLI::IsMember({"dispatch", "combine", "none"}))
       ->capture_default_str();
+  app->add_option("--device", a.bench.device, "cpu, cuda, or auto: cuda where there is a GPU")
+      ->capture_default_str();
+  app->add_option("--sms", a.bench.sms, "CUDA: SMs of a rank (default: all it has)")
+      ->check(CLI::Range(0, 1024));
   app->add_option("--json", a.bench.json, "Also write the results to this file");
   app->add_option("--peer", a.bench.peer, "Compare in the same run; mpi (ht)");
   app->add_flag("--no-verify", a.no_verify, "Do not compare values with the reference");
@@ -107,6 +113,8 @@ int run(int argc, char** argv) {
   verify->add_option("--seed", check.seed)->capture_default_str();
   verify->add_option("--case", check.only, "One case, by the number that a failure printed");
   verify->add_option("--ranks", check.ranks, "Ranks of every case (default: drawn, 1 to 8)");
+  verify->add_option("--device", check.device, "cpu, cuda, or auto: cuda where there is a GPU")
+      ->capture_default_str();
   verify->add_flag("--processes", check.processes, "Ranks as processes (default 4), not threads");
   verify->callback([&] { status = run_verify(check, command); });
 
@@ -120,6 +128,11 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   demo->callback([&] { status = run_demo(show, command); });
+
+  bool quick = false;
+  CLI::App* doctor = app.add_subcommand("doctor", "What this machine has, what is wrong with it");
+  doctor->add_flag("--quick", quick, "Measure nothing");
+  doctor->callback([&] { status = run_doctor(!quick); });
 
   LaunchRequest ranks;
   CLI::App* start = app.add_subcommand("launch", "Start a program as the ranks of a job");

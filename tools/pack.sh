@@ -7,12 +7,14 @@
 #   .pack/bin/       expertwire and the tests, those for GPUs too where nvcc was at hand
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
 #   .pack/lib.tar.xz static GoogleTest and libcrypto
+#
+# Kernels are packed for Hopper alone; EXPERTWIRE_PACK_ARCHITECTURES names others.
 set -euo pipefail
-[ "${1:-}" = "--help" ] && { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 0; }
+[ "${1:-}" = "--help" ] && { sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//'; exit 0; }
 cd "$(dirname "$0")/.."
 most_mib=60
 
-cmake --preset portable >/dev/null
+cmake --preset portable -DCMAKE_CUDA_ARCHITECTURES="${EXPERTWIRE_PACK_ARCHITECTURES:-90-real}" >/dev/null
 cmake --build --preset portable
 rm -rf .pack
 mkdir -p .pack/{src,bin,include,lib}
@@ -22,9 +24,9 @@ for program in bin/expertwire tests/unit/unit_tests tests/ranks/rank_tests \
   tests/ranks/fault_tests; do
   install -s "build/portable/$program" .pack/bin/
 done
-if [ -x build/portable/tests/gpu/gpu_tests ]; then
-  install -s build/portable/tests/gpu/gpu_tests .pack/bin/
-fi
+for program in gpu_tests gpu_fault_tests; do
+  [ -x "build/portable/tests/gpu/$program" ] && install -s "build/portable/tests/gpu/$program" .pack/bin/
+done
 git describe --always --dirty --abbrev=40 --exclude '*' >.pack/commit
 
 for header in CLI fmt spdlog nlohmann gtest gmock ucp ucs uct ucm openssl; do

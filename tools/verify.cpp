@@ -7,6 +7,7 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "backend.hpp"
 #include "base/env.hpp"
 #include "bench.hpp"
 #include "expertwire/high_throughput.hpp"
@@ -25,6 +26,8 @@ using reference::Report;
 using reference::RoundTripOptions;
 using reference::Workload;
 using reference::WorkloadSpec;
+
+constexpr std::size_t kArena = std::size_t{512} << 20;  // of a rank, for any case that is drawn
 
 /// One configuration; everything follows from its number.
 struct Case {
@@ -172,7 +175,8 @@ int verify_with_threads(const VerifyOptions& options) {
     Report total;
     try {
       run_in_process(c.spec.ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
-        const Report mine = run_case(Communicator::create(std::move(bootstrap)), c);
+        const auto memory = communicator_options(options.device, bootstrap->rank(), kArena);
+        const Report mine = run_case(Communicator::create(std::move(bootstrap), memory), c);
         std::lock_guard lock(mutex);
         total += mine;
       });
@@ -186,7 +190,8 @@ int verify_with_threads(const VerifyOptions& options) {
 }
 
 int verify_as_rank(const VerifyOptions& options) {
-  auto communicator = Communicator::from_environment();
+  auto communicator =
+      Communicator::from_environment(communicator_options(options.device, local_rank(), kArena));
   const auto ranks = static_cast<std::size_t>(communicator->size());
   Tally tally(options);
   for (;;) {
@@ -220,7 +225,8 @@ int verify_as_rank(const VerifyOptions& options) {
 int run_verify(const VerifyOptions& options, const std::vector<std::string>& command) {
   if (Env::get().rank) return verify_as_rank(options);
   if (!options.processes) return verify_with_threads(options);
-  return launch({options.ranks > 0 ? options.ranks : 4, command});
+  const int processes = wants_cuda(options.device) ? cuda_device_count() : 4;
+  return launch({options.ranks > 0 ? options.ranks : processes, command});
 }
 
 }  // namespace expertwire::tools

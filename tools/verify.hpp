@@ -14,6 +14,7 @@ struct VerifyOptions {
   double seconds = 30;
   std::int64_t cases = 0;  ///< 0: until the time is up
   std::uint64_t seed = 1;
+  std::string device = "auto";        ///< cpu, cuda or auto
   std::optional<std::uint64_t> only;  ///< one case, by its number
 };
 

@@ -25,6 +25,9 @@ struct CommunicatorOptions {
   std::optional<std::chrono::milliseconds> timeout;  ///< EXPERTWIRE_TIMEOUT_MS
 };
 
+/// CUDA devices that this process sees; 0 in builds without CUDA and where there is no driver.
+int cuda_device_count() noexcept;
+
 /// The ranks of a job, how they reach each other, and the memory they share.
 ///
 /// Made collectively. Destroying it is local and never waits; a peer that still needs this rank

@@ -3,6 +3,7 @@
 #include "comm/device_memory.hpp"
 #include "comm/device_words.hpp"
 #include "comm/transport/transport.hpp"
+#include "expertwire/communicator.hpp"
 
 namespace expertwire {
 
@@ -18,6 +19,7 @@ namespace {
 DeviceSegment create_device_segment(int, std::size_t) { refuse(); }
 std::size_t default_device_arena(int) { refuse(); }
 bool mps_runs() { return false; }
+int cuda_device_count() noexcept { return 0; }
 
 std::unique_ptr<Transport> make_cuda_ipc_transport() { return nullptr; }
 

@@ -10,8 +10,8 @@
 
 namespace expertwire::ep {
 
-/// Routing of one high-throughput dispatch; each backend adds what it needs. These are of the calling
-/// thread.
+/// Routing of one high-throughput dispatch; each backend adds what it needs. These are of the
+/// calling thread.
 struct HighThroughputHandle : HandleState {
   bool in_pool = false;          ///< the rows stay in the pool until they are released
   bool release_called = false;   ///< combine or release is on its way

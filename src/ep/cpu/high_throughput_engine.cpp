@@ -10,8 +10,8 @@ namespace {
 using cpu::HighThroughputLane;
 using CpuHandle = cpu::HighThroughputHandle;
 
-/// High throughput on the CPU: every lane has a team of threads, and its operations run in call order
-/// on whatever thread they were given to.
+/// High throughput on the CPU: every lane has a team of threads, and its operations run in call
+/// order on whatever thread they were given to.
 class CpuEngine final : public HighThroughputEngine {
  public:
   CpuEngine(Object& object, const HighThroughputOptions& options)

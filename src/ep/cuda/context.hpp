@@ -18,6 +18,8 @@ inline constexpr int kMostExperts = 8192;
 /// Pinned host memory by which kernels and host tell each other things.
 struct HostWords {
   std::uint32_t abort;  ///< set by the host: leave your waits
+  /// Set by kernels, again and again, while they wait for a peer; cleared by the host.
+  std::uint32_t awaited[kMostRanks];
 
   // Written once, by the thread that failed first; `failed` last, released.
   std::uint32_t failed;

@@ -20,7 +20,8 @@ struct BlockShared {
 };
 
 inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 128 * 128;
-static_assert(kBlockSharedBytes + kRingBytes + 1024 <= 227 * 1024, "shared memory of a Hopper block");
+static_assert(kBlockSharedBytes + kRingBytes + 1024 <= 227 * 1024,
+              "shared memory of a Hopper block");
 
 inline std::size_t shared_bytes(const Moving& moving) {
   return kBlockSharedBytes + (moving.bulk ? kRingBytes : 0);
@@ -42,8 +43,9 @@ __device__ __forceinline__ Ring ring_of(BlockShared& s, const Moving& moving, in
   ring.stages = moving.stages;
   ring.stage_bytes = moving.piece_bytes * static_cast<std::uint32_t>(parts);
   ring.full = s.full[warp];
-  ring.memory = reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
-                static_cast<std::size_t>(warp) * (kRingBytes / static_cast<std::uint32_t>(moving.warps));
+  ring.memory =
+      reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
+      static_cast<std::size_t>(warp) * (kRingBytes / static_cast<std::uint32_t>(moving.warps));
   if (has_bulk_copies() && moving.bulk) {
     if (threadIdx.x % 32 == 0) ring.init();
     __syncwarp();
@@ -55,8 +57,8 @@ __device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& 
   return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
 }
 
-/// Counts one more piece of row `row` of a pair, and announces the row's chunk when its last piece is
-/// there. What other warps counted before is covered by the release: the count is acq_rel.
+/// Counts one more piece of row `row` of a pair, and announces the row's chunk when its last piece
+/// is there. What other warps counted before is covered by the release: the count is acq_rel.
 __device__ __forceinline__ void count_piece(std::uint32_t* counter, Epoch* flag, int row, int rows,
                                             int pieces, Epoch n) {
   const int first = row / kChunk * kChunk;

@@ -1,18 +1,19 @@
-// High-throughput combine: the row that each rank made of a token comes home, and the rows of a token
-// are added in ascending order of rank.
+// High-throughput combine: the row that each rank made of a token comes home, and the rows of a
+// token are added in ascending order of rank.
 //
-// Roles. The first block tells every rank where this one's rows will be: in its pool, where peers read
-// them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources, chunk by
-// chunk; summing warps take tokens a grid apart and hold the rows of a token side by side in stages of
-// their rings, the next pieces on their way while one is added. When rows are pulled all warps sum.
+// Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
+// read them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources,
+// chunk by chunk; summing warps take tokens a grid apart and hold the rows of a token side by side
+// in stages of their rings, the next pieces on their way while one is added. When rows are pulled
+// all warps sum.
 //
-// Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of the
-// output by one warp. A chunk's flag is released by the lane that counts its last piece.
+// Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of
+// the output by one warp. A chunk's flag is released by the lane that counts its last piece.
 //
-// Memory order. Pull: the rows were written before this kernel, on this stream; they are released by
-// the offer's flag. Push: as in dispatch. Whoever acquires a flag and reads by the copy engine puts a
-// proxy fence between. Pool rows that peers read go back to the senders only when every peer has
-// granted this epoch, which it does after its last read.
+// Memory order. Pull: the rows were written before this kernel, on this stream; they are released
+// by the offer's flag. Push: as in dispatch. Whoever acquires a flag and reads by the copy engine
+// puts a proxy fence between. Pool rows that peers read go back to the senders only when every peer
+// has granted this epoch, which it does after its last read.
 //
 // Cost. Pull: the rows of a token cross the wire once, as reads. Push: once as writes, and are read
 // again here.
@@ -105,8 +106,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       const int row = row_of(item);
       Landing landing{nullptr, source, row};
       if (first_row + row < s.capacity[c.rank])
-        landing.to =
-            at<std::byte>(c, source, slots.partial_of(n, c.rank, row)) + offset_of(item);
+        landing.to = at<std::byte>(c, source, slots.partial_of(n, c.rank, row)) + offset_of(item);
       return landing;
     };
     auto done = [&](const Landing& landing) {
@@ -143,8 +143,8 @@ struct Summer {
     Destination from{-1, -1};
     if (lane < p.shape.width)
       from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
-    if (from.rank >= 0 && s.first_at[from.rank] + static_cast<std::int64_t>(from.row) >=
-                              s.capacity[from.rank])
+    if (from.rank >= 0 &&
+        s.first_at[from.rank] + static_cast<std::int64_t>(from.row) >= s.capacity[from.rank])
       from.rank = -1;  // it had no room there, and counts as zero
     return from;
   }
@@ -156,12 +156,10 @@ struct Summer {
     const Destination from = destination(token, lane);
     if (from.rank < 0) return nullptr;
     const std::int64_t row = static_cast<std::int64_t>(s.first_at[from.rank]) + from.row;
-    if (from.rank == c.rank)
-      return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
+    if (from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
     if (offer_of(p, from.rank, n).pull != 0)
       return at<const std::byte>(c, from.rank, slots.pool_row_of(dispatched, row));
-    const auto* flag =
-        at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row / kChunk));
+    const auto* flag = at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row / kChunk));
     *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                        [&] { return arrived<KernelAccess>(flag, n); });
     return at<const std::byte>(c, c.rank, slots.partial_of(n, from.rank, from.row));
@@ -274,8 +272,7 @@ __device__ bool sum_by_vectors(const Summer& w, int count) {
     const std::byte* row = w.find_row(token, lane, &found);
     if (!__all_sync(kAllLanes, found)) return false;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
-    const std::uint64_t offset =
-        static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes;
+    const std::uint64_t offset = static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes;
     const auto vectors = static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4));
     for (int v = 0; v < vectors; v += 32) {  // all lanes, for the shuffles
       float acc[Element::kLanes] = {};
@@ -375,8 +372,8 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32,
-                             shared_bytes(params.summing), launch.stream>>>(params);
+  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.summing),
+                             launch.stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -1,19 +1,20 @@
-// High-throughput dispatch: every row is read once and written to its final place in the pool of each
-// of its ranks.
+// High-throughput dispatch: every row is read once and written to its final place in the pool of
+// each of its ranks.
 //
 // Roles. Sender warps own tokens a grid apart, so that all warps work on the same chunks and the
-// first chunks are complete first. A sender's lane i has the token's i-th destination: it starts that
-// store, waits for it, counts it and releases the chunk's flag. Receiver warps wait for chunks; if the
-// caller owns the output they copy row after row out of the pool while others arrive.
+// first chunks are complete first. A sender's lane i has the token's i-th destination: it starts
+// that store, waits for it, counts it and releases the chunk's flag. Receiver warps wait for
+// chunks; if the caller owns the output they copy row after row out of the pool while others
+// arrive.
 //
-// Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's flag
-// is released by whichever lane of the source counts the chunk's last piece. Own rows go straight to
-// the output.
+// Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's
+// flag is released by whichever lane of the source counts the chunk's last piece. Own rows go
+// straight to the output.
 //
-// Memory order. A bulk store is complete when its lane's wait_group returns; metadata stored by other
-// lanes is ordered by __syncwarp; then an acq_rel count, and the last one's release at system scope.
-// Receivers acquire the flag. notify has acquired all credit for a new route; here it is acquired
-// again, which is one load a peer, because a cached dispatch has no notify.
+// Memory order. A bulk store is complete when its lane's wait_group returns; metadata stored by
+// other lanes is ordered by __syncwarp; then an acq_rel count, and the last one's release at system
+// scope. Receivers acquire the flag. notify has acquired all credit for a new route; here it is
+// acquired again, which is one load a peer, because a cached dispatch has no notify.
 //
 // Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
 // warp has two rows in flight or more; one count a (row, rank).
@@ -83,8 +84,9 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
     const int token = first + i / pieces * stride;
     const std::uint64_t left = slots.sizes.row_bytes - offset;
-    return {p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes + offset,
-            static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
+    return {
+        p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes + offset,
+        static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
   };
   auto place_of = [&](int rank, std::int64_t row) {
     const bool direct = p.out_x != nullptr && rank == c.rank;
@@ -93,8 +95,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   auto land = [&](int i) -> Landing {
     const int token = first + i / pieces * stride;
     Destination to{-1, -1};
-    if (lane < width)
-      to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
+    if (lane < width) to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
     Landing landing{nullptr, to.rank, to.row};
     std::int64_t row = 0;
     bool fits = false;
@@ -222,8 +223,8 @@ Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bo
 }
 
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32,
-                              shared_bytes(params.moving), launch.stream>>>(params);
+  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.moving),
+                              launch.stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -22,7 +22,7 @@ struct CudaHandle final : HighThroughputHandle {
   std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
   HighThroughputRouting routing{};
   std::shared_ptr<std::byte> epoch_memory;
-  Epoch host_epoch = 0;  // of the dispatch, while no capture has made it unknown
+  Epoch host_epoch = 0;     // of the dispatch, while no capture has made it unknown
   bool has_counts = false;  // the host has learnt them
 
   Epoch* epoch() const { return reinterpret_cast<Epoch*>(epoch_memory.get()); }
@@ -149,8 +149,7 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
 
 // Dispatch ---------------------------------------------------------------------------------------
 
-HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number,
-                                                            const HandlePointer& cached,
+HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const HandlePointer& cached,
                                                             Stream* stream) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
   const cudaStream_t on = runtime_.stream_of({number, stream, {}, 0, "", true});
@@ -164,14 +163,15 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number,
     handle->routing_memory = lane.routings->take(on);
     carve_routing(handle->routing_memory.get(), &handle->routing);
   }
-  lane.captured = lane.captured || cuda::capture_of(on) != 0;
-  handle->host_epoch = next_epoch(lane, number);
+  const bool capturing = cuda::capture_of(on) != 0;
+  lane.captured = lane.captured || capturing;
+  if (!capturing) handle->host_epoch = next_epoch(lane, number);
   ++lane.dispatches;
   return handle;
 }
 
-/// The epoch of the next dispatch of a lane. Replays of a graph advance it unseen; after a capture it
-/// is read from the device, once all that the host gave to the lane is done.
+/// The epoch of the next dispatch of a lane. Replays of a graph advance it unseen; after a capture
+/// it is read from the device, once all that the host gave to the lane is done.
 Epoch CudaEngine::next_epoch(Lane& lane, int number) const {
   if (!lane.captured) return Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
   return runtime_.read_epoch(number, shape_.slots.dispatch.words) + 1;
@@ -204,9 +204,8 @@ void CudaEngine::plan(const Plan& work) {
   p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
-  runtime_.run(call, [&](cudaStream_t stream) {
-    check_cuda(cuda::launch(p, stream), "launch of notify");
-  });
+  runtime_.run(
+      call, [&](cudaStream_t stream) { check_cuda(cuda::launch(p, stream), "launch of notify"); });
   if (!told) return;
   runtime_.watch(call, [&] {
     return std::atomic_ref(*lane.mirror.ticket).load(std::memory_order_acquire) == p.ticket;
@@ -241,8 +240,8 @@ void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
 void CudaEngine::dispatch(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{handle->lane, work.stream, work.timeout, work.sms,
-                           "high-throughput dispatch", true};
+  const Runtime::Call call{
+      handle->lane, work.stream, work.timeout, work.sms, "high-throughput dispatch", true};
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
   p.context = runtime_.context_of(call);
@@ -285,8 +284,8 @@ std::shared_ptr<CudaHandle> CudaEngine::settle(Lane& lane, const CudaHandle* fin
 void CudaEngine::combine(const Combine& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{handle->lane, work.stream, work.timeout, work.sms,
-                           "high-throughput combine", true};
+  const Runtime::Call call{
+      handle->lane, work.stream, work.timeout, work.sms, "high-throughput combine", true};
   const int warps = cuda::kHighThroughputWarps;
   cuda::HighThroughputCombineParams p{};
   p.context = runtime_.context_of(call);

@@ -48,16 +48,16 @@ struct NotifyParams {
   std::int32_t capacity;  ///< rows that this rank's output has room for
   bool strict;            ///< no rank has given a capacity: needing more is an overflow
   ExpertIds ids;
-  CountsMirror mirror;    ///< values null: nobody waits
+  CountsMirror mirror;  ///< values null: nobody waits
   std::uint32_t ticket;
-  const Epoch* release;   ///< epoch up to which pool rows are given back
+  const Epoch* release;  ///< epoch up to which pool rows are given back
 };
 
 /// How warps move rows; see pipeline.cuh.
 struct Moving {
   std::uint32_t piece_bytes;  ///< of a row
   std::int32_t stages;
-  std::int32_t warps;         ///< of a block that have a ring
+  std::int32_t warps;  ///< of a block that have a ring
   bool bulk;
 };
 
@@ -84,9 +84,9 @@ struct HighThroughputCombineParams {
   HighThroughputRouting routing;
   Moving pushing, summing;
   std::int32_t tokens;
-  bool pull;                  ///< y lies in the pool: peers read it there
-  const Epoch* epoch;         ///< of the dispatch
-  const Epoch* release;       ///< epoch up to which pool rows are given back at the end, or null
+  bool pull;             ///< y lies in the pool: peers read it there
+  const Epoch* epoch;    ///< of the dispatch
+  const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
   std::uint32_t* chunk_rows;
   const std::byte* y;         ///< [N, H]
   const float* topk_weights;  ///< [N, K] or null
@@ -99,8 +99,8 @@ struct HighThroughputCombineParams {
 inline constexpr int kHighThroughputWarps = 16;
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
 
-/// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk copies
-/// there are no rings, and a piece is a row.
+/// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk
+/// copies there are no rings, and a piece is a row.
 Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bool bulk);
 
 struct HighThroughputLaunch {

@@ -1,16 +1,16 @@
-// High-throughput notify: before rows move, every rank learns how many go where, so that each row can
-// be written once, into its final place.
+// High-throughput notify: before rows move, every rank learns how many go where, so that each row
+// can be written once, into its final place.
 //
-// Roles. One block. A warp owns contiguous tokens and takes 32 of them at a time, a lane each: first
-// it counts them by rank, then, knowing what the warps before it counted, it gives each its row. The
-// same block sends the counts to every rank, waits for theirs, and sums them up.
+// Roles. One block. A warp owns contiguous tokens and takes 32 of them at a time, a lane each:
+// first it counts them by rank, then, knowing what the warps before it counted, it gives each its
+// row. The same block sends the counts to every rank, waits for theirs, and sums them up.
 //
 // Who writes what. counts [slot][source] of a rank are written by that source; the routing by this
 // rank.
 //
-// Memory order. Credit of every peer is acquired before the first store. Counts, barrier, release of
-// one flag a peer; acquire of all peers' flags, barrier, loads. The host's copy is released by its
-// ticket.
+// Memory order. Credit of every peer is acquired before the first store. Counts, barrier, release
+// of one flag a peer; acquire of all peers' flags, barrier, loads. The host's copy is released by
+// its ticket.
 //
 // Cost. topk_idx is read once and the experts once more; R ballots for 32 tokens, twice.
 
@@ -70,24 +70,44 @@ __device__ void note_invalid_id(const Params& p, std::int64_t i) {
                                        : static_cast<const std::int32_t*>(p.ids.data)[i];
 }
 
-/// Takes the experts of a token into the handle, and counts them.
-__device__ void take_experts(const Params& p, Shared& s, int token) {
-  for (int k = 0; k < p.shape.top_k; ++k) {
-    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + k;
-    bool valid = true;
-    const std::int32_t expert = p.ids.at(i, p.shape.placement.experts, &valid);
-    if (!valid) note_invalid_id(p, i);
-    p.routing.experts[i] = expert;
-    if (expert >= 0) atomicAdd(&expert_rows(&s)[expert], 1);
+constexpr int kAtOnce = 8;  // loads that a lane has in flight
+
+/// Takes the experts of a token into the handle, counts them, and returns the ranks that hold them.
+__device__ RankSet take_experts(const Params& p, Shared& s, int token) {
+  const std::int64_t first = static_cast<std::int64_t>(token) * p.shape.top_k;
+  RankSet ranks;
+  for (int base = 0; base < p.shape.top_k; base += kAtOnce) {
+    std::int32_t experts[kAtOnce];
+    bool valid[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (base + k < p.shape.top_k)
+        experts[k] = p.ids.at(first + base + k, p.shape.placement.experts, &valid[k]);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (base + k >= p.shape.top_k) continue;
+      if (!valid[k]) note_invalid_id(p, first + base + k);
+      p.routing.experts[first + base + k] = experts[k];
+      if (experts[k] < 0) continue;
+      atomicAdd(&expert_rows(&s)[experts[k]], 1);
+      ranks.add(p.shape.placement.rank_of(experts[k]));
+    }
   }
+  return ranks;
 }
 
+/// The ranks of a token again, from the handle.
 __device__ RankSet ranks_of(const Params& p, int token) {
+  const std::int64_t first = static_cast<std::int64_t>(token) * p.shape.top_k;
   RankSet ranks;
-  for (int k = 0; k < p.shape.top_k; ++k) {
-    const std::int32_t expert =
-        p.routing.experts[static_cast<std::int64_t>(token) * p.shape.top_k + k];
-    if (expert >= 0) ranks.add(p.shape.placement.rank_of(expert));
+  for (int base = 0; base < p.shape.top_k; base += kAtOnce) {
+    std::int32_t experts[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      experts[k] = base + k < p.shape.top_k ? p.routing.experts[first + base + k] : -1;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (experts[k] >= 0) ranks.add(p.shape.placement.rank_of(experts[k]));
   }
   return ranks;
 }
@@ -104,10 +124,7 @@ __device__ void plan(const Params& p, Shared& s) {
   for (int first = tokens.begin; first < tokens.end; first += 32) {
     const int token = first + lane;
     RankSet ranks;
-    if (token < tokens.end) {
-      take_experts(p, s, token);
-      ranks = ranks_of(p, token);
-    }
+    if (token < tokens.end) ranks = take_experts(p, s, token);
     for (int rank = 0; rank < size; ++rank) {
       const unsigned going = __ballot_sync(kAll, ranks.has(rank));
       if (lane == 0) mine[rank] += __popc(going);
@@ -273,9 +290,9 @@ std::size_t shared_bytes(int experts, int ranks) {
 }  // namespace
 
 cudaError_t launch(const NotifyParams& params, cudaStream_t stream) {
-  high_throughput::notify<<<1, kThreads,
-                            shared_bytes(params.shape.placement.experts, params.context.size),
-                            stream>>>(params);
+  high_throughput::notify<<<
+      1, kThreads, shared_bytes(params.shape.placement.experts, params.context.size), stream>>>(
+      params);
   return cudaGetLastError();
 }
 

@@ -39,16 +39,18 @@ __device__ inline void report_failure(const Context& context, ErrorCode code, in
 template <class Ready>
 __device__ bool wait_until(const Context& context, int peer, Phase phase, std::uint64_t detail,
                            Ready ready) {
-  constexpr std::uint64_t kQuietNs = 100'000;
+  constexpr std::uint64_t kLookEveryNs = 100'000;  // words of the host are far away
   constexpr int kPolls = 16;
   if (ready()) return true;
   const std::uint64_t start = device::now_ns();
-  for (;;) {
+  for (std::uint64_t next_look = kLookEveryNs;;) {
     for (int i = 0; i < kPolls; ++i)
       if (ready()) return true;
     const std::uint64_t waited = device::now_ns() - start;
-    if (waited < kQuietNs) continue;
+    if (waited < next_look) continue;
+    next_look = waited + kLookEveryNs;
     if (device::load_relaxed_system(context.failed) != 0) return false;
+    device::store_relaxed_system(&context.host->awaited[peer], 1);
     const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
     if (!aborted && waited < context.timeout_ns) continue;
     if (ready()) return true;
@@ -118,6 +120,7 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) last = lane.last_to_receive(gridDim.x);
+  __syncwarp();  // racecheck follows barriers by warp: meet before one
   __syncthreads();
   if (!last) return false;
   for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)

@@ -159,16 +159,20 @@ __device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<Kernel
   if (stops(c, Phase::combine_rows)) return false;
   const Team team;
   TeamWords& words = s.teams[team.in_block];
+  const int rows = s.first_row[c.size];
   int i = 1;
-  for (int item = team.index(); item < s.first_row[c.size]; item += Team::count()) {
-    while (item >= s.first_row[i + 1]) ++i;
+  for (int base = 0; base < rows; base += Team::count()) {  // all teams meet at the same barriers
+    const int item = base + team.index();
+    const bool mine = item < rows;
+    while (mine && item >= s.first_row[i + 1]) ++i;
     const int source = (c.rank + i) % c.size, row = item - s.first_row[i];
-    if (team.first_warp()) find_rows(p, words, source, row, n);
+    if (mine && team.first_warp()) find_rows(p, words, source, row, n);
     team.sync();
-    sum_partial<Element>(p, team, words,
-                         at<std::byte>(c, source, slots.partial_of(n, c.rank, row)));
+    if (mine)
+      sum_partial<Element>(p, team, words,
+                           at<std::byte>(c, source, slots.partial_of(n, c.rank, row)));
     team.sync();
-    if (team.thread == 0)
+    if (mine && team.thread == 0)
       publish<KernelAccess>(at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, row)), n);
   }
   leave_send(lane, n);
@@ -251,6 +255,7 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
     if (threadIdx.x < 32) {
       const bool found = find_parts(p, words, token, n);
       if (threadIdx.x == 0) words.good = found;
+      __syncwarp();
     }
     __syncthreads();
     if (!words.good) return;

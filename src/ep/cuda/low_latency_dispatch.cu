@@ -166,9 +166,9 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
     publish<KernelAccess>(at<Epoch>(c, peer, slots.count_flag_of(n, c.rank)), n);
 }
 
-/// Writes one row, header and payload, and releases its flag; one team.
-__device__ void send_row(const Params& p, const Plan& plan, const Team& team, int b, int token,
-                         const Destination& to, Epoch n) {
+/// Writes one row, header and payload; one team.
+__device__ void write_row(const Params& p, const Plan& plan, const Team& team, int b, int token,
+                          const Destination& to, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
   auto* header = at<RowHeader>(c, to.rank, slots.row_of(n, c.rank, to.row));
@@ -194,9 +194,23 @@ __device__ void send_row(const Params& p, const Plan& plan, const Team& team, in
              static_cast<int>(slots.sizes.row_bytes / sizeof(uint4)), team.thread, Team::kThreads,
              1, [&](int) { return payload; });
   }
-  team.sync();
-  if (team.thread == 0)
-    publish<KernelAccess>(at<Epoch>(c, to.rank, slots.row_flag_of(n, c.rank, to.row)), n);
+}
+
+/// Sends the rows of a planned batch of tokens. Teams meet at the same number of barriers, whether
+/// they have a row or not: racecheck counts on it.
+__device__ void send_batch(const Params& p, const Plan& plan, int first, int count, Epoch n) {
+  const Context& c = p.context;
+  const int width = p.shape.width;
+  const Team team;
+  for (int base = 0; base < count * width; base += Team::kPerBlock) {
+    const int item = base + team.in_block, b = item / width;
+    Destination to{-1, -1};
+    if (item < count * width) to = plan.destinations[b][(item + c.rank) % width];
+    if (to.rank >= 0) write_row(p, plan, team, b, first + b, to, n);
+    team.sync();
+    if (to.rank >= 0 && team.thread == 0)
+      publish<KernelAccess>(at<Epoch>(c, to.rank, p.shape.slots.row_flag_of(n, c.rank, to.row)), n);
+  }
 }
 
 __device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
@@ -218,7 +232,6 @@ __device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<Kernel
   if (counts) send_counts(p, s, n);
   if (stops(c, Phase::dispatch_rows)) return false;
 
-  const Team team;
   for (int first = own.begin; first < own.end; first += kBatch) {
     const int count = min(kBatch, own.end - first);
     __syncthreads();  // the plan before has been used, counters are complete
@@ -228,12 +241,7 @@ __device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<Kernel
     if (threadIdx.x < 32)
       for (int b = 0; b < count; ++b) plan_token(p, s, b, first + b);
     __syncthreads();
-    const int width = p.shape.width;
-    for (int item = team.in_block; item < count * width; item += Team::kPerBlock) {
-      const int b = item / width;
-      const Destination& to = s.plan.destinations[b][(item + c.rank) % width];
-      if (to.rank >= 0) send_row(p, s.plan, team, b, first + b, to, n);
-    }
+    send_batch(p, s.plan, first, count, n);
   }
   leave_send(lane, n);
   return true;
@@ -277,13 +285,16 @@ __device__ void take_counts(const Params& p, Shared& s, Epoch n) {
   if (blockIdx.x == 0)
     for (int source = threadIdx.x; source < c.size; source += blockDim.x)
       p.routing.rows_from[source] = counts_from(source)[0];
+  __syncwarp();
   __syncthreads();
 }
 
 /// Finds the places of a row's copies and notes them in the handle; the first warp of a team.
-__device__ void find_places(const Params& p, Shared& s, Expansion& row, const RowHeader* header,
-                            int source, int index) {
+__device__ void find_places(const Params& p, Shared& s, Expansion& row, int source, int index,
+                            Epoch n) {
   const LowLatencySlots& slots = p.shape.slots;
+  const auto* header =
+      at<const RowHeader>(p.context, p.context.rank, slots.row_of(n, source, index));
   const int lane = static_cast<int>(threadIdx.x) % 32, top_k = p.shape.top_k;
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
   const std::int32_t count = header->count, token = header->token;
@@ -320,14 +331,12 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ro
   }
 }
 
-__device__ void expand_row(const Params& p, Shared& s, const Team& team, int source, int index,
-                           Epoch n) {
+/// Copies a row to its places; one team.
+__device__ void expand_row(const Params& p, const Expansion& row, const Team& team, int source,
+                           int index, Epoch n) {
   const LowLatencySlots& slots = p.shape.slots;
-  Expansion& row = s.rows[team.in_block];
   const auto* header =
       at<const RowHeader>(p.context, p.context.rank, slots.row_of(n, source, index));
-  if (team.first_warp()) find_places(p, s, row, header, source, index);
-  team.sync();
   const std::byte* payload =
       source == p.context.rank ? p.x + static_cast<std::uint64_t>(row.token) * slots.sizes.row_bytes
                                : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
@@ -348,18 +357,25 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
   Expansion& row = s.rows[team.in_block];
   bool good = true;
   int source = 0;
-  for (int item = team.index(); item < s.total_to_rank[c.size]; item += Team::count()) {
-    while (item >= s.total_to_rank[source + 1]) ++source;
+  const int rows = s.total_to_rank[c.size];
+  for (int base = 0; base < rows && good; base += Team::count()) {  // barriers as in send_batch
+    const int item = base + team.index();
+    while (item < rows && item >= s.total_to_rank[source + 1]) ++source;
     const int index = item - s.total_to_rank[source];
     if (team.thread == 0) {
-      const auto* flag = at<Epoch>(c, c.rank, slots.row_flag_of(n, source, index));
-      row.good = wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(index),
-                            [&] { return arrived<KernelAccess>(flag, n); });
+      row.good = true;
+      if (item < rows) {
+        const auto* flag = at<Epoch>(c, c.rank, slots.row_flag_of(n, source, index));
+        row.good = wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(index),
+                              [&] { return arrived<KernelAccess>(flag, n); });
+      }
     }
     team.sync();
     good = row.good;
-    if (!good) break;
-    expand_row(p, s, team, source, index, n);
+    const bool mine = item < rows && good;
+    if (mine && team.first_warp()) find_places(p, s, row, source, index, n);
+    team.sync();
+    if (mine) expand_row(p, row, team, source, index, n);
     team.sync();  // the team's words are free again
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;

@@ -1,9 +1,9 @@
 #pragma once
 
-// How one warp moves rows: read once into shared memory by the copy engine, and from there written to
-// every destination, with the next pieces already on their way. Each warp has a ring of its own, so
-// warps never wait for each other. Without a copy engine (before Hopper, or when told so) the same
-// calls are made of 16-byte loads and stores.
+// How one warp moves rows: read once into shared memory by the copy engine, and from there written
+// to every destination, with the next pieces already on their way. Each warp has a ring of its own,
+// so warps never wait for each other. Without a copy engine (before Hopper, or when told so) the
+// same calls are made of 16-byte loads and stores.
 
 #include "device/ptx.cuh"
 #include "ep/cuda/vectors.cuh"

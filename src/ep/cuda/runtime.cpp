@@ -257,20 +257,38 @@ void Runtime::end(const Call& call, cudaStream_t stream) {
   });
 }
 
+/// A peer that died is lost at once; one that left is lost if kernels still wait for it.
 void Runtime::look_for_lost_peer(const char* operation) {
-  for (int r = 0; r < object_.communicator()->size(); ++r) {
-    auto lost =
-        object_.communicator()->find_lost_peer(r == object_.communicator()->rank() ? -1 : r);
+  Communicator& communicator = *object_.communicator();
+  std::optional<Error> lost = communicator.find_lost_peer(-1);
+  for (int r = 0; !lost && r < communicator.size(); ++r) {
+    std::atomic_ref awaited(words_->awaited[r]);
+    if (awaited.exchange(0) == 0) continue;
+    lost = communicator.find_lost_peer(r);
     if (!lost) continue;
-    // What it wrote before it left is there: give the kernels the time to find it.
+    // What it wrote before it left is there. Kernels find it in a moment; if they say later that
+    // they wait still, it is lost.
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    awaited.store(0);
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    if (cudaStreamQuery(share_->stream()) == cudaSuccess) return;
-    std::atomic_ref(words_->abort).store(1);
-    cudaStreamSynchronize(share_->stream());
-    object_.fail(fmt::format("{} cannot go on: {}", operation, lost->what()));
-    throw Error(ErrorCode::peer_lost, fmt::format("{} cannot go on: {}", operation, lost->what()),
-                {object_.communicator()->rank(), lost->peer(), Phase::none});
+    if (awaited.load() == 0) lost.reset();
   }
+  if (!lost) return;
+  std::atomic_ref(words_->abort).store(1);
+  cudaStreamSynchronize(share_->stream());
+  const std::string message = fmt::format("{} cannot go on: {}", operation, lost->what());
+  object_.fail(message);
+  throw Error(ErrorCode::peer_lost, message, {communicator.rank(), lost->peer(), Phase::none});
+}
+
+void Runtime::give_up(const char* operation, const Deadline& deadline) {
+  throw_failure(operation);
+  std::atomic_ref(words_->abort).store(1);
+  const std::string message =
+      fmt::format("{}: no answer from device {} within {} ms; has a kernel been stopped?",
+                  operation, share_->device(), deadline.budget().count());
+  object_.fail(message);
+  throw Error(ErrorCode::timeout, message, {object_.communicator()->rank(), -1, Phase::none});
 }
 
 namespace {

@@ -142,9 +142,14 @@ class Runtime {
   void watch(const Call& call, Done done) {
     const WaitContext context = object_.wait_context(call.timeout, call.operation);
     Patience patience(context);
+    // Kernels keep the deadline themselves; the host's comes a little later, in case one is gone.
+    const Deadline late =
+        Deadline::after(context.deadline.budget() + std::chrono::milliseconds(1000));
     while (!done()) {
       throw_failure(call.operation);
-      if (patience.pause()) look_for_lost_peer(call.operation);
+      if (!patience.pause()) continue;
+      look_for_lost_peer(call.operation);
+      if (late.expired() && !done()) give_up(call.operation, late);
     }
     throw_failure(call.operation);
   }
@@ -160,6 +165,7 @@ class Runtime {
   void begin(const Call& call, cudaStream_t stream);
   void end(const Call& call, cudaStream_t stream);
   void look_for_lost_peer(const char* operation);
+  [[noreturn]] void give_up(const char* operation, const Deadline& deadline);
 
   Object& object_;
   std::shared_ptr<Region> region_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 
 #include "base/check.hpp"
 #include "base/cuda.hpp"
@@ -13,6 +14,7 @@
 #include "base/log.hpp"
 #include "comm/device_memory.hpp"
 #include "comm/segment.hpp"
+#include "expertwire/communicator.hpp"
 
 namespace expertwire {
 
@@ -33,6 +35,7 @@ struct Driver {
   decltype(&cuMemSetAccess) set_access;
   decltype(&cuMemExportToShareableHandle) export_handle;
   decltype(&cuMemImportFromShareableHandle) import_handle;
+  decltype(&cuMemRetainAllocationHandle) retain;
   decltype(&cuMemGetAllocationGranularity) granularity;
   decltype(&cuDeviceGetAttribute) attribute;
   decltype(&cuGetErrorString) error_string;
@@ -64,12 +67,20 @@ struct Driver {
     find("cuMemSetAccess", d.set_access);
     find("cuMemExportToShareableHandle", d.export_handle);
     find("cuMemImportFromShareableHandle", d.import_handle);
+    find("cuMemRetainAllocationHandle", d.retain);
     find("cuMemGetAllocationGranularity", d.granularity);
     find("cuDeviceGetAttribute", d.attribute);
     find("cuGetErrorString", d.error_string);
     return d;
   }
 };
+
+/// One thread at a time maps and unmaps: the driver was seen to corrupt its heap when thread ranks
+/// unmapped two mappings of one allocation at once (driver 580).
+std::recursive_mutex& mapping_mutex() {
+  static auto* mutex = new std::recursive_mutex;  // outlives every mapping
+  return *mutex;
+}
 
 void check_driver(CUresult result, const char* call) {
   if (result == CUDA_SUCCESS) [[likely]]
@@ -107,6 +118,7 @@ void allow_access(std::byte* data, std::size_t bytes, int device) {
 std::shared_ptr<std::byte> map_allocation(CUmemGenericAllocationHandle allocation,
                                           std::size_t bytes, int device) {
   const Driver& driver = Driver::get();
+  std::lock_guard lock(mapping_mutex());
   CUdeviceptr address = 0;
   CUresult result = driver.reserve(&address, bytes, 0, 0, 0);
   if (result == CUDA_SUCCESS) {
@@ -118,6 +130,7 @@ std::shared_ptr<std::byte> map_allocation(CUmemGenericAllocationHandle allocatio
   std::shared_ptr<std::byte> mapping(reinterpret_cast<std::byte*>(address),
                                      [bytes](std::byte* data) {
                                        const auto at = reinterpret_cast<CUdeviceptr>(data);
+                                       std::lock_guard unmapping(mapping_mutex());
                                        Driver::get().unmap(at, bytes);
                                        Driver::get().unreserve(at, bytes);
                                      });
@@ -247,6 +260,11 @@ std::size_t default_device_arena(int device) {
   return std::min(kUsual, total / 16);
 }
 
+int cuda_device_count() noexcept {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
 bool mps_runs() {
   const std::string folder = Env::get().mps_pipe;
   struct stat entry {};
@@ -269,7 +287,10 @@ Memory import_cuda_ipc(const ImportRequest& request) {
       else
         check_cuda(result, "cudaDeviceEnablePeerAccess");
     } else if (peer.device != device) {
-      allow_access(mapping.get(), peer.arena_bytes, device);
+      // A mapping of this device's own; the peer's lives as long as it does.
+      CUmemGenericAllocationHandle allocation = 0;
+      check_driver(Driver::get().retain(&allocation, mapping.get()), "cuMemRetainAllocationHandle");
+      mapping = map_allocation(allocation, peer.arena_bytes, device);
     }
   } else if (peer.share == CudaShare::ipc) {
     cudaIpcMemHandle_t handle{};

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+namespace expertwire {
+
+/// One burst in the pattern of a dispatch, with no protocol: every block writes its share of
+/// `bytes_per_peer` to each of `peers` in turn, by 16-byte stores. What a wire of load and store can
+/// do at most with these SMs.
+struct StoreAllParams {
+  static constexpr int kMostPeers = 64;
+  void* peers[kMostPeers];
+  const void* source;
+  std::size_t bytes_per_peer;
+  int count;  ///< of peers
+};
+cudaError_t launch_store_all(const StoreAllParams& params, int blocks, cudaStream_t stream);
+
+}  // namespace expertwire

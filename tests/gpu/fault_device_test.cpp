@@ -1,0 +1,163 @@
+// Delays before every step of the protocol in kernels, parts of it taken away, and ranks that stop in
+// the middle of an operation.
+
+#include "ep/faults.hpp"
+
+#include <cuda_runtime_api.h>
+
+#include "ranks/thread_ranks.hpp"
+
+namespace expertwire::test {
+namespace {
+
+using ep::Fault;
+using reference::Report;
+using reference::RoundTripOptions;
+using reference::RoutingPattern;
+using reference::Workload;
+
+/// Undoes what a test set.
+struct Restore {
+  ~Restore() {
+    ep::remove_part(Fault::none);
+    ep::set_delays(0, 1);
+    ep::stop_rank(-1, -1);
+  }
+};
+
+const MoeShape kShape{64, 12, 3, 40, DType::bf16};
+
+template <class Object>
+auto options_of() {
+  if constexpr (std::is_same_v<Object, LowLatency>)
+    return LowLatencyOptions{kShape};
+  else
+    return HighThroughputOptions{kShape};
+}
+
+/// Steps of one mode on three ranks; errors of ranks count as wrong values.
+template <class Object>
+Report run(int steps, int timeout_ms) {
+  const Workload workload({kShape, 3, 31, RoutingPattern::parse("masked:0.2"), true});
+  Report total;
+  std::mutex mutex;
+  CommunicatorOptions options = small_arena();
+  options.timeout = std::chrono::milliseconds(timeout_ms);
+  with_thread_ranks(
+      3,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        auto object = Object::create(communicator, options_of<Object>());
+        Report mine;
+        try {
+          for (int step = 0; step < steps; ++step) {
+            RoundTripOptions how;
+            how.output =
+                step % 2 == 0 ? HighThroughput::Output::pool : HighThroughput::Output::owned;
+            how.in_place = step % 4 == 0;
+            mine += round_trip(*object, *communicator, workload, step, how);
+          }
+        } catch (const Error& error) {
+          mine += {1, 1, error.what()};
+        }
+        std::lock_guard lock(mutex);
+        total += mine;
+      },
+      options);
+  return total;
+}
+
+TEST(KernelFaults, DelaysChangeNothing) {
+  Restore restore;
+  ep::set_delays(20, 1);
+  for (const Report& report : {run<LowLatency>(60, 20000), run<HighThroughput>(60, 20000)}) {
+    if (testing::Test::IsSkipped()) return;
+    EXPECT_EQ(report.wrong, 0) << report.first_wrong;
+    EXPECT_GT(report.checked, 1000);
+  }
+}
+
+TEST(KernelFaults, WithoutFlagsRowsAreReadTooEarly) {
+  Restore restore;
+  ep::remove_part(Fault::flag);
+  ep::set_delays(50, 1);
+  std::int64_t found = run<LowLatency>(60, 2000).wrong;
+  if (testing::Test::IsSkipped()) return;
+  EXPECT_GT(found, 0);
+  EXPECT_GT(run<HighThroughput>(60, 2000).wrong, 0);
+}
+
+/// Which rank stops where, and what its peers then wait for.
+struct Stop {
+  const char* name;
+  Phase at;
+  bool high_throughput;
+  bool in_combine;
+};
+
+class StoppedRank : public testing::TestWithParam<Stop> {};
+
+TEST_P(StoppedRank, IsNamedAndTheContextLives) {
+  Restore restore;
+  const Stop& stop = GetParam();
+  const Workload workload({kShape, 3, 8, RoutingPattern::parse("uniform")});
+  CommunicatorOptions options = small_arena();
+  options.timeout = std::chrono::milliseconds(400);
+  std::atomic<int> named{0};
+  auto body = [&](auto& object, const std::shared_ptr<Communicator>& communicator) {
+    try {
+      round_trip(object, *communicator, workload, 0, {});  // a good one first
+      communicator->barrier();
+      ep::stop_rank(1, static_cast<std::int32_t>(stop.at));
+      for (int step = 1; step < 4; ++step) round_trip(object, *communicator, workload, step, {});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::timeout) << error.what();
+      EXPECT_EQ(error.rank(), communicator->rank());
+      if (communicator->rank() != 1) {
+        EXPECT_GE(error.peer(), 0);
+        EXPECT_NE(error.phase(), Phase::none);
+        EXPECT_NE(object.status().failure, "");
+        if (error.peer() == 1) ++named;
+        EXPECT_THROW(round_trip(object, *communicator, workload, 0, {}), Error);
+      }
+    }
+  };
+  with_thread_ranks(
+      3,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        if (stop.high_throughput)
+          body(*HighThroughput::create(communicator, {kShape}), communicator);
+        else
+          body(*LowLatency::create(communicator, {kShape}), communicator);
+      },
+      options);
+  if (testing::Test::IsSkipped()) return;
+  EXPECT_GE(named, 1);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  ep::stop_rank(-1, -1);
+  // The remaining two ranks go on with a new communicator, in the same process and context.
+  const Workload smaller({kShape, 2, 8, RoutingPattern::parse("uniform")});
+  Reports reports;
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ll = LowLatency::create(communicator, {kShape});
+    auto ht = HighThroughput::create(communicator, {kShape});
+    reports.add(round_trip(*ll, *communicator, smaller, 0, {}));
+    reports.add(round_trip(*ht, *communicator, smaller, 0, {}));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Phases, StoppedRank,
+    testing::Values(Stop{"ll_dispatch_credit", Phase::credit, false, false},
+                    Stop{"ll_dispatch_counts", Phase::counts, false, false},
+                    Stop{"ll_dispatch_rows", Phase::dispatch_rows, false, false},
+                    Stop{"ll_combine_rows", Phase::combine_rows, false, true},
+                    Stop{"ll_release", Phase::release, false, false},
+                    Stop{"ht_credit", Phase::credit, true, false},
+                    Stop{"ht_counts", Phase::counts, true, false},
+                    Stop{"ht_dispatch_rows", Phase::dispatch_rows, true, false},
+                    Stop{"ht_combine_rows", Phase::combine_rows, true, true},
+                    Stop{"ht_release", Phase::release, true, true}),
+    [](const auto& test) { return std::string(test.param.name); });
+
+}  // namespace
+}  // namespace expertwire::test
