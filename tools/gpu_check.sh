@@ -2,13 +2,15 @@
 # gpu_check.sh: everything that needs GPUs, in one run: tests, faults, verify, a killed process, the
 # sanitizer, and the benchmark. Takes the binaries that tools/pack.sh put into .pack/bin. Runs on any
 # number of GPUs; with one, ranks are threads that share it and nothing crosses a link. Prints a
-# short table last, and writes $OUT/gpu_check.json.
+# short table last, and writes $OUT/gpu_check.json and, with all that was said, $OUT/gpu_check.tar.gz.
 #
 #   tools/pack.sh && OUT=/tmp/out tools/gpu_check.sh [--quick]
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-build/gpu_check}
-mkdir -p "$OUT"
+results=${OUT:-build/gpu_check}
+OUT=$(mktemp -d)
+trap 'rm -rf "$OUT"' EXIT
+mkdir -p "$results"
 quick=${1:-}
 bin=$PWD/.pack/bin
 [ -x "$bin/gpu_tests" ] || { echo "gpu_check: no $bin/gpu_tests; run tools/pack.sh first" >&2; exit 2; }
@@ -134,3 +136,7 @@ for name, b in benches.items():
 print("PASSED" if passed else "FAILED")
 sys.exit(0 if passed else 1)
 PY
+status=$?
+cp "$OUT/gpu_check.json" "$results/"
+tar -C "$OUT" -czf "$results/gpu_check.tar.gz" .
+exit $status
