@@ -21,13 +21,16 @@ using Weights = reference::RoundTripOptions::Weights;
 class Device {
  public:
   explicit Device(int device)
-      : device_(device), stream_(make_cuda_stream(device)), memory_stream_(make_cuda_stream(device)) {
+      : device_(device),
+        stream_(make_cuda_stream(device)),
+        memory_stream_(make_cuda_stream(device)) {
     check_cuda(cudaSetDevice(device), "cudaSetDevice");
   }
   cudaStream_t stream() const { return stream_.get(); }
   TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
     const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
-    memory_.push_back(allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
+    memory_.push_back(
+        allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
     return {memory_.back().get(), dtype, shape};
   }
   TensorView upload(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
@@ -50,7 +53,9 @@ class Event {
   ~Event() {
     if (event_ != nullptr) cudaEventDestroy(event_);
   }
-  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+  void record(cudaStream_t stream) {
+    check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+  }
   double us_since(const Event& start) const {
     float ms = 0;
     check_cuda(cudaEventElapsedTime(&ms, start.event_, event_), "cudaEventElapsedTime");
@@ -119,7 +124,8 @@ void time_pair(Communicator& communicator, const BenchOptions& options, Device& 
     events[2 * at + 2].record(device.stream());
   }
   device.synchronize();
-  for (auto i = static_cast<std::size_t>(options.warmup); i < static_cast<std::size_t>(total); ++i) {
+  for (auto i = static_cast<std::size_t>(options.warmup); i < static_cast<std::size_t>(total);
+       ++i) {
     result.stream.dispatch.push_back(events[2 * i + 1].us_since(events[2 * i]));
     result.stream.combine.push_back(events[2 * i + 2].us_since(events[2 * i + 1]));
   }
@@ -207,8 +213,9 @@ class LowLatencyPair final : public Pair {
     const std::int64_t local = shape.experts / ranks;
     const std::int64_t rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
     for (LowLatency::Outputs& o : outputs_)
-      o = {device.make(shape.dtype, {local, rows, shape.hidden}), device.make(DType::int32, {local}),
-           device.make(DType::int32, {local, ranks, 2}), device.make(DType::int32, {local, rows})};
+      o = {device.make(shape.dtype, {local, rows, shape.hidden}),
+           device.make(DType::int32, {local}), device.make(DType::int32, {local, ranks, 2}),
+           device.make(DType::int32, {local, rows})};
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
   }
   void dispatch(int step, Stream* stream) override {

@@ -38,10 +38,11 @@ void examine_host(Findings& findings) {
                                  static_cast<double>(limit.rlim_cur) / kGiB),
                      "ulimit -v unlimited, or a smaller EXPERTWIRE_ARENA_BYTES");
   ::getrlimit(RLIMIT_MEMLOCK, &limit);
-  findings.fact("locked memory", "{}",
-                limit.rlim_cur == RLIM_INFINITY
-                    ? std::string("unlimited")
-                    : fmt::format("{} KiB (enough: nothing is locked here)", limit.rlim_cur / 1024));
+  findings.fact(
+      "locked memory", "{}",
+      limit.rlim_cur == RLIM_INFINITY
+          ? std::string("unlimited")
+          : fmt::format("{} KiB (enough: nothing is locked here)", limit.rlim_cur / 1024));
 }
 
 /// A communicator of two thread ranks says more than any list of facts.

@@ -50,14 +50,15 @@ bool find_devices(Findings& findings, int& count) {
 void examine_device(Findings& findings, int device) {
   cudaDeviceProp p{};
   check_cuda(cudaGetDeviceProperties(&p, device), "cudaGetDeviceProperties");
-  findings.fact(fmt::format("GPU {}", device).c_str(), "{}, compute {}.{}, {} SMs, {:.0f} GiB", p.name,
-                p.major, p.minor, p.multiProcessorCount,
+  findings.fact(fmt::format("GPU {}", device).c_str(), "{}, compute {}.{}, {} SMs, {:.0f} GiB",
+                p.name, p.major, p.minor, p.multiProcessorCount,
                 static_cast<double>(p.totalGlobalMem) / (1 << 30));
   if (p.major < 8)
-    findings.problem("kernels are built for compute 8.0 and later", "the CPU backend, or another GPU");
+    findings.problem("kernels are built for compute 8.0 and later",
+                     "the CPU backend, or another GPU");
   findings.fact("  rows move by", "{}",
                 p.major >= 9 && Env::get().cuda_copies != "vector" ? "bulk copies"
-                                                                  : "16-byte loads and stores");
+                                                                   : "16-byte loads and stores");
   try {
     const DeviceSegment segment = create_device_segment(device, std::size_t{2} << 20);
     findings.fact("  memory", "{}", name_of(segment.endpoint.share));
@@ -83,7 +84,8 @@ void examine_peers(Findings& findings, int count) {
     findings.fact(a == 0 ? "peer access" : "", "GPU {}:{}", a, row);
   }
   if (count > 1)
-    findings.fact("", "link: NVLink or alike (native atomics); pci: through the PCIe switch or host");
+    findings.fact("",
+                  "link: NVLink or alike (native atomics); pci: through the PCIe switch or host");
 }
 
 /// The rate at which all GPUs store to all others at once.

@@ -7,8 +7,8 @@
 namespace expertwire {
 
 /// One burst in the pattern of a dispatch, with no protocol: every block writes its share of
-/// `bytes_per_peer` to each of `peers` in turn, by 16-byte stores. What a wire of load and store can
-/// do at most with these SMs.
+/// `bytes_per_peer` to each of `peers` in turn, by 16-byte stores. What a wire of load and store
+/// can do at most with these SMs.
 struct StoreAllParams {
   static constexpr int kMostPeers = 64;
   void* peers[kMostPeers];

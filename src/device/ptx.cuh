@@ -41,12 +41,12 @@ __device__ __forceinline__ void store_relaxed_system(std::uint32_t* word, std::u
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
-/// Adds one and returns the value before; orders this thread with the others that count there.
-__device__ __forceinline__ std::uint32_t count_up_gpu(std::uint32_t* word) {
+/// Adds and returns the value before; orders this thread with the others that add there.
+__device__ __forceinline__ std::uint32_t add_gpu(std::uint32_t* word, std::uint32_t count) {
   std::uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
                : "=r"(before)
-               : "l"(word)
+               : "l"(word), "r"(count)
                : "memory");
   return before;
 }

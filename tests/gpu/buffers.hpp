@@ -16,13 +16,16 @@ namespace expertwire::test {
 class Buffers {
  public:
   explicit Buffers(int device)
-      : device_(device), stream_(make_cuda_stream(device)), memory_stream_(make_cuda_stream(device)) {
+      : device_(device),
+        stream_(make_cuda_stream(device)),
+        memory_stream_(make_cuda_stream(device)) {
     check_cuda(cudaSetDevice(device), "cudaSetDevice");
   }
   cudaStream_t stream() const { return stream_.get(); }
   TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
     const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
-    memory_.push_back(allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
+    memory_.push_back(
+        allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
     return {memory_.back().get(), dtype, shape};
   }
   void copy(void* to, const void* from, std::size_t bytes) const {

@@ -1,5 +1,5 @@
-// Delays before every step of the protocol in kernels, parts of it taken away, and ranks that stop in
-// the middle of an operation.
+// Delays before every step of the protocol in kernels, parts of it taken away, and ranks that stop
+// in the middle of an operation.
 
 #include "ep/faults.hpp"
 

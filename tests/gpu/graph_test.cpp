@@ -1,5 +1,5 @@
-// Operations captured once and replayed ten thousand times with other routings, beside eager calls of
-// another object that give what must come out.
+// Operations captured once and replayed ten thousand times with other routings, beside eager calls
+// of another object that give what must come out.
 
 #include <chrono>
 #include <thread>
@@ -27,8 +27,8 @@ template <>
 struct Pair<LowLatency> {
   LowLatency::Outputs outputs;
   explicit Pair(Buffers& b)
-      : outputs{b.make(kShape.dtype, {kShape.experts / kRanks, kRanks * kShape.max_tokens,
-                                      kShape.hidden}),
+      : outputs{b.make(kShape.dtype,
+                       {kShape.experts / kRanks, kRanks * kShape.max_tokens, kShape.hidden}),
                 b.make(DType::int32, {kShape.experts / kRanks}),
                 b.make(DType::int32, {kShape.experts / kRanks, kRanks, 2}),
                 b.make(DType::int32, {kShape.experts / kRanks, kRanks * kShape.max_tokens})} {}
@@ -113,7 +113,8 @@ TYPED_TEST(Graph, ReplaysWithOtherRoutings) {
     const Pair<TypeParam> pair(buffers);
     const StepInputs in(buffers, kShape, tokens);
     const TensorView out = buffers.make(kShape.dtype, {tokens, kShape.hidden});
-    auto eager = Pair<TypeParam>::make(communicator), captured = Pair<TypeParam>::make(communicator);
+    auto eager = Pair<TypeParam>::make(communicator),
+         captured = Pair<TypeParam>::make(communicator);
 
     std::vector<StepInputs> inputs;
     std::vector<std::vector<std::byte>> wanted;

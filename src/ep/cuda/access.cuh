@@ -34,9 +34,10 @@ struct DeviceAccess {
     else
       device::store_release_system(word, value);
   }
-  __device__ static std::uint32_t count_up(std::uint32_t* word) {
+  __device__ static std::uint32_t count_up(std::uint32_t* word) { return add(word, 1); }
+  __device__ static std::uint32_t add(std::uint32_t* word, std::uint32_t count) {
     Faults::delay();
-    return device::count_up_gpu(word);
+    return device::add_gpu(word, count);
   }
 };
 

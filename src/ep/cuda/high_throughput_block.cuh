@@ -57,13 +57,67 @@ __device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& 
   return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
 }
 
-/// Counts one more piece of row `row` of a pair, and announces the row's chunk when its last piece
-/// is there. What other warps counted before is covered by the release: the count is acq_rel.
-__device__ __forceinline__ void count_piece(std::uint32_t* counter, Epoch* flag, int row, int rows,
-                                            int pieces, Epoch n) {
-  const int first = row / kChunk * kChunk;
-  const auto whole = static_cast<std::uint32_t>(min(kChunk, rows - first) * pieces);
-  if (KernelAccess::count_up(counter) + 1 != whole) return;
+/// Consecutive rows that a warp takes before it moves on, so that they fall into few chunks.
+inline constexpr int kBatchRows = 8;
+
+/// The `i`-th row of warp `index` of `warps`: batches of all warps lie side by side, so that all
+/// work on the same chunks and the first chunks are complete first.
+__device__ __forceinline__ int row_of_warp(int i, int index, int warps) {
+  return (i / kBatchRows * warps + index) * kBatchRows + i % kBatchRows;
+}
+/// How many of `rows` rows a warp has.
+__device__ __forceinline__ int rows_of_warp(int rows, int index, int warps) {
+  const int round = warps * kBatchRows, whole = rows / round, rest = rows % round;
+  return whole * kBatchRows + min(max(rest - index * kBatchRows, 0), kBatchRows);
+}
+
+/// Counts the pieces that a warp has written to each chunk; lane r % 32 keeps rank r. A count is an
+/// acq_rel addition behind everything that the warp wrote, which is slow while the wire is busy, so
+/// there is one for each chunk that a warp has been in and not one for each row.
+class ChunkTally {
+ public:
+  /// Adds one piece of each lane's landing; all lanes call. `close(rank, chunk, pieces)` is called
+  /// by the lane that keeps `rank` when the warp has left a chunk.
+  template <class Close>
+  __device__ __forceinline__ void add(const Landing& landing, int width, Close close) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int i = 0; i < width; ++i) {
+      const int rank = __shfl_sync(kAllLanes, landing.rank, i);
+      const int chunk = __shfl_sync(kAllLanes, landing.row, i) / kChunk;
+      if (rank < 0 || rank % 32 != lane) continue;
+#pragma unroll
+      for (int m = 0; m < kRanksOfLane; ++m) {
+        const bool mine = m == rank / 32;
+        if (mine && pieces_[m] > 0 && chunk_[m] != chunk) {
+          close(rank, chunk_[m], pieces_[m]);
+          pieces_[m] = 0;
+        }
+        chunk_[m] = mine ? chunk : chunk_[m];
+        pieces_[m] += mine ? 1 : 0;
+      }
+    }
+  }
+  template <class Close>
+  __device__ __forceinline__ void close_all(Close close) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int m = 0; m < kRanksOfLane; ++m)
+      if (pieces_[m] > 0) close(m * 32 + lane, chunk_[m], pieces_[m]);
+  }
+
+ private:
+  static constexpr int kRanksOfLane = kMostRanks / 32;
+  int chunk_[kRanksOfLane] = {};
+  std::uint32_t pieces_[kRanksOfLane] = {};
+};
+
+/// Counts pieces of a chunk of a pair with `rows` rows, and announces the chunk when its last piece
+/// is there. What other warps counted before is covered by the release.
+__device__ __forceinline__ void count_pieces(std::uint32_t* counter, Epoch* flag, int chunk,
+                                             std::uint32_t pieces, int rows, int pieces_of_row,
+                                             Epoch n) {
+  const auto whole = static_cast<std::uint32_t>(min(kChunk, rows - chunk * kChunk) * pieces_of_row);
+  if (KernelAccess::add(counter, pieces) + pieces != whole) return;
   KernelAccess::store(counter, 0);
   publish<KernelAccess>(flag, n);
 }

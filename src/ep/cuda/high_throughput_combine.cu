@@ -72,52 +72,51 @@ __device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoc
 
 // Roles: pusher ----------------------------------------------------------------------------------
 
-/// Writes rows to the ranks that they came from; the first row of a warp is `first`.
+/// Writes rows to the ranks that they came from.
 __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const bool first_lane = threadIdx.x % 32 == 0;
   const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
-  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int stride = kPushers * static_cast<int>(gridDim.x);
+  const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int warps = kPushers * static_cast<int>(gridDim.x);
+  const std::int64_t capacity = s.capacity[c.rank];
   const Ring ring = ring_of(s, p.pushing, warp, 1);
   int moved = 0;  // pieces that the ring has carried, so that its parities go on
   for (int i = 1; i < c.size; ++i) {
     const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
-    const int mine = first < rows ? (rows - first - 1) / stride + 1 : 0;
+    const int count = rows_of_warp(rows, index, warps) * pieces;
     const std::int64_t first_row = p.routing.first_from[source];
-    auto row_of = [&](int item) { return first + item / pieces * stride; };
+    auto row_of = [&](int item) { return row_of_warp(item / pieces, index, warps); };
     auto offset_of = [&](int item) {
       return static_cast<std::uint64_t>(item % pieces) * p.pushing.piece_bytes;
     };
     auto piece = [&](int item) -> Piece {
-      // Rows past the capacity are not there to be read; the first row stands in for them.
+      // A row past the capacity does not exist: nothing is read for it, and it is only counted.
       const std::int64_t row = first_row + row_of(item);
-      const std::int64_t from = row < s.capacity[c.rank] ? row : 0;
       const std::uint64_t left = slots.sizes.row_bytes - offset_of(item);
-      return {p.y + static_cast<std::uint64_t>(from) * slots.sizes.row_bytes + offset_of(item),
-              s.capacity[c.rank] == 0
-                  ? 0U
-                  : static_cast<std::uint32_t>(
-                        min(left, static_cast<std::uint64_t>(p.pushing.piece_bytes)))};
+      const std::uint64_t most = p.pushing.piece_bytes;
+      return {p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes + offset_of(item),
+              row < capacity ? static_cast<std::uint32_t>(min(left, most)) : 0U};
     };
     auto land = [&](int item) -> Landing {
       if (!first_lane) return {};
       const int row = row_of(item);
       Landing landing{nullptr, source, row};
-      if (first_row + row < s.capacity[c.rank])
+      if (first_row + row < capacity)
         landing.to = at<std::byte>(c, source, slots.partial_of(n, c.rank, row)) + offset_of(item);
       return landing;
     };
-    auto done = [&](const Landing& landing) {
-      if (landing.rank < 0) return;
-      const int chunk = landing.row / kChunk;
-      count_piece(&p.chunk_rows[source * slots.chunks() + chunk],
-                  at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), landing.row, rows,
-                  pieces, n);
+    ChunkTally tally;
+    auto close = [&](int, int chunk, std::uint32_t written) {
+      count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
+                   at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
+                   rows, pieces, n);
     };
-    move_pieces(ring, p.pushing.bulk, mine * pieces, piece, land, done, moved);
-    moved += mine * pieces;
+    auto done = [&](const Landing& landing) { tally.add(landing, 1, close); };
+    move_pieces(ring, p.pushing.bulk, count, piece, land, done, moved);
+    tally.close_all(close);
+    moved += count;
   }
 }
 

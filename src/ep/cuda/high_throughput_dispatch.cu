@@ -17,7 +17,7 @@
 // acquired again, which is one load a peer, because a cached dispatch has no notify.
 //
 // Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
-// warp has two rows in flight or more; one count a (row, rank).
+// warp has two rows in flight or more; one count for each (warp, rank, chunk).
 
 #include "ep/cuda/high_throughput_block.cuh"
 
@@ -76,13 +76,14 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const HighThroughputSlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
   const int pieces = pieces_of(slots.sizes.row_bytes, p.moving);
-  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int stride = kSenders * static_cast<int>(gridDim.x);
-  const int tokens = first < p.tokens ? (p.tokens - first - 1) / stride + 1 : 0;
+  const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int warps = kSenders * static_cast<int>(gridDim.x);
+  const int tokens = rows_of_warp(p.tokens, index, warps);
+  auto token_of = [&](int i) { return row_of_warp(i / pieces, index, warps); };
 
   auto piece = [&](int i) -> Piece {
     const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
-    const int token = first + i / pieces * stride;
+    const int token = token_of(i);
     const std::uint64_t left = slots.sizes.row_bytes - offset;
     return {
         p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes + offset,
@@ -93,7 +94,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return direct ? output_place(p, row) : pool_place(p, rank, n, row);
   };
   auto land = [&](int i) -> Landing {
-    const int token = first + i / pieces * stride;
+    const int token = token_of(i);
     Destination to{-1, -1};
     if (lane < width) to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
     Landing landing{nullptr, to.rank, to.row};
@@ -115,14 +116,16 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     }
     return landing;
   };
-  auto done = [&](const Landing& landing) {
-    if (landing.rank < 0 || landing.rank == c.rank) return;  // own rows: the end of the kernel
-    const int chunk = landing.row / kChunk;
-    count_piece(&p.chunk_rows[landing.rank * slots.chunks() + chunk],
-                at<Epoch>(c, landing.rank, slots.row_flag_of(n, c.rank, chunk)), landing.row,
-                p.routing.rows_to[landing.rank], pieces, n);
+  ChunkTally tally;
+  auto close = [&](int rank, int chunk, std::uint32_t count) {
+    if (rank == c.rank) return;  // own rows are there at the end of the kernel
+    count_pieces(&p.chunk_rows[rank * slots.chunks() + chunk],
+                 at<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
+                 p.routing.rows_to[rank], pieces, n);
   };
+  auto done = [&](const Landing& landing) { tally.add(landing, width, close); };
   move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, tokens * pieces, piece, land, done);
+  tally.close_all(close);
 }
 
 // Roles: receiver --------------------------------------------------------------------------------
