@@ -5,6 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <ostream>
+
 #include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {
@@ -91,8 +93,9 @@ struct Stop {
   const char* name;
   Phase at;
   bool high_throughput;
-  bool in_combine;
 };
+
+void PrintTo(const Stop& stop, std::ostream* out) { *out << stop.name; }
 
 class StoppedRank : public testing::TestWithParam<Stop> {};
 
@@ -145,19 +148,18 @@ TEST_P(StoppedRank, IsNamedAndTheContextLives) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Phases, StoppedRank,
-    testing::Values(Stop{"ll_dispatch_credit", Phase::credit, false, false},
-                    Stop{"ll_dispatch_counts", Phase::counts, false, false},
-                    Stop{"ll_dispatch_rows", Phase::dispatch_rows, false, false},
-                    Stop{"ll_combine_rows", Phase::combine_rows, false, true},
-                    Stop{"ll_release", Phase::release, false, false},
-                    Stop{"ht_credit", Phase::credit, true, false},
-                    Stop{"ht_counts", Phase::counts, true, false},
-                    Stop{"ht_dispatch_rows", Phase::dispatch_rows, true, false},
-                    Stop{"ht_combine_rows", Phase::combine_rows, true, true},
-                    Stop{"ht_release", Phase::release, true, true}),
-    [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(Phases, StoppedRank,
+                         testing::Values(Stop{"ll_dispatch_credit", Phase::credit, false},
+                                         Stop{"ll_dispatch_counts", Phase::counts, false},
+                                         Stop{"ll_dispatch_rows", Phase::dispatch_rows, false},
+                                         Stop{"ll_combine_rows", Phase::combine_rows, false},
+                                         Stop{"ll_release", Phase::release, false},
+                                         Stop{"ht_credit", Phase::credit, true},
+                                         Stop{"ht_counts", Phase::counts, true},
+                                         Stop{"ht_dispatch_rows", Phase::dispatch_rows, true},
+                                         Stop{"ht_combine_rows", Phase::combine_rows, true},
+                                         Stop{"ht_release", Phase::release, true}),
+                         [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace
 }  // namespace expertwire::test

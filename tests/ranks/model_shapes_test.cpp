@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {
@@ -24,6 +26,10 @@ constexpr ModelCase kModels[] = {
     {8192, 64, 8},   {2560, 64, 6},   {6144, 512, 12}, {4096, 72, 10},  {1536, 40, 8},
     {8192, 256, 8},  {7168, 128, 4},  {16384, 128, 8},
 };
+
+void PrintTo(const ModelCase& c, std::ostream* out) {
+  *out << "H " << c.hidden << " E " << c.experts << " K " << c.top_k;
+}
 
 class ModelShapes : public testing::TestWithParam<ModelCase> {};
 

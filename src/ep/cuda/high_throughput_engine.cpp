@@ -77,7 +77,6 @@ class CudaEngine final : public HighThroughputEngine {
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
 
-  Object& object_;
   Runtime runtime_;
   cuda::HighThroughputShape shape_;
   DType dtype_;
@@ -96,8 +95,7 @@ cuda::HighThroughputShape CudaEngine::shape_of(const HighThroughputOptions& opti
 }
 
 CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
-    : object_(object),
-      runtime_(object, make_region(object, options), options.lanes, options.sms),
+    : runtime_(object, make_region(object, options), options.lanes, options.sms),
       shape_(shape_of(options, object.communicator()->size())),
       dtype_(options.shape.dtype),
       hidden_(options.shape.hidden),
