@@ -8,15 +8,16 @@
 
 namespace expertwire::tools {
 
-/// What `--device` takes: cpu, cuda, or auto (cuda where there is a GPU).
-bool wants_cuda(const std::string& device);
+/// What `--device` takes: cpu, cuda, or auto: cuda where there are `gpus` GPUs or more. Rank
+/// processes need one each, rank threads one together.
+bool wants_cuda(const std::string& device, int gpus);
 
-/// Options for a communicator of `device`. Ranks of one host take its GPUs in turn. On CUDA the
-/// arena has room for `arena_bytes` besides what the library needs itself.
-CommunicatorOptions communicator_options(const std::string& device, int local_rank,
-                                         std::size_t arena_bytes);
+/// Options for a communicator. Ranks of one host take its GPUs in turn. On CUDA the arena has room
+/// for `arena_bytes` besides what the library needs itself.
+CommunicatorOptions communicator_options(bool cuda, int local_rank, std::size_t arena_bytes);
 
-/// This process's place among the ranks of its host, by its launcher.
+/// This process's place among the ranks of its host, and their number, by its launcher.
 int local_rank();
+int local_size();
 
 }  // namespace expertwire::tools

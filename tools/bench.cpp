@@ -86,9 +86,9 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     throw std::invalid_argument("--peer compares high throughput; use `bench ht`");
   const bool launched = Env::get().rank.has_value();
   if (!launched) {
-    const int ranks = options.ranks > 0            ? options.ranks
-                      : wants_cuda(options.device) ? cuda_device_count()
-                                                   : 2;
+    const int ranks = options.ranks > 0               ? options.ranks
+                      : wants_cuda(options.device, 1) ? cuda_device_count()
+                                                      : 2;
     if (options.peer == "mpi") {
       std::vector<std::string> mpirun{
           "mpirun", "--oversubscribe",       "--allow-run-as-root", "--bind-to", "none",
@@ -98,12 +98,12 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     }
     return launch({ranks, command});
   }
-  const bool cuda = wants_cuda(options.device);
+  const bool cuda = wants_cuda(options.device, local_size());
   if (cuda && !options.peer.empty())
     throw std::invalid_argument("--peer mpi compares on the CPU; give --device cpu with it");
   const std::size_t arena = cuda ? arena_bytes_for(options, *Env::get().size) : 0;
   auto communicator =
-      Communicator::from_environment(communicator_options(options.device, local_rank(), arena));
+      Communicator::from_environment(communicator_options(cuda, local_rank(), arena));
   if (options.ranks > 0 && options.ranks != communicator->size())
     throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
                                             options.ranks, communicator->size()));

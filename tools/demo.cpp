@@ -42,12 +42,10 @@ int run_demo(const DemoOptions& options, const std::vector<std::string>& command
   const BenchOptions large = options_for(true, options.tokens);
   const BenchOptions small = options_for(false, options.small_tokens);
   const int size = *Env::get().size;
-  const bool own_gpus = cuda_device_count() >= size;  // processes do not share a GPU
-  const std::string device = own_gpus ? "cuda" : "cpu";
-  const std::size_t arena =
-      own_gpus ? arena_bytes_for(large, size) + arena_bytes_for(small, size) : 0;
+  const bool cuda = wants_cuda("auto", local_size());
+  const std::size_t arena = cuda ? arena_bytes_for(large, size) + arena_bytes_for(small, size) : 0;
   auto communicator =
-      Communicator::from_environment(communicator_options(device, local_rank(), arena));
+      Communicator::from_environment(communicator_options(cuda, local_rank(), arena));
   std::int64_t wrong = 0;
   wrong += report(*communicator, large, measure(communicator, large));
   if (communicator->rank() == 0) fmt::print("\n");

@@ -57,7 +57,7 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_option("--weights", a.weights, "When top-k weights travel")
       ->check(CLI::IsMember({"dispatch", "combine", "none"}))
       ->capture_default_str();
-  app->add_option("--device", a.bench.device, "cpu, cuda, or auto: cuda where there is a GPU")
+  app->add_option("--device", a.bench.device, "cpu, cuda, or auto: cuda where every rank has a GPU")
       ->capture_default_str();
   app->add_option("--sms", a.bench.sms, "CUDA: SMs of a rank (default: all it has)")
       ->check(CLI::Range(0, 1024));

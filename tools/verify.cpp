@@ -175,7 +175,8 @@ int verify_with_threads(const VerifyOptions& options) {
     Report total;
     try {
       run_in_process(c.spec.ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
-        const auto memory = communicator_options(options.device, bootstrap->rank(), kArena);
+        const auto memory =
+            communicator_options(wants_cuda(options.device, 1), bootstrap->rank(), kArena);
         const Report mine = run_case(Communicator::create(std::move(bootstrap), memory), c);
         std::lock_guard lock(mutex);
         total += mine;
@@ -190,8 +191,9 @@ int verify_with_threads(const VerifyOptions& options) {
 }
 
 int verify_as_rank(const VerifyOptions& options) {
+  const bool cuda = wants_cuda(options.device, local_size());
   auto communicator =
-      Communicator::from_environment(communicator_options(options.device, local_rank(), kArena));
+      Communicator::from_environment(communicator_options(cuda, local_rank(), kArena));
   const auto ranks = static_cast<std::size_t>(communicator->size());
   Tally tally(options);
   for (;;) {
@@ -225,7 +227,7 @@ int verify_as_rank(const VerifyOptions& options) {
 int run_verify(const VerifyOptions& options, const std::vector<std::string>& command) {
   if (Env::get().rank) return verify_as_rank(options);
   if (!options.processes) return verify_with_threads(options);
-  const int processes = wants_cuda(options.device) ? cuda_device_count() : 4;
+  const int processes = wants_cuda(options.device, 1) ? cuda_device_count() : 4;
   return launch({options.ranks > 0 ? options.ranks : processes, command});
 }
 
