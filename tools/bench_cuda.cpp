@@ -6,7 +6,7 @@
 #include <array>
 #include <utility>
 
-#include "base/cuda.hpp"
+#include "base/device_tensors.hpp"
 #include "comm/shared_block.hpp"
 #include "device/limits.hpp"
 
@@ -16,35 +16,6 @@ namespace {
 
 using reference::RankInput;
 using Weights = reference::RoundTripOptions::Weights;
-
-/// A stream, and device memory that lives as long as this does.
-class Device {
- public:
-  explicit Device(int device)
-      : device_(device),
-        stream_(make_cuda_stream(device)),
-        memory_stream_(make_cuda_stream(device)) {
-    check_cuda(cudaSetDevice(device), "cudaSetDevice");
-  }
-  cudaStream_t stream() const { return stream_.get(); }
-  TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
-    const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
-    memory_.push_back(
-        allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
-    return {memory_.back().get(), dtype, shape};
-  }
-  TensorView upload(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
-    const TensorView view = make(dtype, shape);
-    check_cuda(cudaMemcpy(view.data(), data, view.bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
-    return view;
-  }
-  void synchronize() const { check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
-
- private:
-  int device_;
-  std::shared_ptr<CUstream_st> stream_, memory_stream_;
-  std::vector<std::shared_ptr<void>> memory_;
-};
 
 class Event {
  public:
@@ -73,7 +44,7 @@ struct Inputs {
   };
   std::vector<Step> steps;
 
-  Inputs(Device& device, const Steps& host, const MoeShape& shape) {
+  Inputs(DeviceTensors& device, const Steps& host, const MoeShape& shape) {
     for (const RankInput& input : host.inputs) {
       const std::int64_t tokens = input.tokens;
       steps.push_back(
@@ -97,8 +68,8 @@ class Pair {
 };
 
 /// Times the pair as an eager caller sees it, on a stream without waiting, and in a graph.
-void time_pair(Communicator& communicator, const BenchOptions& options, Device& device, Pair& pair,
-               Measurement& result) {
+void time_pair(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
+               Pair& pair, Measurement& result) {
   const int total = options.warmup + options.iterations;
   communicator.barrier();
   for (int i = 0; i < total; ++i) {
@@ -132,8 +103,8 @@ void time_pair(Communicator& communicator, const BenchOptions& options, Device& 
 }
 
 /// Back-to-back period of a pair in a graph of several.
-void time_graph(Communicator& communicator, const BenchOptions& options, Device& device, Pair& pair,
-                Measurement& result) {
+void time_graph(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
+                Pair& pair, Measurement& result) {
   constexpr int kPairs = 5, kReplays = 20;
   Stream stream{CudaStream{device.stream()}};
   cudaGraph_t graph = nullptr;
@@ -161,7 +132,7 @@ void time_graph(Communicator& communicator, const BenchOptions& options, Device&
 }
 
 /// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol.
-double time_burst(const std::shared_ptr<Communicator>& communicator, Device& device,
+double time_burst(const std::shared_ptr<Communicator>& communicator, DeviceTensors& device,
                   double wire_bytes, int blocks) {
   const int peers = communicator->size() - 1;
   if (peers == 0 || peers > StoreAllParams::kMostPeers) return 0;
@@ -206,7 +177,7 @@ int sms_of(const Communicator& communicator, const BenchOptions& options) {
 
 class LowLatencyPair final : public Pair {
  public:
-  LowLatencyPair(LowLatency& object, Device& device, const Inputs& inputs,
+  LowLatencyPair(LowLatency& object, DeviceTensors& device, const Inputs& inputs,
                  const BenchOptions& options, int ranks)
       : object_(object), inputs_(inputs), options_(options) {
     const MoeShape& shape = options.shape;
@@ -251,7 +222,7 @@ class LowLatencyPair final : public Pair {
 
 class HighThroughputPair final : public Pair {
  public:
-  HighThroughputPair(HighThroughput& object, Device& device, const Inputs& inputs,
+  HighThroughputPair(HighThroughput& object, DeviceTensors& device, const Inputs& inputs,
                      const BenchOptions& options, int ranks)
       : object_(object), inputs_(inputs), options_(options) {
     const MoeShape& shape = options.shape;
@@ -301,64 +272,52 @@ class HighThroughputPair final : public Pair {
   HighThroughput::DispatchResult result_;
 };
 
-}  // namespace
-
-Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communicator,
-                                   const BenchOptions& options) {
+/// The course of a bench, the same in both modes: verify `checks` steps, then time a `PairOf` on an
+/// object of the mode.
+template <class Object, class PairOf, class Options>
+Measurement run(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options,
+                const reference::RoundTripOptions& check, int checks, bool graph) {
   const reference::Workload workload({options.shape, communicator->size(), options.seed,
                                       reference::RoutingPattern::parse(options.routing)});
   const Steps steps = make_steps(workload, communicator->rank());
   Measurement result = start_measurement(*communicator, steps, options);
   result.sms = sms_of(*communicator, options);
-  LowLatencyOptions object_options{options.shape, options.lanes};
+  Options object_options{options.shape, options.lanes};
   object_options.sms = result.sms;
   object_options.handles = 16;
-  auto object = LowLatency::create(communicator, object_options);
-  result.arena_bytes = LowLatency::memory_bytes(object_options, communicator->size());
-  if (options.verify) {
-    reference::RoundTripOptions check;
-    check.weights = options.weights;
-    for (int step = 0; step < 2; ++step)
-      result.report += round_trip(*object, *communicator, workload, step, check);
-  }
-  Device device(communicator->cuda_device());
+  auto object = Object::create(communicator, object_options);
+  result.arena_bytes = Object::memory_bytes(object_options, communicator->size());
+  for (int step = 0; options.verify && step < checks; ++step)
+    result.report += round_trip(*object, *communicator, workload, step, check);
+  DeviceTensors device(communicator->cuda_device());
   const Inputs inputs(device, steps, options.shape);
-  LowLatencyPair pair(*object, device, inputs, options, communicator->size());
+  PairOf pair(*object, device, inputs, options, communicator->size());
   time_pair(*communicator, options, device, pair, result);
-  time_graph(*communicator, options, device, pair, result);
+  if (graph) time_graph(*communicator, options, device, pair, result);
   const double wire = steps.traffic.wire * static_cast<double>(options.shape.row_bytes());
   result.burst_us = time_burst(communicator, device, wire, result.sms);
   return result;
 }
 
+}  // namespace
+
+Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communicator,
+                                   const BenchOptions& options) {
+  reference::RoundTripOptions check;
+  check.weights = options.weights;
+  return run<LowLatency, LowLatencyPair, LowLatencyOptions>(communicator, options, check, 2, true);
+}
+
 Measurement bench_cuda_high_throughput(const std::shared_ptr<Communicator>& communicator,
                                        const BenchOptions& options) {
-  const reference::Workload workload({options.shape, communicator->size(), options.seed,
-                                      reference::RoutingPattern::parse(options.routing)});
-  const Steps steps = make_steps(workload, communicator->rank());
-  Measurement result = start_measurement(*communicator, steps, options);
-  result.sms = sms_of(*communicator, options);
-  HighThroughputOptions object_options{options.shape, options.lanes};
-  object_options.sms = result.sms;
-  object_options.handles = 16;
-  auto object = HighThroughput::create(communicator, object_options);
-  result.arena_bytes = HighThroughput::memory_bytes(object_options, communicator->size());
-  if (options.verify) {
-    reference::RoundTripOptions check;
-    check.weights = options.weights;
-    check.output = options.output;
-    check.in_place = options.output == HighThroughput::Output::pool;
-    result.report += round_trip(*object, *communicator, workload, 0, check);
-  }
-  Device device(communicator->cuda_device());
-  const Inputs inputs(device, steps, options.shape);
-  HighThroughputPair pair(*object, device, inputs, options, communicator->size());
-  time_pair(*communicator, options, device, pair, result);
-  if (options.output == HighThroughput::Output::owned)
-    time_graph(*communicator, options, device, pair, result);
-  const double wire = steps.traffic.wire * static_cast<double>(options.shape.row_bytes());
-  result.burst_us = time_burst(communicator, device, wire, result.sms);
-  return result;
+  const bool pool = options.output == HighThroughput::Output::pool;
+  reference::RoundTripOptions check;
+  check.weights = options.weights;
+  check.output = options.output;
+  check.in_place = pool;
+  // Pool output is not captured: its slots alternate from one replay to the next.
+  return run<HighThroughput, HighThroughputPair, HighThroughputOptions>(communicator, options,
+                                                                        check, 1, !pool);
 }
 
 }  // namespace expertwire::tools

@@ -3,7 +3,6 @@
 #include <array>
 
 #include "base/check.hpp"
-#include "base/env.hpp"
 #include "ep/high_throughput_engine.hpp"
 #include "ep/validate.hpp"
 
@@ -17,33 +16,17 @@ std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
 }
 
 HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks) {
-  SlotSizes sizes;
-  sizes.ranks = static_cast<std::uint64_t>(ranks);
-  sizes.local_experts = static_cast<std::uint64_t>(options.shape.experts / ranks);
-  sizes.max_tokens = static_cast<std::uint64_t>(options.shape.max_tokens);
-  sizes.top_k = static_cast<std::uint64_t>(options.shape.top_k);
-  sizes.row_bytes = options.shape.row_bytes();
+  SlotSizes sizes = slot_sizes(options.shape, ranks);
   sizes.pool_rows = static_cast<std::uint64_t>(pool_rows_of(options, ranks));
   return HighThroughputSlots::place(sizes);
 }
 
 std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options) {
-  const MoeShape& shape = options.shape;
   const int ranks = object.communicator()->size();
-  const HighThroughputSlots slots = high_throughput_slots(options, ranks);
-  const Agreement agreement{1,
-                            shape.hidden,
-                            shape.experts,
-                            shape.top_k,
-                            shape.max_tokens,
-                            static_cast<std::int32_t>(shape.dtype),
-                            options.lanes,
-                            Env::get().first_epoch,
-                            pool_rows_of(options, ranks)};
+  Agreement agreement = agreement_on(1, options.shape, options.lanes);
+  agreement.pool_rows = pool_rows_of(options, ranks);
   return std::make_shared<Region>(
-      object.communicator(),
-      Region::Request{
-          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
+      object.communicator(), Region::Request::of(agreement, high_throughput_slots(options, ranks)));
 }
 
 }  // namespace ep

@@ -1,7 +1,6 @@
 #include "expertwire/low_latency.hpp"
 
 #include "base/check.hpp"
-#include "base/env.hpp"
 #include "ep/low_latency_engine.hpp"
 #include "ep/validate.hpp"
 
@@ -10,31 +9,14 @@ namespace expertwire {
 namespace ep {
 
 LowLatencySlots low_latency_slots(const LowLatencyOptions& options, int ranks) {
-  SlotSizes sizes;
-  sizes.ranks = static_cast<std::uint64_t>(ranks);
-  sizes.local_experts = static_cast<std::uint64_t>(options.shape.experts / ranks);
-  sizes.max_tokens = static_cast<std::uint64_t>(options.shape.max_tokens);
-  sizes.top_k = static_cast<std::uint64_t>(options.shape.top_k);
-  sizes.row_bytes = options.shape.row_bytes();
-  return LowLatencySlots::place(sizes);
+  return LowLatencySlots::place(slot_sizes(options.shape, ranks));
 }
 
 std::shared_ptr<Region> make_region(const Object& object, const LowLatencyOptions& options) {
-  const MoeShape& shape = options.shape;
   const LowLatencySlots slots = low_latency_slots(options, object.communicator()->size());
-  const Agreement agreement{0,
-                            shape.hidden,
-                            shape.experts,
-                            shape.top_k,
-                            shape.max_tokens,
-                            static_cast<std::int32_t>(shape.dtype),
-                            options.lanes,
-                            Env::get().first_epoch,
-                            0};
   return std::make_shared<Region>(
       object.communicator(),
-      Region::Request{
-          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}});
+      Region::Request::of(agreement_on(0, options.shape, options.lanes), slots));
 }
 
 }  // namespace ep

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/check.hpp"
+#include "base/env.hpp"
 #include "comm/device_words.hpp"
 
 namespace expertwire::ep {
@@ -33,6 +34,22 @@ constexpr std::array kFields = {
 };
 
 }  // namespace
+
+SlotSizes slot_sizes(const MoeShape& shape, int ranks) {
+  SlotSizes sizes;
+  sizes.ranks = static_cast<std::uint64_t>(ranks);
+  sizes.local_experts = static_cast<std::uint64_t>(shape.experts / ranks);
+  sizes.max_tokens = static_cast<std::uint64_t>(shape.max_tokens);
+  sizes.top_k = static_cast<std::uint64_t>(shape.top_k);
+  sizes.row_bytes = shape.row_bytes();
+  return sizes;
+}
+
+Agreement agreement_on(int mode, const MoeShape& shape, int lanes) {
+  return {mode,        shape.hidden,           shape.experts,
+          shape.top_k, shape.max_tokens,       static_cast<std::int32_t>(shape.dtype),
+          lanes,       Env::get().first_epoch, 0};
+}
 
 Region::Region(const std::shared_ptr<Communicator>& communicator, const Request& request)
     : block_(communicator,

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "comm/shared_block.hpp"
-#include "ep/lane.hpp"
+#include "ep/slots.hpp"
 #include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"
 
@@ -21,10 +21,21 @@ struct Agreement {
   std::int64_t pool_rows;
 };
 
+/// What both modes' layouts and agreements take from the options.
+SlotSizes slot_sizes(const MoeShape& shape, int ranks);
+Agreement agreement_on(int mode, const MoeShape& shape, int lanes);
+
 /// The part of every rank's arena that one object uses: `lanes` pieces of equal layout.
 class Region {
  public:
   struct Request {
+    /// For a layout of either mode.
+    template <class Slots>
+    static Request of(const Agreement& agreement, const Slots& slots) {
+      return {
+          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}};
+    }
+
     Agreement agreement;
     std::uint64_t lane_bytes;
     std::uint64_t flag_bytes;             ///< at the start of each lane, set to the first epoch

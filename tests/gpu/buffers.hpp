@@ -3,35 +3,18 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <vector>
 
-#include "base/cuda.hpp"
-#include "expertwire/tensor.hpp"
+#include "base/device_tensors.hpp"
 #include "reference/workload.hpp"
 
 namespace expertwire::test {
 
-/// Device tensors and a stream for one rank of a test; nothing here waits for the whole device.
-class Buffers {
+/// Device tensors of one rank of a test.
+class Buffers : public DeviceTensors {
  public:
-  explicit Buffers(int device)
-      : device_(device),
-        stream_(make_cuda_stream(device)),
-        memory_stream_(make_cuda_stream(device)) {
-    check_cuda(cudaSetDevice(device), "cudaSetDevice");
-  }
-  cudaStream_t stream() const { return stream_.get(); }
-  TensorView make(DType dtype, std::initializer_list<std::int64_t> shape) {
-    const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
-    memory_.push_back(
-        allocate_on_device(std::max<std::size_t>(bytes, 16), device_, memory_stream_));
-    return {memory_.back().get(), dtype, shape};
-  }
-  void copy(void* to, const void* from, std::size_t bytes) const {
-    if (bytes > 0)
-      check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "cudaMemcpyAsync");
-  }
+  using DeviceTensors::DeviceTensors;
+
   void poison(const TensorView& view) const {
     check_cuda(cudaMemsetAsync(view.data(), 0x7B, view.bytes(), stream()), "cudaMemsetAsync");
   }
@@ -44,12 +27,6 @@ class Buffers {
     synchronize();
     return host;
   }
-  void synchronize() const { check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
-
- private:
-  int device_;
-  std::shared_ptr<CUstream_st> stream_, memory_stream_;
-  std::vector<std::shared_ptr<void>> memory_;
 };
 
 /// The inputs of one step, on the device.

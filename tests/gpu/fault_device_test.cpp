@@ -7,6 +7,7 @@
 
 #include <ostream>
 
+#include "ranks/restore_faults.hpp"
 #include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {
@@ -17,15 +18,6 @@ using reference::Report;
 using reference::RoundTripOptions;
 using reference::RoutingPattern;
 using reference::Workload;
-
-/// Undoes what a test set.
-struct Restore {
-  ~Restore() {
-    ep::remove_part(Fault::none);
-    ep::set_delays(0, 1);
-    ep::stop_rank(-1, -1);
-  }
-};
 
 const MoeShape kShape{64, 12, 3, 40, DType::bf16};
 
@@ -69,7 +61,7 @@ Report run(int steps, int timeout_ms) {
 }
 
 TEST(KernelFaults, DelaysChangeNothing) {
-  Restore restore;
+  const RestoreFaults restore;
   ep::set_delays(20, 1);
   for (const Report& report : {run<LowLatency>(60, 20000), run<HighThroughput>(60, 20000)}) {
     if (testing::Test::IsSkipped()) return;
@@ -79,7 +71,7 @@ TEST(KernelFaults, DelaysChangeNothing) {
 }
 
 TEST(KernelFaults, WithoutFlagsRowsAreReadTooEarly) {
-  Restore restore;
+  const RestoreFaults restore;
   ep::remove_part(Fault::flag);
   ep::set_delays(50, 1);
   std::int64_t found = run<LowLatency>(60, 2000).wrong;
@@ -100,7 +92,7 @@ void PrintTo(const Stop& stop, std::ostream* out) { *out << stop.name; }
 class StoppedRank : public testing::TestWithParam<Stop> {};
 
 TEST_P(StoppedRank, IsNamedAndTheContextLives) {
-  Restore restore;
+  const RestoreFaults restore;
   const Stop& stop = GetParam();
   const Workload workload({kShape, 3, 8, RoutingPattern::parse("uniform")});
   CommunicatorOptions options = small_arena();

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "ranks/restore_faults.hpp"
 #include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {
@@ -20,14 +21,6 @@ using reference::Report;
 using reference::RoundTripOptions;
 using reference::RoutingPattern;
 using reference::Workload;
-
-/// Undoes what a test set.
-struct Restore {
-  ~Restore() {
-    ep::remove_part(Fault::none);
-    ep::set_delays(0, 1);
-  }
-};
 
 const MoeShape kShape{64, 12, 3, 40, DType::bf16};
 
@@ -59,7 +52,7 @@ Report run(int steps, const char* routing) {
 }
 
 TEST(Faults, DelaysChangeNothing) {
-  const Restore restore;
+  const RestoreFaults restore;
   for (std::uint64_t seed = 1; seed <= 6; ++seed) {
     ep::set_delays(60, seed);
     const Report report = run(9, seed % 2 == 0 ? "uniform" : "hotrank:0.9");
@@ -118,7 +111,7 @@ TEST(Faults, CreditKeepsUnreadRows) {
 
 TEST(Faults, WithoutCreditUnreadRowsAreLost) {
   SKIP_ON_PURPOSE;
-  const Restore restore;
+  const RestoreFaults restore;
   ep::remove_part(Fault::credit);
   bool failed = false;
   try {
@@ -131,7 +124,7 @@ TEST(Faults, WithoutCreditUnreadRowsAreLost) {
 
 TEST(Faults, WithoutFlagsRowsAreReadTooEarly) {
   SKIP_ON_PURPOSE;
-  const Restore restore;
+  const RestoreFaults restore;
   ep::set_delays(200, 3);
   ep::remove_part(Fault::flag);
   bool failed = false;

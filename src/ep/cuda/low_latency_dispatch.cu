@@ -57,8 +57,8 @@ struct Expansion {
 struct Shared {
   Plan plan;
   Expansion rows[Team::kPerBlock];
-  std::int32_t rows_to_rank[kMostRanks];  // send: so far; receive: rows before each source's
-  std::int32_t total_to_rank[kMostRanks + 1];
+  std::int32_t rows_to_rank[kMostRanks];       // send: so far
+  std::int32_t total_to_rank[kMostRanks + 1];  // send: in all; receive: rows before each source's
 };
 
 /// Counters of experts lie behind Shared: [E] so far, [E] in all. The receive half keeps the first
