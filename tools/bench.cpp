@@ -10,6 +10,7 @@
 #include "bench_cuda.hpp"
 #include "ep/object.hpp"
 #include "ep/route.hpp"
+#include "ep/row_format.hpp"
 #include "launcher.hpp"
 
 namespace expertwire::tools {
@@ -48,6 +49,11 @@ Steps make_steps(const reference::Workload& workload, int rank) {
   return steps;
 }
 
+std::size_t BenchOptions::dispatch_row_bytes() const {
+  const auto format = ep::RowFormat::of(fp8 ? DType::fp8_e4m3 : shape.dtype, shape.hidden);
+  return format.data_bytes + format.scale_bytes();
+}
+
 Measurement start_measurement(const Communicator& communicator, const Steps& steps,
                               const BenchOptions& options) {
   Measurement result;
@@ -82,6 +88,8 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
   reference::RoutingPattern::parse(options.routing);  // bad words are found before ranks start
   if (!options.peer.empty() && options.peer != "mpi")
     throw std::invalid_argument(fmt::format("--peer '{}' must be mpi", options.peer));
+  if (options.fp8 && !options.peer.empty())
+    throw std::invalid_argument("--peer compares rows of --dtype; leave --fp8 out");
   if (!options.peer.empty() && !options.high_throughput)
     throw std::invalid_argument("--peer compares high throughput; use `bench ht`");
   const bool launched = Env::get().rank.has_value();

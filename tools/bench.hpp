@@ -30,6 +30,11 @@ struct BenchOptions {
   std::string json;
   std::string device = "auto";  ///< cpu, cuda or auto
   int sms = 0;                  ///< CUDA: SMs of a rank; 0: all it has
+  bool fp8 = false;             ///< rows travel as fp8: ll casts them, ht is given them
+  bool trace = false;           ///< CUDA: also print when blocks did what
+
+  /// Of a dispatched row, scales included.
+  std::size_t dispatch_row_bytes() const;
 };
 
 /// Rows of one rank in one step, averaged over the steps that are rotated through.
@@ -59,9 +64,12 @@ struct Measurement {
 
   // CUDA alone.
   int sms = 0;
-  Timings stream;                  ///< between events on a stream, operations back to back
-  std::vector<double> graph_pair;  ///< period of a pair in a graph, one value a round
-  double burst_us = 0;             ///< to store the wire bytes to all peers, with no protocol
+  Timings stream;                    ///< between events on a stream, operations back to back
+  Timings kernel;                    ///< from the first start of a block to the last end
+  std::vector<double> graph_pair;    ///< period of a pair in a graph, one value a round
+  std::vector<std::string> moments;  ///< what blocks did when, a line an operation
+  double burst_us = 0;           ///< to store combine's wire bytes to all peers, with no protocol
+  double dispatch_burst_us = 0;  ///< the same for dispatch's
 };
 
 /// Runs the bench that the options and the communicator's backend ask for.

@@ -1,6 +1,7 @@
 #include "bench_cuda.hpp"
 
 #include <cuda_runtime_api.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
@@ -9,6 +10,8 @@
 #include "base/device_tensors.hpp"
 #include "comm/shared_block.hpp"
 #include "device/limits.hpp"
+#include "ep/cuda/trace.hpp"
+#include "ep/row_format.hpp"
 
 namespace expertwire::tools {
 
@@ -40,17 +43,22 @@ class Event {
 /// Inputs of all steps on the device.
 struct Inputs {
   struct Step {
-    ConstTensorView x, topk_idx, topk_weights;
+    ConstTensorView x, x_scales, topk_idx, topk_weights;
   };
   std::vector<Step> steps;
 
-  Inputs(DeviceTensors& device, const Steps& host, const MoeShape& shape) {
+  Inputs(DeviceTensors& device, const Steps& host, const MoeShape& shape, bool fp8) {
     for (const RankInput& input : host.inputs) {
       const std::int64_t tokens = input.tokens;
-      steps.push_back(
-          {device.upload(input.x.data(), shape.dtype, {tokens, shape.hidden}),
-           device.upload(input.topk_idx.data(), DType::int64, {tokens, shape.top_k}),
-           device.upload(input.topk_weights.data(), DType::fp32, {tokens, shape.top_k})});
+      Step step;
+      // What the codes are does not matter for time, so the first bytes of the rows will do.
+      step.x = device.upload(input.x.data(), fp8 ? DType::fp8_e4m3 : shape.dtype,
+                             {tokens, shape.hidden});
+      if (fp8) step.x_scales = device.make(DType::fp32, {tokens, ep::scales_of(shape.hidden)});
+      step.topk_idx = device.upload(input.topk_idx.data(), DType::int64, {tokens, shape.top_k});
+      step.topk_weights =
+          device.upload(input.topk_weights.data(), DType::fp32, {tokens, shape.top_k});
+      steps.push_back(step);
     }
   }
   const Step& at(int i) const { return steps[static_cast<std::size_t>(i) % steps.size()]; }
@@ -102,33 +110,112 @@ void time_pair(Communicator& communicator, const BenchOptions& options, DeviceTe
   }
 }
 
+/// Pairs of different steps, captured once.
+class PairGraph {
+ public:
+  PairGraph(DeviceTensors& device, Pair& pair, int pairs) : device_(device) {
+    Stream stream{CudaStream{device.stream()}};
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal),
+               "cudaStreamBeginCapture");
+    for (int i = 0; i < pairs; ++i) {
+      pair.dispatch(i, &stream);
+      pair.combine(i, &stream);
+    }
+    check_cuda(cudaStreamEndCapture(device.stream(), &graph), "cudaStreamEndCapture");
+    check_cuda(cudaGraphInstantiate(&executable_, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+  }
+  PairGraph(const PairGraph&) = delete;
+  PairGraph& operator=(const PairGraph&) = delete;
+  ~PairGraph() { cudaGraphExecDestroy(executable_); }
+  void launch() const {
+    check_cuda(cudaGraphLaunch(executable_, device_.stream()), "cudaGraphLaunch");
+  }
+
+ private:
+  DeviceTensors& device_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+constexpr int kPairsOfGraph = 5;
+
 /// Back-to-back period of a pair in a graph of several.
 void time_graph(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
                 Pair& pair, Measurement& result) {
-  constexpr int kPairs = 5, kReplays = 20;
-  Stream stream{CudaStream{device.stream()}};
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  check_cuda(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal),
-             "cudaStreamBeginCapture");
-  for (int i = 0; i < kPairs; ++i) {
-    pair.dispatch(i, &stream);
-    pair.combine(i, &stream);
-  }
-  check_cuda(cudaStreamEndCapture(device.stream(), &graph), "cudaStreamEndCapture");
-  check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  constexpr int kReplays = 20;
+  const PairGraph graph(device, pair, kPairsOfGraph);
   communicator.barrier();
   for (int round = 0; round < std::max(3, options.iterations / 10); ++round) {
     Event start, end;
     start.record(device.stream());
-    for (int i = 0; i < kReplays; ++i)
-      check_cuda(cudaGraphLaunch(executable, device.stream()), "cudaGraphLaunch");
+    for (int i = 0; i < kReplays; ++i) graph.launch();
     end.record(device.stream());
     device.synchronize();
-    if (round > 0) result.graph_pair.push_back(end.us_since(start) / (kReplays * kPairs));
+    if (round > 0) result.graph_pair.push_back(end.us_since(start) / (kReplays * kPairsOfGraph));
   }
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
+}
+
+/// Moments of one operation, averaged.
+std::string describe_moments(const std::string& operation,
+                             const std::vector<ep::cuda::OperationTimes>& all) {
+  static constexpr const char* kNames[] = {"started", "admitted", "sent",
+                                           "counted", "received", "ended"};
+  std::string text = operation + ", us after its start (first block, mean, last):";
+  for (int mark = 0; mark < ep::cuda::kMarks; ++mark) {
+    double first = 0, mean = 0, last = 0, count = 0;
+    for (const auto& times : all) {
+      if (times.operation != operation || times.moments[mark].last == 0) continue;
+      first += times.moments[mark].first;
+      mean += times.moments[mark].mean;
+      last += times.moments[mark].last;
+      ++count;
+    }
+    if (count > 0)
+      text += fmt::format(" {} {:.1f} {:.1f} {:.1f};", kNames[mark], first / count, mean / count,
+                          last / count);
+  }
+  return text;
+}
+
+/// Kernel spans by the device's clock; in a graph, where the pair can be captured, so that no
+/// rank's host holds up the others.
+void time_kernels(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
+                  Pair& pair, bool graph, Measurement& result) {
+  constexpr int kMostLaunches = 3;  // of a pair
+  ep::cuda::Trace trace(communicator.cuda_device(),
+                        kMostLaunches * std::max(kPairsOfGraph, options.iterations));
+  std::vector<ep::cuda::OperationTimes> all;
+  auto take = [&] {
+    device.synchronize();
+    const auto times = trace.read();
+    all.insert(all.end(), times.begin(), times.end());
+  };
+  if (graph) {
+    const PairGraph captured(device, pair, kPairsOfGraph);
+    trace.read();
+    for (int done = 0; done < options.iterations + kPairsOfGraph; done += kPairsOfGraph) {
+      communicator.barrier();
+      captured.launch();
+      take();
+    }
+    all.erase(all.begin(), all.begin() + 2 * kPairsOfGraph);  // the first replay
+  } else {
+    Stream stream{CudaStream{device.stream()}};
+    communicator.barrier();
+    for (int i = 0; i < options.iterations; ++i) {
+      pair.dispatch(i, &stream);
+      pair.combine(i, &stream);
+    }
+    take();
+  }
+  for (std::size_t i = 0; i + 1 < all.size(); i += 2) {
+    result.kernel.dispatch.push_back(all[i].span_us);
+    result.kernel.combine.push_back(all[i + 1].span_us);
+  }
+  if (!options.trace || all.size() < 2) return;
+  result.moments = {describe_moments(all[0].operation, all),
+                    describe_moments(all[1].operation, all)};
 }
 
 /// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol.
@@ -183,10 +270,14 @@ class LowLatencyPair final : public Pair {
     const MoeShape& shape = options.shape;
     const std::int64_t local = shape.experts / ranks;
     const std::int64_t rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
-    for (LowLatency::Outputs& o : outputs_)
-      o = {device.make(shape.dtype, {local, rows, shape.hidden}),
-           device.make(DType::int32, {local}), device.make(DType::int32, {local, ranks, 2}),
-           device.make(DType::int32, {local, rows})};
+    for (LowLatency::Outputs& o : outputs_) {
+      y_.push_back(device.make(shape.dtype, {local, rows, shape.hidden}));
+      o = {y_.back(), device.make(DType::int32, {local}),
+           device.make(DType::int32, {local, ranks, 2}), device.make(DType::int32, {local, rows})};
+      if (!options.fp8) continue;
+      o.x = device.make(DType::fp8_e4m3, {local, rows, shape.hidden});
+      o.scales = device.make(DType::fp32, {local, rows, ep::scales_of(shape.hidden)});
+    }
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
   }
   void dispatch(int step, Stream* stream) override {
@@ -195,13 +286,14 @@ class LowLatencyPair final : public Pair {
     request.x = input.x;
     request.topk_idx = input.topk_idx;
     if (options_.weights == Weights::dispatch) request.topk_weights = input.topk_weights;
+    request.cast_to_fp8 = options_.fp8;
     request.outputs = outputs_[static_cast<std::size_t>(step) % outputs_.size()];
     request.stream = stream;
     handle_ = object_.dispatch(request).handle;
   }
   void combine(int step, Stream* stream) override {
     LowLatency::CombineRequest request;
-    request.y = outputs_[static_cast<std::size_t>(step) % outputs_.size()].x;
+    request.y = y_[static_cast<std::size_t>(step) % y_.size()];
     request.handle = handle_;
     if (options_.weights == Weights::combine) request.topk_weights = inputs_.at(step).topk_weights;
     request.out = {out_.data(), out_.dtype(), {inputs_.at(step).x.size(0), out_.size(1)}};
@@ -214,6 +306,7 @@ class LowLatencyPair final : public Pair {
   const Inputs& inputs_;
   const BenchOptions& options_;
   std::array<LowLatency::Outputs, 2> outputs_;
+  std::vector<TensorView> y_;  // the outputs' x, or beside it where that is fp8
   TensorView out_;
   Handle handle_;
 };
@@ -229,16 +322,20 @@ class HighThroughputPair final : public Pair {
     capacity_ = static_cast<std::int64_t>(ranks) * shape.max_tokens;
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
     if (options.output == HighThroughput::Output::pool) return;
-    outputs_ = {device.make(shape.dtype, {capacity_, shape.hidden}),
-                device.make(DType::int32, {capacity_}),
+    y_ = device.make(shape.dtype, {capacity_, shape.hidden});
+    outputs_ = {y_, device.make(DType::int32, {capacity_}),
                 device.make(DType::int32, {capacity_, shape.top_k}),
                 device.make(DType::fp32, {capacity_, shape.top_k})};
+    if (!options.fp8) return;
+    outputs_.x = device.make(DType::fp8_e4m3, {capacity_, shape.hidden});
+    outputs_.scales = device.make(DType::fp32, {capacity_, ep::scales_of(shape.hidden)});
   }
   /// Eager calls learn the counts; others have a capacity, so that no host waits.
   void dispatch(int step, Stream* stream) override {
     const Inputs::Step& input = inputs_.at(step);
     HighThroughput::DispatchRequest request;
     request.x = input.x;
+    request.x_scales = input.x_scales;
     request.topk_idx = input.topk_idx;
     if (options_.weights == Weights::dispatch) request.topk_weights = input.topk_weights;
     request.output = options_.output;
@@ -249,13 +346,15 @@ class HighThroughputPair final : public Pair {
       if (r.name == "x") return {outputs_.x.data(), nullptr};
       if (r.name == "source_tokens") return {outputs_.source_tokens.data(), nullptr};
       if (r.name == "topk_experts") return {outputs_.topk_experts.data(), nullptr};
+      if (r.name == "scales") return {outputs_.scales.data(), nullptr};
       return {outputs_.topk_weights.data(), nullptr};
     };
     result_ = object_.dispatch(request);
   }
   void combine(int step, Stream* stream) override {
     HighThroughput::CombineRequest request;
-    request.y = result_.outputs.x;
+    const TensorView& x = result_.outputs.x;  // where pool rows are, y may be too
+    request.y = {y_.present() ? y_.data() : x.data(), out_.dtype(), {x.size(0), x.size(1)}};
     request.handle = result_.handle;
     request.out = {out_.data(), out_.dtype(), {inputs_.at(step).x.size(0), out_.size(1)}};
     request.stream = stream;
@@ -268,7 +367,7 @@ class HighThroughputPair final : public Pair {
   const BenchOptions& options_;
   std::int64_t capacity_ = 0;
   HighThroughput::Outputs outputs_;
-  TensorView out_;
+  TensorView y_, out_;
   HighThroughput::DispatchResult result_;
 };
 
@@ -290,12 +389,17 @@ Measurement run(const std::shared_ptr<Communicator>& communicator, const BenchOp
   for (int step = 0; options.verify && step < checks; ++step)
     result.report += round_trip(*object, *communicator, workload, step, check);
   DeviceTensors device(communicator->cuda_device());
-  const Inputs inputs(device, steps, options.shape);
+  const Inputs inputs(device, steps, options.shape, options.fp8 && options.high_throughput);
   PairOf pair(*object, device, inputs, options, communicator->size());
   time_pair(*communicator, options, device, pair, result);
   if (graph) time_graph(*communicator, options, device, pair, result);
-  const double wire = steps.traffic.wire * static_cast<double>(options.shape.row_bytes());
-  result.burst_us = time_burst(communicator, device, wire, result.sms);
+  time_kernels(*communicator, options, device, pair, graph, result);
+  auto burst = [&](std::size_t row_bytes) {
+    return time_burst(communicator, device, steps.traffic.wire * static_cast<double>(row_bytes),
+                      result.sms);
+  };
+  result.burst_us = burst(options.shape.row_bytes());
+  result.dispatch_burst_us = options.fp8 ? burst(options.dispatch_row_bytes()) : result.burst_us;
   return result;
 }
 
@@ -305,6 +409,7 @@ Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communic
                                    const BenchOptions& options) {
   reference::RoundTripOptions check;
   check.weights = options.weights;
+  if (options.fp8) check.payload = reference::RoundTripOptions::Payload::cast;
   return run<LowLatency, LowLatencyPair, LowLatencyOptions>(communicator, options, check, 2, true);
 }
 
@@ -315,6 +420,7 @@ Measurement bench_cuda_high_throughput(const std::shared_ptr<Communicator>& comm
   check.weights = options.weights;
   check.output = options.output;
   check.in_place = pool;
+  if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
   // Pool output is not captured: its slots alternate from one replay to the next.
   return run<HighThroughput, HighThroughputPair, HighThroughputOptions>(communicator, options,
                                                                         check, 1, !pool);

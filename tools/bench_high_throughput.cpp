@@ -1,5 +1,6 @@
 #include "bench.hpp"
 #include "ep/object.hpp"
+#include "ep/row_format.hpp"
 #include "expertwire/high_throughput.hpp"
 #include "limits.hpp"
 #include "mpi_peer.hpp"
@@ -27,7 +28,7 @@ class ReusingAllocator {
   }
 
  private:
-  static constexpr std::size_t kOthers = 3;
+  static constexpr std::size_t kOthers = 4;
   std::size_t row_bytes_;
   Allocation rows_, others_[kOthers];
   std::size_t rows_size_ = 0, others_size_[kOthers] = {};
@@ -54,19 +55,31 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     check.weights = options.weights;
     check.output = options.output;
     check.in_place = pool;
+    if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
     result.report += round_trip(*object, *communicator, workload, 0, check);
   }
 
   ReusingAllocator allocator(shape.row_bytes());
   const Allocation out = allocate_host(
       {"out", shape.dtype, {}, static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes()});
+  // fp8: what the codes are does not matter for time. y is as large as any rank's output can be.
+  const std::vector<float> scales(
+      options.fp8 ? static_cast<std::size_t>(shape.max_tokens) * ep::scales_of(shape.hidden) : 0);
+  const std::int64_t most_rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
+  Allocation y;
+  if (options.fp8 && !pool)
+    y = allocate_host(
+        {"y", shape.dtype, {}, static_cast<std::size_t>(most_rows) * shape.row_bytes()});
   result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   communicator->barrier();
   for (int i = 0; i < options.warmup + options.iterations; ++i) {
     const RankInput& input = steps.inputs[static_cast<std::size_t>(i) % steps.inputs.size()];
     const std::int64_t tokens = input.tokens;
     HighThroughput::DispatchRequest dispatch;
-    dispatch.x = {input.x.data(), shape.dtype, {tokens, shape.hidden}};
+    dispatch.x = {
+        input.x.data(), options.fp8 ? DType::fp8_e4m3 : shape.dtype, {tokens, shape.hidden}};
+    if (options.fp8)
+      dispatch.x_scales = {scales.data(), DType::fp32, {tokens, ep::scales_of(shape.hidden)}};
     dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {tokens, shape.top_k}};
     if (options.weights == Weights::dispatch)
       dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
@@ -76,7 +89,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     const auto dispatched = object->dispatch(dispatch);
     const double middle = now_us();
     HighThroughput::CombineRequest combine;
-    combine.y = dispatched.outputs.x;
+    const TensorView& x = dispatched.outputs.x;  // where pool rows are, y may be too
+    combine.y = {y.data != nullptr ? y.data : x.data(), shape.dtype, {x.size(0), x.size(1)}};
     combine.handle = dispatched.handle;
     combine.out = {out.data, shape.dtype, {tokens, shape.hidden}};
     object->combine(combine);

@@ -2,6 +2,7 @@
 
 #include "bench.hpp"
 #include "ep/object.hpp"
+#include "ep/row_format.hpp"
 #include "expertwire/low_latency.hpp"
 #include "limits.hpp"
 
@@ -16,15 +17,20 @@ using Weights = reference::RoundTripOptions::Weights;
 struct Buffers {
   ep::OutputMaker maker{kHost};
   LowLatency::Outputs outputs;
-  TensorView out;
+  TensorView y, out;
 
-  Buffers(const MoeShape& shape, int ranks) {
+  Buffers(const MoeShape& shape, int ranks, bool fp8) {
     const std::int64_t local = shape.experts / ranks;
     const std::int64_t rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
-    outputs = {maker.make("x", shape.dtype, {local, rows, shape.hidden}),
-               maker.make("tokens_per_expert", DType::int32, {local}),
+    y = maker.make("x", shape.dtype, {local, rows, shape.hidden});
+    outputs = {y, maker.make("tokens_per_expert", DType::int32, {local}),
                maker.make("ranges", DType::int32, {local, ranks, 2}),
                maker.make("source_tokens", DType::int32, {local, rows})};
+    if (fp8) {
+      outputs.x = maker.make("x", DType::fp8_e4m3, {local, rows, shape.hidden});
+      outputs.scales =
+          maker.make("scales", DType::fp32, {local, rows, ep::scales_of(shape.hidden)});
+    }
     out = maker.make("out", shape.dtype, {shape.max_tokens, shape.hidden});
   }
 
@@ -49,11 +55,13 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
   if (options.verify) {
     reference::RoundTripOptions check;
     check.weights = options.weights;
+    if (options.fp8) check.payload = reference::RoundTripOptions::Payload::cast;
     for (int step = 0; step < 2; ++step)
       result.report += round_trip(*object, *communicator, workload, step, check);
   }
 
-  std::array<Buffers, 2> buffers{Buffers(shape, ranks), Buffers(shape, ranks)};
+  std::array<Buffers, 2> buffers{Buffers(shape, ranks, options.fp8),
+                                 Buffers(shape, ranks, options.fp8)};
   result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   communicator->barrier();
   for (int i = 0; i < options.warmup + options.iterations; ++i) {
@@ -67,11 +75,12 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
     const ConstTensorView weights{input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
     if (options.weights == Weights::dispatch) dispatch.topk_weights = weights;
     dispatch.outputs = buffer.outputs;
+    dispatch.cast_to_fp8 = options.fp8;
     const double start = now_us();
     const auto dispatched = object->dispatch(dispatch);
     const double middle = now_us();
     LowLatency::CombineRequest combine;
-    combine.y = buffer.outputs.x;
+    combine.y = buffer.y;
     combine.handle = dispatched.handle;
     if (options.weights == Weights::combine) combine.topk_weights = weights;
     combine.out = buffer.out;

@@ -92,7 +92,22 @@ json to_json(const Line& line) {
 }
 
 struct Totals {
-  double selections, unique, wire, memcpy_us, checked, wrong, burst_us;
+  double selections, unique, wire, memcpy_us, checked, wrong, burst_us, dispatch_burst_us;
+  double dispatch_row, combine_row;  ///< bytes
+
+  /// What a line's operation has to move, and how long that takes at least.
+  struct Floor {
+    double bytes, us;
+  };
+  Floor floor_of(const std::string& line) const {
+    const double rows = burst_us > 0 ? wire : unique;
+    const Floor dispatch{rows * dispatch_row,
+                         burst_us > 0 ? dispatch_burst_us : memcpy_us * dispatch_row / combine_row};
+    const Floor combine{rows * combine_row, burst_us > 0 ? burst_us : memcpy_us};
+    if (line.ends_with("dispatch")) return dispatch;
+    if (line.ends_with("combine")) return combine;
+    return {dispatch.bytes + combine.bytes, dispatch.us + combine.us};
+  }
 };
 
 void print_header(const Communicator& communicator, const BenchOptions& options,
@@ -102,10 +117,10 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
   const std::string workers =
       m.sms > 0 ? fmt::format("{} SMs", m.sms)
                 : fmt::format("{} thread{}", m.threads, m.threads == 1 ? "" : "s");
-  fmt::print("# bench {}: {} H {} E {} K {} T {} {}, {} a rank, {} lane{}{}, seed {}\n",
+  fmt::print("# bench {}: {} H {} E {} K {} T {} {}{}, {} a rank, {} lane{}{}, seed {}\n",
              options.high_throughput ? "ht" : "ll", options.model, s.hidden, s.experts, s.top_k,
-             s.max_tokens, to_string(s.dtype), workers, options.lanes,
-             options.lanes == 1 ? "" : "s",
+             s.max_tokens, to_string(s.dtype), options.fp8 ? " (fp8 at dispatch)" : "", workers,
+             options.lanes, options.lanes == 1 ? "" : "s",
              !options.high_throughput                         ? ""
              : options.output == HighThroughput::Output::pool ? ", pool output"
                                                               : ", owned output",
@@ -117,22 +132,18 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
 
 /// The last two columns: on the CPU unique bytes beside memcpy; on CUDA wire bytes beside the
 /// burst.
-void print_lines(const std::vector<Line>& lines, const Totals& totals, double row_bytes) {
+void print_lines(const std::vector<Line>& lines, const Totals& totals) {
   const bool cuda = totals.burst_us > 0;
   fmt::print("{:<17} {:>9} {:>9} {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} | {:>9} {:>8}\n", "us",
              "mean", "p50", "p99", "min", "max", "rank avg", "min", "max",
              cuda ? "wire GB/s" : "uniq GB/s", cuda ? "of burst" : "of memcpy");
   for (const Line& line : lines) {
-    const bool both = line.name.size() >= 4 && line.name.substr(line.name.size() - 4) == "pair";
-    const double passes = both ? 2 : 1;
-    const double bytes = (cuda ? totals.wire : totals.unique) * row_bytes;
-    const double floor_us = cuda ? totals.burst_us : totals.memcpy_us;
+    const Totals::Floor floor = totals.floor_of(line.name);
     fmt::print(
         "{:<17} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
         "| {:>9.2f} {:>8.0f}%\n",
         line.name, line.mean_us, line.p50, line.p99, line.min, line.max, line.rank_avg,
-        line.rank_min, line.rank_max, passes * bytes / line.p50 / 1e3,
-        100 * passes * floor_us / line.p50);
+        line.rank_min, line.rank_max, floor.bytes / line.p50 / 1e3, 100 * floor.us / line.p50);
   }
 }
 
@@ -144,12 +155,17 @@ std::vector<Line> summarize_all(Communicator& communicator, const Measurement& m
     const auto stream = summarize_pair(communicator, m.stream, "stream ");
     lines.insert(lines.end(), stream.begin(), stream.end());
   }
+  if (!m.kernel.dispatch.empty()) {
+    const auto kernel = summarize_pair(communicator, m.kernel, "kernel ");
+    lines.insert(lines.end(), kernel.begin(), kernel.end());
+  }
   if (!m.graph_pair.empty())
     lines.push_back(summarize("graph pair", gather(communicator, m.graph_pair)));
   return lines;
 }
 
-void print_traffic(const Totals& totals, double row_bytes) {
+void print_traffic(const Totals& totals) {
+  const double row_bytes = totals.combine_row;
   fmt::print("# MB a rank: selections {:.2f}, unique {:.2f}, wire {:.2f}; ",
              totals.selections * row_bytes / 1e6, totals.unique * row_bytes / 1e6,
              totals.wire * row_bytes / 1e6);
@@ -168,8 +184,10 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   const PerRank numbers =
       gather(communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
                             static_cast<double>(m.report.checked),
-                            static_cast<double>(m.report.wrong), m.burst_us});
+                            static_cast<double>(m.report.wrong), m.burst_us, m.dispatch_burst_us});
   Totals totals{};
+  totals.dispatch_row = static_cast<double>(options.dispatch_row_bytes());
+  totals.combine_row = row_bytes;
   const auto ranks = static_cast<double>(communicator.size());
   for (const auto& rank : numbers) {
     totals.selections += rank[0] / ranks;
@@ -179,6 +197,7 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     totals.checked += rank[4];
     totals.wrong += rank[5];
     totals.burst_us = std::max(totals.burst_us, rank[6]);
+    totals.dispatch_burst_us = std::max(totals.dispatch_burst_us, rank[7]);
   }
   const std::vector<Line> lines = summarize_all(communicator, m);
   std::vector<Line> peer;
@@ -187,10 +206,11 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
 
   print_header(communicator, options, m);
-  print_traffic(totals, row_bytes);
+  print_traffic(totals);
   std::vector<Line> all = lines;
   all.insert(all.end(), peer.begin(), peer.end());
-  print_lines(all, totals, row_bytes);
+  print_lines(all, totals);
+  for (const std::string& line : m.moments) fmt::print("# {}\n", line);
   for (std::size_t i = 0; i < peer.size(); ++i)
     fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peer[i].name,
                peer[i].p50 / lines[i].p50, lines[i].name);
@@ -229,7 +249,11 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
                      {"wire", totals.wire * row_bytes}}},
                    {"memcpy_us", totals.memcpy_us},
                    {"sms", m.sms},
+                   {"fp8", options.fp8},
+                   {"dispatch_row_bytes", totals.dispatch_row},
                    {"burst_us", totals.burst_us},
+                   {"dispatch_burst_us", totals.dispatch_burst_us},
+                   {"moments", m.moments},
                    {"verified", options.verify},
                    {"checked", totals.checked},
                    {"wrong", totals.wrong}};

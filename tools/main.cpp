@@ -61,6 +61,9 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
       ->capture_default_str();
   app->add_option("--sms", a.bench.sms, "CUDA: SMs of a rank (default: all it has)")
       ->check(CLI::Range(0, 1024));
+  app->add_flag("--fp8", a.bench.fp8,
+                "Rows travel as fp8_e4m3 with scales: ll casts them, ht is given them");
+  app->add_flag("--trace", a.bench.trace, "CUDA: also print when blocks did what");
   app->add_option("--json", a.bench.json, "Also write the results to this file");
   app->add_option("--peer", a.bench.peer, "Compare in the same run; mpi (ht)");
   app->add_flag("--no-verify", a.no_verify, "Do not compare values with the reference");

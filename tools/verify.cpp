@@ -94,6 +94,9 @@ RoundTripOptions draw_options(const Case& c, int step) {
   options.in_place = random.chance(0.5);
   options.weights_home = random.chance(0.5);
   options.cached = random.chance(0.3);
+  if (c.spec.shape.hidden % 16 == 0 && random.chance(0.4))
+    options.payload = c.high_throughput || random.chance(0.5) ? RoundTripOptions::Payload::fp8
+                                                              : RoundTripOptions::Payload::cast;
   return options;
 }
 

@@ -50,12 +50,16 @@ class HighThroughput {
     TensorView source_tokens;  ///< int32 [N]: index of the token at its source
     TensorView topk_experts;   ///< int32 [N, K]: local expert of each selection, -1 if not here
     TensorView topk_weights;   ///< fp32 [N, K]: its weight, 0 if not here
+    TensorView scales = {};    ///< fp32 [N, ceil(H/128)] of fp8 rows; else absent
   };
 
   struct DispatchRequest {
-    ConstTensorView x;             ///< [T, H], 0 <= T <= M; T may differ between ranks and calls
+    /// [T, H] of the row type, or fp8_e4m3 with scales; all ranks give the same (else
+    /// `Error{mismatch}`). 0 <= T <= M; T may differ between ranks and calls.
+    ConstTensorView x;
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32, sent along; or absent
+    ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
     /// A handle of this object, in place of topk_idx: the same routing again, without exchanging
     /// counts (the backward pass of combine).
     Handle cached;
@@ -92,9 +96,10 @@ class HighThroughput {
   };
 
   struct CombineRequest {
-    /// [N, H] with the N of the dispatch: one row per (token, this rank), already summed over this
-    /// rank's experts. The rows of a pool dispatch may be given as they are (x of its outputs,
-    /// overwritten): peers then read them there, which saves a copy.
+    /// [N, H] of the row type, with the N of the dispatch: one row per (token, this rank), already
+    /// summed over this rank's experts. The rows of a pool dispatch may be given as they are (where
+    /// x of its outputs begins, overwritten; there is room for the row type also where fp8 rows
+    /// came): peers then read them there, which saves a copy.
     ConstTensorView y;
     Handle handle;
     ConstTensorView topk_weights;  ///< fp32 [N, K] to bring home, as dispatch gave them; or absent

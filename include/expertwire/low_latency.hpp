@@ -38,18 +38,25 @@ struct LowLatencyOptions {
 /// thread at a time may call an object.
 class LowLatency {
  public:
-  /// All four, or none: absent outputs come from the allocator.
+  /// All that the rows have, or none: absent outputs come from the allocator.
   struct Outputs {
     TensorView x;                  ///< [L, R*M, H]; rows past a count are left as they were
     TensorView tokens_per_expert;  ///< int32 [L]; at most R*M, see Status::dropped_rows
     TensorView ranges;             ///< int32 [L, R, 2]: first row and rows from each source
     TensorView source_tokens;      ///< int32 [L, R*M]: index of the token at its source
+    TensorView scales = {};        ///< fp32 [L, R*M, ceil(H/128)] of fp8 rows; else absent
   };
 
   struct DispatchRequest {
-    ConstTensorView x;             ///< [T, H], 0 <= T <= M; T may differ between ranks and calls
+    /// [T, H] of the row type, or fp8_e4m3; 0 <= T <= M. T may differ between ranks and calls.
+    ConstTensorView x;
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
+    ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
+    /// Rows of the row type travel and arrive as fp8_e4m3, a scale for every 128 channels of a
+    /// token: a = max(|x|, 1e-4) over them, scale = a / 448, value = x * (448 / a), rounded to
+    /// nearest even. H is a multiple of 16. All ranks cast, or none (else `Error{mismatch}`).
+    bool cast_to_fp8 = false;
     Outputs outputs;
     Allocator allocator;  ///< for outputs that were not given; host memory if empty
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else

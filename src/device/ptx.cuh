@@ -57,6 +57,10 @@ __device__ __forceinline__ std::uint64_t load_relaxed_system(const std::uint64_t
   return value;
 }
 
+__device__ __forceinline__ void store_relaxed_system(std::uint64_t* word, std::uint64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(word), "l"(value) : "memory");
+}
+
 /// Nanoseconds of a clock that all SMs share.
 __device__ __forceinline__ std::uint64_t now_ns() {
   std::uint64_t now;
@@ -70,11 +74,20 @@ __device__ __forceinline__ void barrier_sync() {
   asm volatile("barrier.sync %0, %1;" : : "n"(kId), "n"(kThreads) : "memory");
 }
 
-/// Two fp8-e4m3 of two fp32 values, round to nearest even, saturating at 448.
-__device__ __forceinline__ std::uint16_t to_e4m3x2(float low, float high) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+
+/// Two fp8-e4m3 of two fp32 values, round to nearest even, saturating at 448; see fp8.cuh.
+__device__ __forceinline__ std::uint16_t convert_e4m3x2(float low, float high) {
   std::uint16_t pair;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
+}
+
+#endif
+
+/// Asks for the 128 bytes around `address` to be brought to the L2 cache.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
 }
 
 // Bulk copies (Hopper and later): one thread moves kilobytes between shared and global memory, the

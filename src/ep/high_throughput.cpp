@@ -70,11 +70,12 @@ struct HighThroughput::Impl {
     return given ? given : engine->default_allocator();
   }
 
-  void check_dispatch(const DispatchRequest& request) const;
+  ep::RowFormat check_dispatch(const DispatchRequest& request) const;
   void check_pool_slot(Lane& lane, Stream* stream);
   std::shared_ptr<HighThroughputHandle> start_dispatch(
       const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
-  Outputs make_outputs(const Outputs& given, std::int64_t rows, ep::OutputMaker& maker) const;
+  Outputs make_outputs(const Outputs& given, const ep::RowFormat& format, std::int64_t rows,
+                       ep::OutputMaker& maker) const;
   void check_combine(const CombineRequest& request, const HighThroughputHandle& handle) const;
 };
 
@@ -102,7 +103,10 @@ Status HighThroughput::status() const {
 
 // Dispatch -------------------------------------------------------------------------------------
 
-void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const {
+/// Returns the format of the rows.
+ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const {
+  ep::RowsIn rows{request.x, request.x_scales, false, -1};
+  ep::RowFormat format;
   if (request.cached.valid()) {
     const auto cached = object.own_handle<HighThroughputHandle>(request.cached.state());
     check_argument(!request.topk_idx.present(),
@@ -110,12 +114,14 @@ void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const 
                    "the handle");
     check_argument(!request.capacity.has_value(),
                    "capacity and cached are both given; a cached dispatch has the handle's");
-    ep::check_rows("x", request.x, options.shape.dtype, {cached->tokens, options.shape.hidden});
+    rows.tokens = cached->tokens;
+    format = ep::check_rows_in(options.shape, rows);
     if (request.topk_weights.present())
       ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
                        {cached->tokens, options.shape.top_k});
   } else {
-    ep::check_dispatch_inputs(options.shape, request.x, request.topk_idx, request.topk_weights);
+    format = ep::check_rows_in(options.shape, rows);
+    ep::check_routing(options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
   }
   ep::check_stream(*object.communicator(), request.stream);
   if (engine->captures(request.stream)) {
@@ -131,12 +137,14 @@ void HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const 
                    pool_rows());
   const Outputs& given = request.outputs;
   const bool any = given.x.present() || given.source_tokens.present() ||
-                   given.topk_experts.present() || given.topk_weights.present();
+                   given.topk_experts.present() || given.topk_weights.present() ||
+                   given.scales.present();
   check_argument(!any || request.output == Output::owned,
                  "outputs are given with Output::pool; the pool is the output");
   check_argument(!any || request.capacity.has_value() || request.cached.valid(),
                  "outputs are given without a capacity; their number of rows must be known before "
                  "the counts are");
+  return format;
 }
 
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
@@ -167,15 +175,20 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
   return handle;
 }
 
-HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given, std::int64_t rows,
+HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
+                                                           const ep::RowFormat& format,
+                                                           std::int64_t rows,
                                                            ep::OutputMaker& maker) const {
   const MoeShape& shape = options.shape;
   if (!given.x.present())
-    return {maker.make("x", shape.dtype, {rows, shape.hidden}),
+    return {maker.make("x", format.dtype, {rows, shape.hidden}),
             maker.make("source_tokens", DType::int32, {rows}),
             maker.make("topk_experts", DType::int32, {rows, shape.top_k}),
-            maker.make("topk_weights", DType::fp32, {rows, shape.top_k})};
-  ep::check_rows("outputs.x", given.x, shape.dtype, {rows, shape.hidden});
+            maker.make("topk_weights", DType::fp32, {rows, shape.top_k}),
+            format.scales > 0 ? maker.make("scales", DType::fp32, {rows, format.scales})
+                              : TensorView()};
+  ep::check_rows("outputs.x", given.x, format.dtype, {rows, shape.hidden});
+  ep::check_scales_out(given.scales, format, {rows, format.scales});
   ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {rows});
   ep::check_tensor("outputs.topk_experts", given.topk_experts, DType::int32, {rows, shape.top_k});
   ep::check_tensor("outputs.topk_weights", given.topk_weights, DType::fp32, {rows, shape.top_k});
@@ -185,7 +198,7 @@ HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
 HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  self.check_dispatch(request);
+  const ep::RowFormat format = self.check_dispatch(request);
   ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
   // With a known number of rows outputs are made before anything is sent: bad ones cost nothing.
@@ -196,22 +209,23 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     cached = self.object.own_handle<HighThroughputHandle>(request.cached.state());
     rows = cached->output_rows;
   }
-  if (owned && rows) result.outputs = self.make_outputs(request.outputs, *rows, maker);
+  if (owned && rows) result.outputs = self.make_outputs(request.outputs, format, *rows, maker);
 
   auto handle = self.start_dispatch(request, cached);
+  handle->format = format;
   self.engine->plan(
       {request.topk_idx, cached, request.capacity, handle, request.stream, request.timeout});
   handle->output_rows = rows.value_or(handle->needed);
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
     try {
-      result.outputs = self.make_outputs({}, handle->output_rows, maker);
+      result.outputs = self.make_outputs({}, format, handle->output_rows, maker);
     } catch (...) {
       refused = std::current_exception();
     }
   }
-  self.engine->dispatch({request.x, request.topk_weights, result.outputs, handle, maker.owner(),
-                         request.stream, request.timeout, request.sms});
+  self.engine->dispatch({request.x, request.x_scales, request.topk_weights, result.outputs, handle,
+                         maker.owner(), request.stream, request.timeout, request.sms});
   if (refused) std::rethrow_exception(refused);
   check(rows || !handle->overflow, ErrorCode::capacity,
         "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "

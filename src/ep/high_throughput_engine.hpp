@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ep/object.hpp"
+#include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/high_throughput.hpp"
 
@@ -14,6 +15,7 @@ namespace expertwire::ep {
 /// calling thread.
 struct HighThroughputHandle : HandleState {
   bool in_pool = false;          ///< the rows stay in the pool until they are released
+  RowFormat format;              ///< of its rows
   bool release_called = false;   ///< combine or release is on its way
   std::int64_t output_rows = 0;  ///< N of the outputs
 
@@ -43,7 +45,7 @@ class HighThroughputEngine {
     std::optional<std::chrono::milliseconds> timeout;
   };
   struct Dispatch {
-    ConstTensorView x, topk_weights;
+    ConstTensorView x, x_scales, topk_weights;
     HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
     HandlePointer handle;
     std::shared_ptr<void> owner;  ///< kept until the operation has run

@@ -18,6 +18,9 @@
 // `consumed = n - 2`, which the sender acquires before its first write of n. This holds for pairs
 // that exchange no row, too, because credits go to every peer in every operation.
 //
+// Small values (counts) travel with their epoch in one word of 8 bytes, and need no flag: see
+// Tagged.
+//
 // Why a flag cannot be mistaken: it holds the epoch and is compared with ==, so what an earlier
 // operation left there does not count. Epochs are 32 bits and wrap; all words start as the epoch
 // before the first.
@@ -66,14 +69,21 @@ struct Direction {
   /// The epoch that every worker of the current receive half works on.
   EXPERTWIRE_HOST_DEVICE Epoch receiving() const { return Access::load(&words->received) + 1; }
 
-  /// Whether epoch `n` may be written to `peer`: it has read what lay in that slot before.
+  /// The latest epoch that `peer` has read.
+  EXPERTWIRE_HOST_DEVICE Epoch credit_of(int peer) const {
+    return Access::acquire(&consumed[peer], Fault::credit_acquire);
+  }
+  /// Whether that credit allows to write epoch `n`: what lay in its slot before has been read.
+  EXPERTWIRE_HOST_DEVICE static bool allows(Epoch credit, Epoch n) {
+    return reached(credit, n - kSlots) || Access::removed(Fault::credit);
+  }
+  /// Whether epoch `n` may be written to `peer`.
   EXPERTWIRE_HOST_DEVICE bool may_write(int peer, Epoch n) const {
-    if (Access::removed(Fault::credit)) return true;
-    return reached(Access::acquire(&consumed[peer], Fault::credit_acquire), n - kSlots);
+    return allows(credit_of(peer), n);
   }
   /// Whether `peer` has read epoch `n` itself.
   EXPERTWIRE_HOST_DEVICE bool has_read(int peer, Epoch n) const {
-    return reached(Access::acquire(&consumed[peer], Fault::credit_acquire), n);
+    return reached(credit_of(peer), n);
   }
 
   /// Every worker of a half calls this after its last step; the last one advances the counter.
@@ -93,6 +103,8 @@ struct Direction {
     Access::store(&words->receivers_done, 0);
     Access::store(&words->received, n);
   }
+  /// For workers that do both halves of an operation: the last to receive ends the send half, too.
+  EXPERTWIRE_HOST_DEVICE void end_send(Epoch n) const { Access::store(&words->sent, n); }
 
  private:
   EXPERTWIRE_HOST_DEVICE static void finish(std::uint32_t* done, Epoch* counter, Epoch n,
@@ -116,6 +128,27 @@ EXPERTWIRE_HOST_DEVICE bool arrived(const Epoch* flag, Epoch n) {
   return Access::acquire(flag, Fault::flag_acquire) == n;
 }
 
+/// A value that carries its epoch. Both are written by one store of 8 bytes, so it needs no flag.
+struct alignas(8) Tagged {
+  std::int32_t value;
+  Epoch epoch;
+};
+
+/// Tells the owner of `word` a value of epoch `n`. Orders nothing else.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE void tell(Tagged* word, std::int32_t value, Epoch n) {
+  Access::store(word, Tagged{value, n});
+}
+
+/// Whether `word` has been told for epoch `n`; then `value` is set.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE bool told(const Tagged* word, Epoch n, std::int32_t* value) {
+  const Tagged seen = Access::load(word);
+  if (seen.epoch != n && !Access::removed(Fault::flag)) return false;
+  *value = seen.value;
+  return true;
+}
+
 /// Tells a sender, whose `consumed` word for this rank is given, that `n` has been read.
 template <class Access>
 EXPERTWIRE_HOST_DEVICE void grant(Epoch* consumed_at_sender, Epoch n) {
@@ -130,6 +163,13 @@ struct HostAccess {
   static void store(Epoch* word, Epoch value) {
     delay();
     ref(word).store(value, std::memory_order_relaxed);
+  }
+  static Tagged load(const Tagged* word) {
+    return std::atomic_ref(*const_cast<Tagged*>(word)).load(std::memory_order_relaxed);
+  }
+  static void store(Tagged* word, Tagged value) {
+    delay();
+    std::atomic_ref(*word).store(value, std::memory_order_relaxed);
   }
   static Epoch acquire(const Epoch* word, Fault order) {
     delay();
@@ -149,5 +189,6 @@ struct HostAccess {
     return std::atomic_ref(*const_cast<Epoch*>(word));
   }
 };
+static_assert(std::atomic_ref<Tagged>::is_always_lock_free);
 
 }  // namespace expertwire::ep

@@ -78,21 +78,27 @@ struct LowLatency::Impl {
     return given ? given : engine->default_allocator();
   }
 
-  Outputs make_outputs(const Outputs& given, ep::OutputMaker& maker) const;
+  Outputs make_outputs(const Outputs& given, const ep::RowFormat& format,
+                       ep::OutputMaker& maker) const;
   void check_combine(const CombineRequest& request, const ep::LowLatencyHandle& handle) const;
 };
 
 LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
+                                                   const ep::RowFormat& format,
                                                    ep::OutputMaker& maker) const {
   const std::int64_t local = local_experts(), rows = rows_per_expert();
   const bool any = given.x.present() || given.tokens_per_expert.present() ||
-                   given.ranges.present() || given.source_tokens.present();
+                   given.ranges.present() || given.source_tokens.present() ||
+                   given.scales.present();
   if (!any)
-    return {maker.make("x", options.shape.dtype, {local, rows, options.shape.hidden}),
+    return {maker.make("x", format.dtype, {local, rows, options.shape.hidden}),
             maker.make("tokens_per_expert", DType::int32, {local}),
             maker.make("ranges", DType::int32, {local, ranks(), 2}),
-            maker.make("source_tokens", DType::int32, {local, rows})};
-  ep::check_rows("outputs.x", given.x, options.shape.dtype, {local, rows, options.shape.hidden});
+            maker.make("source_tokens", DType::int32, {local, rows}),
+            format.scales > 0 ? maker.make("scales", DType::fp32, {local, rows, format.scales})
+                              : TensorView()};
+  ep::check_rows("outputs.x", given.x, format.dtype, {local, rows, options.shape.hidden});
+  ep::check_scales_out(given.scales, format, {local, rows, format.scales});
   ep::check_tensor("outputs.tokens_per_expert", given.tokens_per_expert, DType::int32, {local});
   ep::check_tensor("outputs.ranges", given.ranges, DType::int32, {local, ranks(), 2});
   ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {local, rows});
@@ -123,7 +129,9 @@ Status LowLatency::status() const {
 LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  ep::check_dispatch_inputs(self.options.shape, request.x, request.topk_idx, request.topk_weights);
+  const ep::RowFormat format =
+      ep::check_rows_in(self.options.shape, {request.x, request.x_scales, request.cast_to_fp8, -1});
+  ep::check_routing(self.options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
   ep::check_stream(*self.object.communicator(), request.stream);
   const int number = static_cast<int>(self.dispatches % self.lanes.size());
   Calls& calls = self.lanes[static_cast<std::size_t>(number)].dispatch;
@@ -131,7 +139,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   if (!request.send_only) calls.check_receive("dispatch", calls.sent);
   ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
-  result.outputs = self.make_outputs(request.outputs, maker);
+  result.outputs = self.make_outputs(request.outputs, format, maker);
   result.owner = maker.owner();
 
   auto handle = self.engine->make_handle(number, request.stream);
@@ -140,9 +148,19 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->weighted = request.topk_weights.present();
   handle->received = !request.send_only;
-  ep::LowLatencyEngine::Dispatch work{request.x,      request.topk_idx, request.topk_weights,
-                                      result.outputs, handle,           result.owner,
-                                      request.stream, request.timeout,  request.sms};
+  ep::LowLatencyEngine::Dispatch work;
+  work.x = request.x;
+  work.x_scales = request.x_scales;
+  work.topk_idx = request.topk_idx;
+  work.topk_weights = request.topk_weights;
+  work.format = format;
+  work.cast = request.cast_to_fp8;
+  work.outputs = result.outputs;
+  work.handle = handle;
+  work.owner = result.owner;
+  work.stream = request.stream;
+  work.timeout = request.timeout;
+  work.sms = request.sms;
   ++self.dispatches;
   const std::uint64_t sent = calls.sent++;
   if (!request.send_only) ++calls.received;

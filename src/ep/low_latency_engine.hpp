@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "ep/object.hpp"
+#include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/low_latency.hpp"
 
@@ -29,7 +30,9 @@ class LowLatencyEngine {
   virtual ~LowLatencyEngine() = default;
 
   struct Dispatch {
-    ConstTensorView x, topk_idx, topk_weights;
+    ConstTensorView x, x_scales, topk_idx, topk_weights;
+    RowFormat format;   ///< of the rows that travel
+    bool cast = false;  ///< x is of the row type and is cast to it
     LowLatency::Outputs outputs;
     std::shared_ptr<LowLatencyHandle> handle;
     std::shared_ptr<void> owner;  ///< kept until the operation has run

@@ -118,6 +118,16 @@ void Object::check_handle(const HandleState* state) const {
         name_);
 }
 
+void check_same_format(DType theirs, DType ours, const ErrorContext& where) {
+  if (theirs == ours) return;
+  throw Error(
+      ErrorCode::mismatch,
+      fmt::format("dispatch: rank {} sends rows of {} and rank {} of {}; all ranks send the "
+                  "same",
+                  where.peer, to_string(theirs), where.rank, to_string(ours)),
+      where);
+}
+
 int team_size(const Communicator& communicator, int asked) {
   constexpr int kMostByDefault = 8;
   check_argument(asked >= 0 && asked <= 1024, "threads is {}; it must be from 0 to 1024", asked);

@@ -109,6 +109,9 @@ class Object {
   Status status_;
 };
 
+/// Throws `Error{mismatch}` if a peer sends rows of another dtype than this rank.
+void check_same_format(DType theirs, DType ours, const ErrorContext& where);
+
 /// Threads that one lane of this rank should work with: `asked`, else what the environment says,
 /// else cores over ranks of this host.
 int team_size(const Communicator& communicator, int asked);

@@ -42,6 +42,7 @@ SlotSizes slot_sizes(const MoeShape& shape, int ranks) {
   sizes.max_tokens = static_cast<std::uint64_t>(shape.max_tokens);
   sizes.top_k = static_cast<std::uint64_t>(shape.top_k);
   sizes.row_bytes = shape.row_bytes();
+  sizes.scales = scales_of(shape.hidden);
   return sizes;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/shared_block.hpp"
+#include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"

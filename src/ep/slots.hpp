@@ -64,18 +64,22 @@ struct SlotSizes {
   std::uint64_t local_experts = 1;  ///< L
   std::uint64_t max_tokens = 1;     ///< M
   std::uint64_t top_k = 1;          ///< K
-  std::uint64_t row_bytes = 16;     ///< payload of a row
+  std::uint64_t row_bytes = 16;     ///< payload of a row of the row type; fp8 rows are smaller
   std::uint64_t pool_rows = 0;      ///< high throughput: rows of one receive pool
+  std::uint64_t scales = 1;         ///< high throughput: of an fp8 row
 };
 
 /// A lane of the low-latency mode. Arrays that start with [slot][peer] are regions that belong to
 /// one peer each: it alone writes there.
 struct LowLatencySlots {
+  /// The counts of a source: how many rows, their dtype, then selections per local expert.
+  static constexpr int kRows = 0, kFormat = 1, kHeader = 2;
+
   SlotSizes sizes;
   DirectionSlots dispatch, combine;
-  std::uint64_t header_bytes = 0;   ///< RowHeader and K selections
-  std::uint64_t counts_stride = 0;  ///< rows, then selections per local expert: int32 [1 + L]
-  std::uint64_t counts = 0, count_flags = 0;          ///< [slot][source]
+  std::uint64_t header_bytes = 0;  ///< RowHeader and K selections
+  std::uint64_t counts_stride = 0;
+  std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + L]
   std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][source][M]
   std::uint64_t weights = 0, weight_flags = 0;        ///< [slot][source][M][K], [slot][source]
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M]
@@ -85,16 +89,15 @@ struct LowLatencySlots {
     LowLatencySlots s;
     s.sizes = sizes;
     s.header_bytes = align_up(sizeof(RowHeader) + sizes.top_k * sizeof(Selection), 64);
-    s.counts_stride = align_up((1 + sizes.local_experts) * sizeof(std::int32_t), 64);
+    s.counts_stride = align_up((kHeader + sizes.local_experts) * sizeof(Tagged), 64);
     const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
     Placer placer;
     s.dispatch = DirectionSlots::place(placer, sizes.ranks);
     s.combine = DirectionSlots::place(placer, sizes.ranks);
-    s.count_flags = placer.take(regions * sizeof(Epoch));
+    s.counts = placer.take(regions * s.counts_stride);
     s.row_flags = placer.take(rows * sizeof(Epoch));
     s.weight_flags = placer.take(regions * sizeof(Epoch));
     s.partial_flags = placer.take(rows * sizeof(Epoch));
-    s.counts = placer.take(regions * s.counts_stride);
     s.weights = placer.take(rows * sizes.top_k * sizeof(float));
     s.dispatch_rows = placer.take(rows * s.dispatch_stride());
     s.partial_rows = placer.take(rows * sizes.row_bytes);
@@ -106,7 +109,7 @@ struct LowLatencySlots {
     return header_bytes + align_up(sizes.row_bytes, 64);
   }
   /// Everything before this offset is words and flags, to be set to the first epoch.
-  constexpr std::uint64_t flag_bytes() const { return counts; }
+  constexpr std::uint64_t flag_bytes() const { return weights; }
 
   EXPERTWIRE_HOST_DEVICE std::uint64_t region(Epoch n, int peer) const {
     return static_cast<std::uint64_t>(slot_of(n)) * sizes.ranks + static_cast<std::uint64_t>(peer);
@@ -116,9 +119,6 @@ struct LowLatencySlots {
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
     return counts + region(n, source) * counts_stride;
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t count_flag_of(Epoch n, int source) const {
-    return count_flags + region(n, source) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_of(Epoch n, int source, std::int64_t row) const {
     return dispatch_rows + row_index(n, source, row) * dispatch_stride();
@@ -154,15 +154,19 @@ struct CombineOffer {
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
 struct HighThroughputSlots {
   static constexpr std::uint64_t kChunkRows = 32;
+  /// The counts of a source: its capacity, the dtype of its rows, then rows to every rank, then
+  /// selections per local expert.
+  static constexpr int kCapacity = 0, kFormat = 1, kHeader = 2;
 
   SlotSizes sizes;
   DirectionSlots dispatch, combine;
-  std::uint64_t counts_stride = 0;  ///< capacity, rows to every rank, selections per local expert
-  std::uint64_t counts = 0, count_flags = 0;          ///< [slot][source]
+  std::uint64_t counts_stride = 0;
+  std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + R + L]
   std::uint64_t row_flags = 0;                        ///< [slot][source][chunk]
   std::uint64_t pool = 0;                             ///< [slot][pool_rows] payload
   std::uint64_t pool_tokens = 0;                      ///< [slot][pool_rows] int32
   std::uint64_t pool_experts = 0, pool_weights = 0;   ///< [slot][pool_rows][K] int32, float
+  std::uint64_t pool_scales = 0;                      ///< [slot][pool_rows][scales]
   std::uint64_t offers = 0, offer_flags = 0;          ///< [slot][expert rank]
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M], [..][chunk]
   std::uint64_t partial_weights = 0;                  ///< [slot][expert rank][M][K]
@@ -171,21 +175,21 @@ struct HighThroughputSlots {
   static constexpr HighThroughputSlots place(const SlotSizes& sizes) {
     HighThroughputSlots s;
     s.sizes = sizes;
-    s.counts_stride = align_up((1 + sizes.ranks + sizes.local_experts) * sizeof(std::int32_t), 64);
+    s.counts_stride = align_up((kHeader + sizes.ranks + sizes.local_experts) * sizeof(Tagged), 64);
     const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
     const std::uint64_t pool = kSlots * sizes.pool_rows;
     Placer placer;
     s.dispatch = DirectionSlots::place(placer, sizes.ranks);
     s.combine = DirectionSlots::place(placer, sizes.ranks);
-    s.count_flags = placer.take(regions * sizeof(Epoch));
+    s.counts = placer.take(regions * s.counts_stride);
     s.row_flags = placer.take(regions * s.chunks() * sizeof(Epoch));
     s.offer_flags = placer.take(regions * sizeof(Epoch));
     s.partial_flags = placer.take(regions * s.chunks() * sizeof(Epoch));
-    s.counts = placer.take(regions * s.counts_stride);
     s.offers = placer.take(regions * sizeof(CombineOffer));
     s.pool_tokens = placer.take(pool * sizeof(std::int32_t));
     s.pool_experts = placer.take(pool * sizes.top_k * sizeof(std::int32_t));
     s.pool_weights = placer.take(pool * sizes.top_k * sizeof(float));
+    s.pool_scales = placer.take(pool * sizes.scales * sizeof(float));
     s.partial_weights = placer.take(rows * sizes.top_k * sizeof(float));
     s.pool = placer.take(pool * sizes.row_bytes);
     s.partial_rows = placer.take(rows * sizes.row_bytes);
@@ -193,7 +197,7 @@ struct HighThroughputSlots {
     return s;
   }
 
-  constexpr std::uint64_t flag_bytes() const { return counts; }
+  constexpr std::uint64_t flag_bytes() const { return offers; }
   /// Chunks of one (source, destination) pair.
   EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t chunks() const {
     return (sizes.max_tokens + kChunkRows - 1) / kChunkRows;
@@ -204,9 +208,6 @@ struct HighThroughputSlots {
   EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
     return counts + region(n, source) * counts_stride;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t count_flag_of(Epoch n, int source) const {
-    return count_flags + region(n, source) * sizeof(Epoch);
-  }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, int source, std::int64_t chunk) const {
     return row_flags +
            (region(n, source) * chunks() + static_cast<std::uint64_t>(chunk)) * sizeof(Epoch);
@@ -215,8 +216,13 @@ struct HighThroughputSlots {
     return static_cast<std::uint64_t>(slot_of(n)) * sizes.pool_rows +
            static_cast<std::uint64_t>(row);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t pool_row_of(Epoch n, std::int64_t row) const {
-    return pool + pool_index(n, row) * sizes.row_bytes;
+  /// Rows of `data_bytes` lie side by side from the start of the slot.
+  EXPERTWIRE_HOST_DEVICE std::uint64_t pool_row_of(Epoch n, std::int64_t row,
+                                                   std::uint64_t data_bytes) const {
+    return pool + pool_index(n, 0) * sizes.row_bytes + static_cast<std::uint64_t>(row) * data_bytes;
+  }
+  EXPERTWIRE_HOST_DEVICE std::uint64_t pool_scales_of(Epoch n, std::int64_t row) const {
+    return pool_scales + pool_index(n, row) * sizes.scales * sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_token_of(Epoch n, std::int64_t row) const {
     return pool_tokens + pool_index(n, row) * sizeof(std::int32_t);

@@ -98,13 +98,36 @@ void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
   check_alignment(name, tensor, kRowAlignment);
 }
 
-void check_dispatch_inputs(const MoeShape& shape, const ConstTensorView& x,
-                           const ConstTensorView& topk_idx, const ConstTensorView& topk_weights) {
-  check_rows("x", x, shape.dtype, {-1, shape.hidden});
-  const std::int64_t tokens = x.size(0);
-  check_argument(tokens <= shape.max_tokens,
-                 "x has {} tokens; it must have at most shape.max_tokens = {}", tokens,
+void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
+                      std::initializer_list<std::int64_t> shape) {
+  check_argument(format.scales > 0 || !scales.present(),
+                 "outputs.scales are given, but rows of {} have none", to_string(format.dtype));
+  if (format.scales > 0) check_tensor("outputs.scales", scales, DType::fp32, shape);
+}
+
+RowFormat check_rows_in(const MoeShape& shape, const RowsIn& rows) {
+  const bool given = rows.x.present() && rows.x.dtype() == DType::fp8_e4m3;
+  const RowFormat format =
+      RowFormat::of(given || rows.cast_to_fp8 ? DType::fp8_e4m3 : shape.dtype, shape.hidden);
+  check_rows("x", rows.x, given ? DType::fp8_e4m3 : shape.dtype, {rows.tokens, shape.hidden});
+  check_argument(rows.x.size(0) <= shape.max_tokens,
+                 "x has {} tokens; it must have at most shape.max_tokens = {}", rows.x.size(0),
                  shape.max_tokens);
+  check_argument(!(given && rows.cast_to_fp8),
+                 "cast_to_fp8 is set, but x is fp8_e4m3 already; give it x of {}",
+                 to_string(shape.dtype));
+  check_argument(given || !rows.x_scales.present(),
+                 "x_scales are given, but x is {}; they belong to an x of fp8_e4m3",
+                 to_string(shape.dtype));
+  check_argument(format.data_bytes % kRowAlignment == 0,
+                 "shape.hidden is {}; for rows of fp8_e4m3 it must be a multiple of 16",
+                 shape.hidden);
+  if (given) check_tensor("x_scales", rows.x_scales, DType::fp32, {rows.x.size(0), format.scales});
+  return format;
+}
+
+void check_routing(const MoeShape& shape, std::int64_t tokens, const ConstTensorView& topk_idx,
+                   const ConstTensorView& topk_weights) {
   check_topk_idx(topk_idx);
   check_tensor("topk_idx", topk_idx, topk_idx.dtype(), {tokens, shape.top_k});
   if (topk_weights.present())

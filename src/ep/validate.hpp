@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "ep/row_format.hpp"
 #include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"
 #include "expertwire/stream.hpp"
@@ -20,14 +21,26 @@ void check_lanes(int lanes);
 void check_stream(const Communicator& communicator, const Stream* stream);
 /// [T, K], int32 or int64.
 void check_topk_idx(const ConstTensorView& topk_idx);
-/// The tensors of a dispatch: T from `x`, at most M.
-void check_dispatch_inputs(const MoeShape& shape, const ConstTensorView& x,
-                           const ConstTensorView& topk_idx, const ConstTensorView& topk_weights);
+/// The rows of a dispatch: `tokens` of them, or any number up to M if that is -1. Returns what will
+/// travel.
+struct RowsIn {
+  ConstTensorView x, x_scales;
+  bool cast_to_fp8 = false;
+  std::int64_t tokens = -1;
+};
+RowFormat check_rows_in(const MoeShape& shape, const RowsIn& rows);
+/// The routing of `tokens` tokens.
+void check_routing(const MoeShape& shape, std::int64_t tokens, const ConstTensorView& topk_idx,
+                   const ConstTensorView& topk_weights);
 /// A tensor that must have exactly this dtype and shape; -1 accepts any size.
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
                   std::initializer_list<std::int64_t> shape);
 /// The same for rows of H elements, which must also be aligned to 16 bytes.
 void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
                 std::initializer_list<std::int64_t> shape);
+
+/// An output for scales: given for fp8 rows, and for no others.
+void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
+                      std::initializer_list<std::int64_t> shape);
 
 }  // namespace expertwire::ep

@@ -409,6 +409,28 @@ TEST(Contract, CapacityIsGivenByAllRanksOrNone) {
 }
 
 /// The handle of a dispatch that has not run yet may be used for a cached one on another lane.
+TEST(Contract, AllRanksSendRowsOfOneKind) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    const int rank = communicator->rank();
+    auto ll = LowLatency::create(communicator, {kShape});
+    Request<LowLatency> cast(workload, rank, 1);
+    cast.dispatch.cast_to_fp8 = rank == 1;
+    expect_error(ErrorCode::mismatch, "all ranks send the same",
+                 [&] { ll->dispatch(cast.dispatch); });
+    auto ht = HighThroughput::create(communicator, {kShape});
+    Request<HighThroughput> given(workload, rank, 1);
+    const std::int64_t tokens = given.dispatch.x.size(0);
+    const std::vector<float> scales(static_cast<std::size_t>(tokens), 1.0F);
+    if (rank == 1) {
+      given.dispatch.x = {given.dispatch.x.data(), DType::fp8_e4m3, {tokens, kShape.hidden}};
+      given.dispatch.x_scales = {scales.data(), DType::fp32, {tokens, 1}};
+    }
+    expect_error(ErrorCode::mismatch, "all ranks send the same",
+                 [&] { ht->dispatch(given.dispatch); });
+  });
+}
+
 TEST(Contract, CachedDispatchWaitsForTheRoutingItTakes) {
   const Workload workload = workload_for(2);
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <ostream>
 
 #include "ranks/thread_ranks.hpp"
@@ -24,6 +25,9 @@ struct Case {
   double repeats = 0;
 };
 
+using P = RoundTripOptions::Payload;
+constexpr std::array kPayloads = {P::plain, P::cast, P::fp8};
+
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 class LowLatencyRoundTrip : public testing::TestWithParam<Case> {};
@@ -42,6 +46,7 @@ TEST_P(LowLatencyRoundTrip, MatchesOracle) {
       options.wide_ids = step % 3 != 0;
       options.preallocated = step % 2 == 0;
       options.split = step % 3 == 1;
+      if (c.shape.hidden % 16 == 0) options.payload = kPayloads[static_cast<std::size_t>(step) % 3];
       reports.add(round_trip(*object, *communicator, workload, step, options));
     }
   });
@@ -64,6 +69,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"k1", 4, {64, 16, 1, 16, DType::bf16}}, Case{"k32", 4, {64, 64, 32, 16, DType::bf16}},
         Case{
             "repeated_experts", 4, {64, 32, 8, 16, DType::bf16}, "uniform", W::dispatch, 1, 1, 0.4},
+        Case{"hidden_208_fp32", 3, {208, 24, 4, 16, DType::fp32}},
+        Case{"hidden_16", 2, {16, 8, 3, 40, DType::bf16}},
         Case{"hidden_2880", 2, {2880, 32, 4, 8, DType::bf16}},
         Case{"hidden_2688", 4, {2688, 128, 6, 8, DType::bf16}, "lognormal:1.0"},
         Case{"k22", 4, {1024, 512, 22, 8, DType::bf16}}),

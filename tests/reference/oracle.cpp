@@ -1,5 +1,6 @@
 #include "reference/oracle.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -20,7 +21,10 @@ Row decode(DType dtype, const std::byte* row, std::size_t elements) {
   Row values(elements);
   for (std::size_t h = 0; h < elements; ++h) {
     std::uint32_t bits = 0;
-    if (dtype == DType::bf16) {
+    if (dtype == DType::fp8_e4m3) {
+      const float value = e4m3_value(static_cast<std::uint8_t>(row[h]));
+      std::memcpy(&bits, &value, sizeof(bits));
+    } else if (dtype == DType::bf16) {
       std::uint16_t top = 0;
       std::memcpy(&top, row + 2 * h, sizeof(top));
       bits = static_cast<std::uint32_t>(top) << 16;
@@ -46,6 +50,60 @@ void encode(DType dtype, const Row& row, std::byte* out) {
   }
 }
 
+float e4m3_value(std::uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  if (exponent == 15 && mantissa == 7) return std::nanf("");
+  const double size =
+      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+  return static_cast<float>((code & 0x80) != 0 ? -size : size);
+}
+
+namespace {
+
+/// The nearest code; of two as near, the even one.
+std::uint8_t nearest_e4m3(float value) {
+  if (std::isnan(value)) return 0x7F;
+  static const std::vector<float> kSizes = [] {  // ascending: a larger code is a larger number
+    std::vector<float> sizes;
+    for (std::uint8_t code = 0; code < 0x7F; ++code) sizes.push_back(e4m3_value(code));
+    return sizes;
+  }();
+  const float size = std::abs(value);
+  auto code = static_cast<std::size_t>(std::lower_bound(kSizes.begin(), kSizes.end(), size) -
+                                       kSizes.begin());
+  if (code == kSizes.size()) {
+    --code;
+  } else if (code > 0) {
+    const double above = static_cast<double>(kSizes[code]) - static_cast<double>(size);
+    const double below = static_cast<double>(size) - static_cast<double>(kSizes[code - 1]);
+    if (below < above || (below == above && code % 2 == 1)) --code;
+  }
+  return static_cast<std::uint8_t>(code | (std::signbit(value) ? 0x80 : 0));
+}
+
+}  // namespace
+
+Fp8Row to_fp8(const Row& row) {
+  Fp8Row out;
+  for (std::size_t first = 0; first < row.size(); first += 128) {
+    const std::size_t end = std::min(row.size(), first + 128);
+    float most = 1e-4F;
+    for (std::size_t h = first; h < end; ++h) most = std::max(most, std::abs(row[h]));
+    const float inverse = 448.0F / most;
+    for (std::size_t h = first; h < end; ++h)
+      out.data.push_back(static_cast<std::byte>(nearest_e4m3(row[h] * inverse)));
+    out.scales.push_back(most / 448.0F);
+  }
+  return out;
+}
+
+Row Fp8Row::values() const {
+  Row values;
+  for (std::size_t h = 0; h < data.size(); ++h)
+    values.push_back(e4m3_value(static_cast<std::uint8_t>(data[h])) * scales[h / 128]);
+  return values;
+}
+
 Row apply_expert(DType dtype, int expert, const Row& x) {
   const std::size_t n = x.size(), shift = static_cast<std::size_t>(expert * 7 + 1) % n;
   const float scale = 0.5F + static_cast<float>(expert % 13) * 0.0625F;
@@ -55,9 +113,10 @@ Row apply_expert(DType dtype, int expert, const Row& x) {
   return y;
 }
 
-Oracle::Oracle(const Workload& workload, int step)
+Oracle::Oracle(const Workload& workload, int step, bool fp8)
     : workload_(workload),
       step_(step),
+      fp8_(fp8),
       ranks_(workload.spec().ranks),
       top_k_(workload.spec().shape.top_k),
       local_(workload.spec().shape.experts / ranks_),
@@ -123,12 +182,18 @@ Row Oracle::row_of(int source, int token, bool bias) const {
   return decode(dtype_, bytes.data(), at(workload_.spec().shape.hidden));
 }
 
+/// The row that experts work on.
+Row Oracle::received(int source, int token) const {
+  const Row row = row_of(source, token, false);
+  return fp8_ ? to_fp8(row).values() : row;
+}
+
 std::int64_t Oracle::rows_per_expert() const {
   return static_cast<std::int64_t>(ranks_) * workload_.spec().shape.max_tokens;
 }
 
 Row Oracle::partial(int source, int token, int expert_rank, Weights weights, Layout layout) const {
-  const Row x = row_of(source, token, false);
+  const Row x = received(source, token);
   Row acc(x.size(), 0.0F);
   for (int k = 0; k < top_k_; ++k) {
     const std::size_t i = at(token * top_k_ + k);
@@ -157,7 +222,7 @@ Row Oracle::combined(int source, int token, Weights weights, bool bias, Layout l
 }
 
 std::vector<double> Oracle::dense(int source, int token) const {
-  const Row x = row_of(source, token, false);
+  const Row x = received(source, token);
   std::vector<double> total(x.size(), 0.0);
   for (int k = 0; k < top_k_; ++k) {
     const std::size_t i = at(token * top_k_ + k);

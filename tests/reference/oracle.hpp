@@ -15,6 +15,16 @@ float round_to(DType dtype, float value);
 Row decode(DType dtype, const std::byte* row, std::size_t elements);
 void encode(DType dtype, const Row& row, std::byte* out);
 
+/// A row as fp8-e4m3 with a scale for every 128 channels; found by looking for the nearest of all
+/// 256 codes.
+struct Fp8Row {
+  std::vector<std::byte> data;  ///< [H]
+  std::vector<float> scales;    ///< [ceil(H/128)]
+  Row values() const;           ///< each value times its scale, in fp32
+};
+Fp8Row to_fp8(const Row& row);
+float e4m3_value(std::uint8_t code);
+
 /// The stand-in for an expert: a scale and a rotation that differ by expert, so that a row that
 /// went to the wrong expert, or a channel at the wrong place, shows.
 Row apply_expert(DType dtype, int expert, const Row& x);
@@ -36,7 +46,8 @@ struct ReceivedRow {
 /// workload alone.
 class Oracle {
  public:
-  Oracle(const Workload& workload, int step);
+  /// `fp8`: rows travel as to_fp8() of themselves, and experts work on those values.
+  Oracle(const Workload& workload, int step, bool fp8 = false);
 
   /// Token-major rows of `rank`: ascending source, then token.
   std::vector<ReceivedRow> token_major(int rank) const;
@@ -54,6 +65,8 @@ class Oracle {
   /// The same layer in double precision without any rounding between, to compare roughly.
   std::vector<double> dense(int source, int token) const;
 
+  /// A token's row before it travels.
+  Row row_of(int source, int token, bool bias) const;
   int tokens(int rank) const { return static_cast<int>(ids_[at(rank)].size()) / top_k_; }
   /// The row that `expert_rank` makes of a token from its experts: the rank's partial sum.
   Row partial(int source, int token, int expert_rank, Weights weights, Layout layout) const;
@@ -62,10 +75,11 @@ class Oracle {
   static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
   int rank_of(std::int64_t expert) const { return static_cast<int>(expert) / local_; }
   std::int64_t rows_per_expert() const;  ///< that low latency has room for
-  Row row_of(int source, int token, bool bias) const;
+  Row received(int source, int token) const;
 
   const Workload& workload_;
   int step_;
+  bool fp8_;
   int ranks_;
   int top_k_;
   int local_;

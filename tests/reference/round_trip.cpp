@@ -56,7 +56,7 @@ class Checker {
 /// Inputs of one call, in the form that the options ask for, and their likeness on the host.
 struct Call {
   RankInput input;
-  ConstTensorView x, topk_idx, topk_weights, bias;
+  ConstTensorView x, x_scales, topk_idx, topk_weights, bias;
 
   Call(Tensors& tensors, const Workload& workload, int rank, int step,
        const RoundTripOptions& options)
@@ -67,6 +67,17 @@ struct Call {
       return tensors.upload({data, dtype, {tokens, columns}});
     };
     x = upload(input.x.data(), shape.dtype, shape.hidden);
+    if (options.payload == RoundTripOptions::Payload::fp8) {
+      Fp8Row all;
+      for (int t = 0; t < input.tokens; ++t) {
+        const std::byte* row = input.x.data() + at(t) * shape.row_bytes();
+        const Fp8Row one = to_fp8(decode(shape.dtype, row, at(shape.hidden)));
+        all.data.insert(all.data.end(), one.data.begin(), one.data.end());
+        all.scales.insert(all.scales.end(), one.scales.begin(), one.scales.end());
+      }
+      x = upload(all.data.data(), DType::fp8_e4m3, shape.hidden);
+      x_scales = upload(all.scales.data(), DType::fp32, (shape.hidden + 127) / 128);
+    }
     topk_weights = upload(input.topk_weights.data(), DType::fp32, shape.top_k);
     bias = upload(input.bias.data(), shape.dtype, shape.hidden);
     const std::vector<std::int32_t> narrow(input.topk_idx.begin(), input.topk_idx.end());
@@ -74,6 +85,30 @@ struct Call {
                                 : upload(narrow.data(), DType::int32, shape.top_k);
   }
 };
+
+bool is_fp8(const RoundTripOptions& options) {
+  return options.payload != RoundTripOptions::Payload::plain;
+}
+
+/// One received row against the token's own, or against its fp8 form.
+void check_dispatched(Checker& check, const Oracle& oracle, int source, int token,
+                      const TensorView& x, const TensorView& scales, std::int64_t row) {
+  const auto hidden = at(x.size(x.dimensions() - 1));
+  const std::byte* got = x.as<std::byte>() + at(row) * hidden * size_of(x.dtype());
+  const Row sent = oracle.row_of(source, token, false);
+  if (!scales.present()) {
+    std::vector<std::byte> want(hidden * size_of(x.dtype()));
+    encode(x.dtype(), sent, want.data());
+    check.same_row("dispatched", row, x.dtype(), got, want.data(), hidden);
+    return;
+  }
+  const Fp8Row want = to_fp8(sent);
+  check.same_row("dispatched", row, x.dtype(), got, want.data.data(), hidden);
+  const std::size_t per_row = want.scales.size();
+  for (std::size_t i = 0; i < per_row; ++i)
+    check.same("scales", row, static_cast<std::int64_t>(i),
+               scales.as<float>()[at(row) * per_row + i], want.scales[i]);
+}
 
 void check_combined(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
                     const TensorView& out, Oracle::Weights weights, bool bias,
@@ -96,6 +131,16 @@ Report& Report::operator+=(const Report& other) {
   return *this;
 }
 
+Row values_of(const TensorView& x, const TensorView& scales, std::int64_t row) {
+  const auto hidden = at(x.size(x.dimensions() - 1));
+  Row values = decode(x.dtype(), x.as<std::byte>() + at(row) * hidden * size_of(x.dtype()), hidden);
+  if (!scales.present()) return values;
+  const std::size_t per_row = (hidden + 127) / 128;
+  for (std::size_t h = 0; h < hidden; ++h)
+    values[h] *= scales.as<float>()[at(row) * per_row + h / 128];
+  return values;
+}
+
 // Low latency ----------------------------------------------------------------------------------
 
 void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std::byte* y) {
@@ -104,20 +149,17 @@ void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std
   const std::size_t rows = at(outputs.x.size(1)), bytes = shape.row_bytes();
   for (int e = 0; e < local; ++e)
     for (int i = 0; i < outputs.tokens_per_expert.as<std::int32_t>()[e]; ++i) {
-      const std::size_t offset = (at(e) * rows + at(i)) * bytes;
-      const Row x = decode(shape.dtype, outputs.x.as<std::byte>() + offset, at(shape.hidden));
-      encode(shape.dtype, apply_expert(shape.dtype, pass.rank * local + e, x), y + offset);
+      const std::size_t place = at(e) * rows + at(i);
+      const Row x = values_of(outputs.x, outputs.scales, static_cast<std::int64_t>(place));
+      encode(shape.dtype, apply_expert(shape.dtype, pass.rank * local + e, x), y + place * bytes);
     }
 }
 
 namespace {
 
-void check_expert_major(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
-                        int step, const LowLatency::Outputs& outputs) {
-  const MoeShape& shape = workload.spec().shape;
+void check_expert_major(Checker& check, const Oracle& oracle, int rank, int ranks,
+                        const LowLatency::Outputs& outputs) {
   const std::int64_t rows = outputs.x.size(1);
-  const int ranks = workload.spec().ranks;
-  std::vector<std::byte> want(shape.row_bytes());
   for (int e = 0; e < outputs.x.size(0); ++e) {
     const auto expected = oracle.expert_major(rank, e);
     check.same("tokens_per_expert", e, 0, outputs.tokens_per_expert.as<std::int32_t>()[e],
@@ -135,10 +177,8 @@ void check_expert_major(Checker& check, const Oracle& oracle, const Workload& wo
       const std::int64_t place = e * rows + static_cast<std::int64_t>(i);
       check.same("source_tokens", e, static_cast<std::int64_t>(i),
                  outputs.source_tokens.as<std::int32_t>()[place], expected[i].token);
-      workload.fill_row(expected[i].source, step, expected[i].token, false, want.data());
-      check.same_row("dispatched", place, shape.dtype,
-                     outputs.x.as<std::byte>() + at(place) * shape.row_bytes(), want.data(),
-                     at(shape.hidden));
+      check_dispatched(check, oracle, expected[i].source, expected[i].token, outputs.x,
+                       outputs.scales, place);
     }
   }
 }
@@ -156,25 +196,31 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
 
   LowLatency::DispatchRequest request;
   request.x = call.x;
+  request.x_scales = call.x_scales;
+  request.cast_to_fp8 = options.payload == RoundTripOptions::Payload::cast;
+  const bool fp8 = is_fp8(options);
+  const DType dtype = fp8 ? DType::fp8_e4m3 : shape.dtype;
   request.topk_idx = call.topk_idx;
   if (options.weights == RoundTripOptions::Weights::dispatch)
     request.topk_weights = call.topk_weights;
   if (options.preallocated)
     request.outputs = {
-        tensors.make(shape.dtype, {local, rows, shape.hidden}), tensors.make(DType::int32, {local}),
-        tensors.make(DType::int32, {local, ranks, 2}), tensors.make(DType::int32, {local, rows})};
+        tensors.make(dtype, {local, rows, shape.hidden}), tensors.make(DType::int32, {local}),
+        tensors.make(DType::int32, {local, ranks, 2}), tensors.make(DType::int32, {local, rows}),
+        fp8 ? tensors.make(DType::fp32, {local, rows, (shape.hidden + 127) / 128}) : TensorView()};
   else
     request.allocator = tensors.allocator();
   request.send_only = options.split;
   const auto dispatched = object.dispatch(request);
   if (options.split) dispatched.receive(nullptr);
 
-  const Oracle oracle(workload, step);
+  const Oracle oracle(workload, step, fp8);
   const LowLatency::Outputs seen{tensors.download(dispatched.outputs.x),
                                  tensors.download(dispatched.outputs.tokens_per_expert),
                                  tensors.download(dispatched.outputs.ranges),
-                                 tensors.download(dispatched.outputs.source_tokens)};
-  check_expert_major(check, oracle, workload, rank, step, seen);
+                                 tensors.download(dispatched.outputs.source_tokens),
+                                 tensors.download(dispatched.outputs.scales)};
+  check_expert_major(check, oracle, rank, ranks, seen);
 
   LowLatency::CombineRequest back;
   const TensorView y = tensors.make(shape.dtype, {local, rows, shape.hidden});
@@ -208,7 +254,7 @@ void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs,
   const int local = shape.experts / spec.ranks;
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::size_t offset = at(row) * shape.row_bytes();
-    const Row x = decode(shape.dtype, outputs.x.as<std::byte>() + offset, at(shape.hidden));
+    const Row x = values_of(outputs.x, outputs.scales, row);
     Row acc(x.size(), 0.0F);
     for (int k = 0; k < shape.top_k; ++k) {
       const std::size_t i = at(row) * at(shape.top_k) + at(k);
@@ -224,27 +270,23 @@ void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs,
 
 namespace {
 
-void check_token_major(Checker& check, const std::vector<ReceivedRow>& expected,
-                       const Workload& workload, int step, const HighThroughput::Outputs& outputs,
-                       bool weighted) {
-  const MoeShape& shape = workload.spec().shape;
+void check_token_major(Checker& check, const Oracle& oracle, int rank,
+                       const HighThroughput::Outputs& outputs, bool weighted) {
+  const auto expected = oracle.token_major(rank);
+  const int top_k = static_cast<int>(outputs.topk_experts.size(1));
   const std::int64_t rows = std::min(outputs.x.size(0), static_cast<std::int64_t>(expected.size()));
-  std::vector<std::byte> want(shape.row_bytes());
   for (std::int64_t row = 0; row < rows; ++row) {
     const ReceivedRow& wanted = expected[at(row)];
     check.same("source_tokens", row, 0, outputs.source_tokens.as<std::int32_t>()[row],
                wanted.token);
-    for (int k = 0; k < shape.top_k; ++k) {
-      const std::size_t i = at(row) * at(shape.top_k) + at(k);
+    for (int k = 0; k < top_k; ++k) {
+      const std::size_t i = at(row) * at(top_k) + at(k);
       check.same("topk_experts", row, k, outputs.topk_experts.as<std::int32_t>()[i],
                  wanted.experts[at(k)]);
       check.same("topk_weights", row, k, outputs.topk_weights.as<float>()[i],
                  weighted ? wanted.weights[at(k)] : 0.0F);
     }
-    workload.fill_row(wanted.source, step, wanted.token, false, want.data());
-    check.same_row("dispatched", row, shape.dtype,
-                   outputs.x.as<std::byte>() + at(row) * shape.row_bytes(), want.data(),
-                   at(shape.hidden));
+    check_dispatched(check, oracle, wanted.source, wanted.token, outputs.x, outputs.scales, row);
   }
 }
 
@@ -257,7 +299,9 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   const bool weighted = options.weights == RoundTripOptions::Weights::dispatch;
   Tensors tensors(communicator);
   const Call call(tensors, workload, rank, step, options);
-  const Oracle oracle(workload, step);
+  const bool fp8 = is_fp8(options);
+  const DType dtype = fp8 ? DType::fp8_e4m3 : shape.dtype;
+  const Oracle oracle(workload, step, fp8);
   Checker check(rank);
 
   Capacities capacities;
@@ -267,10 +311,11 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
                                   ? static_cast<std::int64_t>(needed * options.capacity)
                                   : static_cast<std::int64_t>(needed));
   }
-  const auto expected = oracle.token_major(rank);
+  const auto rows_due = static_cast<std::int64_t>(oracle.token_major(rank).size());
 
   HighThroughput::DispatchRequest request;
   request.x = call.x;
+  request.x_scales = call.x_scales;
   request.topk_idx = call.topk_idx;
   if (weighted) request.topk_weights = call.topk_weights;
   request.output = options.output;
@@ -278,8 +323,9 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   if (options.preallocated && request.capacity && options.output == HighThroughput::Output::owned) {
     const std::int64_t n = *request.capacity;
     request.outputs = {
-        tensors.make(shape.dtype, {n, shape.hidden}), tensors.make(DType::int32, {n}),
-        tensors.make(DType::int32, {n, shape.top_k}), tensors.make(DType::fp32, {n, shape.top_k})};
+        tensors.make(dtype, {n, shape.hidden}), tensors.make(DType::int32, {n}),
+        tensors.make(DType::int32, {n, shape.top_k}), tensors.make(DType::fp32, {n, shape.top_k}),
+        fp8 ? tensors.make(DType::fp32, {n, (shape.hidden + 127) / 128}) : TensorView()};
   } else {
     request.allocator = tensors.allocator();
   }
@@ -288,13 +334,13 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
     const HighThroughput::Outputs& o = dispatched.outputs;
     return HighThroughput::Outputs{tensors.download(o.x), tensors.download(o.source_tokens),
                                    tensors.download(o.topk_experts),
-                                   tensors.download(o.topk_weights)};
+                                   tensors.download(o.topk_weights), tensors.download(o.scales)};
   };
   HighThroughput::Outputs seen = see();
   check.same("needed_rows", 0, 0, *tensors.download(dispatched.needed_rows).as<std::int32_t>(),
-             static_cast<std::int32_t>(expected.size()));
+             static_cast<std::int32_t>(rows_due));
   check.same("rows", 0, 0, dispatched.outputs.x.size(0), capacities.rows[at(rank)]);
-  check_token_major(check, expected, workload, step, seen, weighted);
+  check_token_major(check, oracle, rank, seen, weighted);
   if (options.cached) {
     object.release(dispatched.handle);
     request.topk_idx = {};
@@ -304,14 +350,15 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
     request.cached = dispatched.handle;
     dispatched = object.dispatch(request);
     seen = see();
-    check_token_major(check, expected, workload, step, seen, weighted);
+    check_token_major(check, oracle, rank, seen, weighted);
   }
 
   const std::int64_t n = dispatched.outputs.x.size(0);
-  const std::int64_t filled = std::min(n, static_cast<std::int64_t>(expected.size()));
+  const std::int64_t filled = std::min(n, rows_due);
   const bool in_place = options.in_place && options.output == HighThroughput::Output::pool;
-  const TensorView y =
-      in_place ? dispatched.outputs.x : tensors.make(shape.dtype, {n, shape.hidden});
+  const TensorView y = in_place
+                           ? TensorView(dispatched.outputs.x.data(), shape.dtype, {n, shape.hidden})
+                           : tensors.make(shape.dtype, {n, shape.hidden});
   const TensorView made = tensors.download(y);
   run_experts({&workload, rank}, seen, filled, weighted, made.as<std::byte>());
   tensors.write_back(y, made);

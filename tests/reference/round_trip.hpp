@@ -22,6 +22,8 @@ struct Report {
 struct RoundTripOptions {
   enum class Weights { none, dispatch, combine };
   Weights weights = Weights::dispatch;  ///< high throughput: dispatch or none
+  enum class Payload { plain, cast, fp8 };
+  Payload payload = Payload::plain;  ///< cast: low latency alone; fp8: x is given as fp8
   bool bias = false;
   bool wide_ids = true;  ///< int64 expert ids, else int32
   bool preallocated = false;
@@ -46,6 +48,8 @@ struct ExpertPass {
   const Workload* workload;
   int rank;
 };
+/// The values of row `row` of a dispatch's x, scaled if there are scales.
+Row values_of(const TensorView& x, const TensorView& scales, std::int64_t row);
 void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std::byte* y);
 /// Token-major: sums over this rank's experts in top-k order, with the weights if `weighted`.
 void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs, std::int64_t rows,

@@ -64,6 +64,7 @@ ConstTensorView Tensors::upload(const ConstTensorView& host) {
 }
 
 TensorView Tensors::download(const ConstTensorView& tensor) {
+  if (!tensor.present()) return {};
   host_.push_back(
       std::make_unique<std::vector<std::byte>>(std::max<std::size_t>(tensor.bytes(), 16)));
   std::byte* data = host_.back()->data();

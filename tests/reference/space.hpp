@@ -39,7 +39,7 @@ class Tensors {
   TensorView make(DType dtype, std::initializer_list<std::int64_t> shape);
   /// A copy of a host tensor; absent stays absent.
   ConstTensorView upload(const ConstTensorView& host);
-  /// A copy on the host.
+  /// A copy on the host; absent stays absent.
   TensorView download(const ConstTensorView& tensor);
   /// Copies a downloaded tensor back to where it came from.
   void write_back(const TensorView& tensor, const ConstTensorView& host);

@@ -31,8 +31,7 @@ TEST(Slots, LowLatencyPiecesDoNotOverlap) {
   }
   for (Epoch n : {0U, 1U})
     for (int peer = 0; peer < 3; ++peer) {
-      pieces.push_back({s.counts_of(n, peer), 6 * sizeof(std::int32_t)});
-      pieces.push_back({s.count_flag_of(n, peer), sizeof(Epoch)});
+      pieces.push_back({s.counts_of(n, peer), (s.kHeader + 5) * sizeof(Tagged)});
       pieces.push_back({s.weight_flag_of(n, peer), sizeof(Epoch)});
       for (int row = 0; row < 7; ++row) {
         pieces.push_back({s.row_of(n, peer, row), s.header_bytes + 5760});
@@ -48,7 +47,7 @@ TEST(Slots, LowLatencyPiecesDoNotOverlap) {
 }
 
 TEST(Slots, HighThroughputPiecesDoNotOverlap) {
-  const SlotSizes sizes{3, 5, 70, 4, 80, 100};
+  const SlotSizes sizes{3, 5, 70, 4, 80, 100, 2};
   const HighThroughputSlots s = HighThroughputSlots::place(sizes);
   EXPECT_EQ(s.chunks(), 3U);
   std::vector<Piece> pieces;
@@ -58,14 +57,14 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
   }
   for (Epoch n : {0U, 1U}) {
     for (int row = 0; row < 100; ++row) {
-      pieces.push_back({s.pool_row_of(n, row), 80});
+      pieces.push_back({s.pool_row_of(n, row, 80), 80});
       pieces.push_back({s.pool_token_of(n, row), 4});
       pieces.push_back({s.pool_experts_of(n, row), 16});
       pieces.push_back({s.pool_weights_of(n, row), 16});
+      pieces.push_back({s.pool_scales_of(n, row), 8});
     }
     for (int peer = 0; peer < 3; ++peer) {
-      pieces.push_back({s.counts_of(n, peer), 9 * sizeof(std::int32_t)});
-      pieces.push_back({s.count_flag_of(n, peer), sizeof(Epoch)});
+      pieces.push_back({s.counts_of(n, peer), (s.kHeader + 8) * sizeof(Tagged)});
       pieces.push_back({s.offer_of(n, peer), sizeof(CombineOffer)});
       pieces.push_back({s.offer_flag_of(n, peer), sizeof(Epoch)});
       for (int chunk = 0; chunk < 3; ++chunk) {
@@ -83,8 +82,9 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
 
 TEST(Slots, OffsetsGoPast32Bits) {
   const HighThroughputSlots s = HighThroughputSlots::place({8, 32, 16384, 8, 14336, 131072});
-  EXPECT_GT(s.pool_row_of(1, 131071), std::uint64_t{1} << 31);
-  EXPECT_EQ(s.pool_row_of(1, 131071) - s.pool_row_of(1, 0), std::uint64_t{131071} * 14336);
+  EXPECT_GT(s.pool_row_of(1, 131071, 14336), std::uint64_t{1} << 31);
+  EXPECT_EQ(s.pool_row_of(1, 131071, 14336) - s.pool_row_of(1, 0, 14336),
+            std::uint64_t{131071} * 14336);
 }
 
 // 128 tokens of DeepSeek-V3 in bf16: the design promises about 30 MB on 4 ranks and 60 MB on 8.

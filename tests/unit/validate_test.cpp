@@ -42,7 +42,10 @@ TEST(Validate, EveryMessageNamesArgumentValueAndWhatIsAllowed) {
 
   alignas(16) char data[4096] = {};
   auto inputs = [&](ConstTensorView x, ConstTensorView ids, ConstTensorView weights) {
-    return message_of([&] { check_dispatch_inputs(good, x, ids, weights); });
+    return message_of([&] {
+      check_rows_in(good, {x, {}, false, -1});
+      check_routing(good, x.size(0), ids, weights);
+    });
   };
   const ConstTensorView x(data, DType::bf16, {2, 64}), ids(data, DType::int32, {2, 4});
   EXPECT_EQ(inputs(x, ids, {}), "no error");
@@ -54,6 +57,30 @@ TEST(Validate, EveryMessageNamesArgumentValueAndWhatIsAllowed) {
   expect_names(inputs(x, {data, DType::int32, {2, 3}}, {}), {"topk_idx", "[2, 4]"});
   expect_names(inputs(x, ids, {data, DType::bf16, {2, 4}}), {"topk_weights", "fp32 [2, 4]"});
   expect_names(inputs({nullptr, DType::bf16, {2, 64}}, ids, {}), {"x has no data"});
+}
+
+TEST(Validate, RowsAreOfTheShapesTypeOrFp8WithScales) {
+  const MoeShape good{208, 8, 4, 16, DType::bf16};
+  alignas(16) char data[8192] = {};
+  const ConstTensorView x(data, DType::bf16, {2, 208}), fp8(data, DType::fp8_e4m3, {2, 208}),
+      scales(data, DType::fp32, {2, 2});
+  auto rows = [&](const RowsIn& in) { return message_of([&] { check_rows_in(good, in); }); };
+  EXPECT_EQ(rows({x, {}, true, -1}), "no error");
+  EXPECT_EQ(rows({fp8, scales, false, 2}), "no error");
+  EXPECT_EQ(check_rows_in(good, {x, {}, false, -1}).data_bytes, 416U);
+  EXPECT_EQ(check_rows_in(good, {x, {}, false, -1}).scales, 0U);
+  EXPECT_EQ(check_rows_in(good, {x, {}, true, -1}).data_bytes, 208U);
+  EXPECT_EQ(check_rows_in(good, {fp8, scales, false, -1}).scales, 2U);
+  expect_names(rows({fp8, {}, false, -1}), {"x_scales is absent", "fp32 [2, 2]"});
+  expect_names(rows({fp8, {data, DType::fp32, {2, 1}}, false, -1}), {"x_scales", "[2, 2]"});
+  expect_names(rows({fp8, scales, true, -1}), {"cast_to_fp8", "already"});
+  expect_names(rows({x, scales, false, -1}), {"x_scales are given", "bf16"});
+  expect_names(rows({x, {}, false, 3}), {"x is bf16 [2, 208]", "[3, 208]"});
+  const MoeShape odd{72, 8, 4, 16, DType::bf16};
+  expect_names(message_of([&] {
+                 check_rows_in(odd, {{data, DType::bf16, {2, 72}}, {}, true, -1});
+               }),
+               {"hidden is 72", "multiple of 16"});
 }
 
 TEST(Validate, NamesTheNearestNumberOfRanks) {

@@ -109,6 +109,56 @@ TEST(VectorOps, RoundsTiesToEvenAndKeepsSpecialValues) {
   }
 }
 
+TEST(VectorOps, CastIsTheNearestFp8OfEveryValue) {
+  reference::Random random{3};
+  for (const VectorOps* ops : all_versions())
+    for (DType dtype : {DType::bf16, DType::fp32})
+      for (std::size_t elements : {16U, 128U, 208U, 2880U})
+        for (int round = 0; round < 20; ++round) {
+          // Sizes from far below the smallest scale to large ones, ties, zeros, infinities and NaN.
+          reference::Row row(elements);
+          for (float& value : row) {
+            value = static_cast<float>((random.uniform() - 0.5) *
+                                       std::ldexp(1.0, random.below(40) - 30));
+            if (random.chance(0.1)) value = static_cast<float>(random.below(33) - 16) / 16.0F;
+            if (round >= 18 && random.chance(0.02))
+              value = random.chance(0.5) ? std::nanf("") : -std::numeric_limits<float>::infinity();
+          }
+          std::vector<std::byte> x(elements * size_of(dtype));
+          reference::encode(dtype, row, x.data());
+          row = reference::decode(dtype, x.data(), elements);
+          const reference::Fp8Row want = reference::to_fp8(row);
+          std::vector<std::byte> got(elements + 16, std::byte{0x5A});
+          std::vector<float> scales(want.scales.size() + 1, -1.0F);
+          ops->cast({dtype, elements, x.data(), got.data(), scales.data()});
+          for (std::size_t h = 0; h < elements; ++h)
+            ASSERT_EQ(got[h], want.data[h])
+                << ops->name << " " << to_string(dtype) << " [" << h << "] = " << row[h];
+          for (std::size_t i = 0; i < want.scales.size(); ++i)
+            ASSERT_EQ(scales[i], want.scales[i]) << ops->name;
+          ASSERT_EQ(got[elements], std::byte{0x5A});
+          ASSERT_EQ(scales.back(), -1.0F);
+        }
+}
+
+TEST(VectorOps, EveryFp8CodeIsItself) {
+  for (const VectorOps* ops : all_versions()) {
+    // 448 makes the scale 1.
+    reference::Row row;
+    for (int code = 0; code < 256; ++code) {
+      row.resize(static_cast<std::size_t>(code) * 128, 448.0F);
+      row.push_back((code & 0x7F) == 0x7F ? std::nanf("")
+                                          : reference::e4m3_value(static_cast<std::uint8_t>(code)));
+    }
+    row.resize(256 * 128, 448.0F);
+    std::vector<std::uint8_t> got(row.size());
+    std::vector<float> scales(256);
+    ops->cast({DType::fp32, row.size(), row.data(), got.data(), scales.data()});
+    for (std::size_t code = 0; code < 256; ++code)
+      EXPECT_EQ(got[code * 128], code == 0xFF ? 0x7F : code) << ops->name;
+  }
+}
+
 TEST(VectorOps, CopiesToEveryPlaceAndNowhereElse) {
   reference::Random random{2};
   for (const VectorOps* ops : all_versions())

@@ -63,6 +63,7 @@ class HighThroughputLane {
 
   struct Dispatch {
     ConstTensorView x;
+    ConstTensorView x_scales;         ///< or absent
     ConstTensorView topk_weights;     ///< or absent
     HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
     std::shared_ptr<HighThroughputHandle> handle;
@@ -85,8 +86,8 @@ class HighThroughputLane {
   /// Gives the rows of a pool dispatch back to the senders.
   void release_pool(Epoch epoch);
 
-  /// The pool rows that the next dispatch will fill; called before send_rows.
-  HighThroughput::Outputs pool_view(Epoch n, std::int64_t rows) const;
+  /// The pool rows that the handle's dispatch fills; may be called before it runs.
+  HighThroughput::Outputs pool_view(const HighThroughputHandle& handle, std::int64_t rows) const;
   /// Epoch of the n-th dispatch to come, counted from 0.
   Epoch epoch_after(std::uint64_t dispatches) const;
 
@@ -99,12 +100,13 @@ class HighThroughputLane {
     std::int32_t* token;
     std::int32_t* experts;
     float* weights;
+    std::byte* scales;
   };
   class ChunkTally;
 
-  RowPlace pool_place(int owner, Epoch n, std::int64_t row) const;
+  RowPlace pool_place(int owner, Epoch n, std::int64_t row, const RowFormat& format) const;
   static RowPlace place_in(const HighThroughput::Outputs& outputs, std::int64_t row,
-                           std::size_t row_bytes, int top_k);
+                           const RowFormat& format, int top_k);
   void send_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
   void copy_rows(const Dispatch& op, Epoch n, std::int64_t begin, std::int64_t end,
                  bool stream) const;

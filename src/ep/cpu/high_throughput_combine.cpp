@@ -38,7 +38,7 @@ bool HighThroughputLane::lies_in_pool(const Combine& op) const {
   const HighThroughputHandle& handle = *op.handle;
   return handle.in_pool &&
          op.y.data() ==
-             memory_.at<std::byte>(memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0));
+             memory_.at<std::byte>(memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0, 0));
 }
 
 /// Tells every rank where this one's rows will be; also releases rows in the pool and weights.
@@ -135,7 +135,8 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
     if (row >= handle.capacity[index(from.rank)]) return nullptr;
     if (from.rank == self) return op.y.as<std::byte>() + index(row) * shape_.row_bytes();
     if (offers[index(from.rank)].pull != 0)
-      return memory_.at<std::byte>(from.rank, slots.pool_row_of(handle.epoch, row));
+      return memory_.at<std::byte>(from.rank,
+                                   slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
     const std::int64_t chunk = from.row / kChunkRows;
     if (there[index(from.rank)] != chunk) {
       const auto* flag = memory_.at<Epoch>(self, slots.partial_flag_of(n, from.rank, chunk));

@@ -53,12 +53,15 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   const int size = memory_.size(), local = route.placement.local_experts();
   for_each_peer(memory_.rank(), size, [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
-    auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
-    counts[0] = static_cast<std::int32_t>(strict ? -1 - capacity : capacity);
-    std::copy(route.rows_to_rank.begin(), route.rows_to_rank.end(), counts + 1);
-    std::memcpy(counts + 1 + size, &route.rows_to_expert[index(peer) * index(local)],
-                index(local) * sizeof(std::int32_t));
-    publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
+    auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
+    tell<HostAccess>(counts + slots.kCapacity,
+                     static_cast<std::int32_t>(strict ? -1 - capacity : capacity), n);
+    tell<HostAccess>(counts + slots.kFormat, static_cast<std::int32_t>(handle.format.dtype), n);
+    for (int to = 0; to < size; ++to)
+      tell<HostAccess>(counts + slots.kHeader + to, route.rows_to_rank[index(to)], n);
+    for (int e = 0; e < local; ++e)
+      tell<HostAccess>(counts + slots.kHeader + size + e,
+                       route.rows_to_expert[index(peer * local + e)], n);
   });
 
   handle.rows.assign(index(size) * index(size), 0);
@@ -68,24 +71,34 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.selections_per_expert.assign(index(local), 0);
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
-    const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
-    wait_until(context, source, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
-    const auto* counts = memory_.at<std::int32_t>(memory_.rank(), slots.counts_of(n, source));
-    if ((counts[0] < 0) != strict)
+    const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
+    auto count = [&](int i) {
+      std::int32_t value = 0;
+      wait_until(context, source, Phase::counts, n,
+                 [&] { return told<HostAccess>(counts + i, n, &value); });
+      return value;
+    };
+    const std::int32_t told_capacity = count(slots.kCapacity);
+    if ((told_capacity < 0) != strict)
       throw Error(
           ErrorCode::mismatch,
           fmt::format("rank {} gave {} capacity and rank {} {}; all ranks give one, or none",
-                      source, counts[0] < 0 ? "no" : "a", memory_.rank(), strict ? "none" : "did"),
+                      source, told_capacity < 0 ? "no" : "a", memory_.rank(),
+                      strict ? "none" : "did"),
           {memory_.rank(), source, Phase::counts});
-    handle.capacity[index(source)] = strict ? -1 - counts[0] : counts[0];
+    check_same_format(static_cast<DType>(count(slots.kFormat)), handle.format.dtype,
+                      {memory_.rank(), source, Phase::counts});
+    handle.capacity[index(source)] = strict ? -1 - told_capacity : told_capacity;
     for (int to = 0; to < size; ++to) {
-      handle.rows[index(source) * index(size) + index(to)] = counts[1 + to];
-      if (source < memory_.rank()) handle.first_at[index(to)] += counts[1 + to];
-      needed[index(to)] += counts[1 + to];
+      const std::int32_t rows = count(slots.kHeader + to);
+      handle.rows[index(source) * index(size) + index(to)] = rows;
+      if (source < memory_.rank()) handle.first_at[index(to)] += rows;
+      needed[index(to)] += rows;
     }
     handle.first_from[index(source) + 1] =
-        handle.first_from[index(source)] + counts[1 + memory_.rank()];
-    for (int e = 0; e < local; ++e) handle.selections_per_expert[index(e)] += counts[1 + size + e];
+        handle.first_from[index(source)] + handle.rows_between(source, memory_.rank());
+    for (int e = 0; e < local; ++e)
+      handle.selections_per_expert[index(e)] += count(slots.kHeader + size + e);
   }
   handle.came = static_cast<std::int32_t>(handle.first_from.back());
   for (int to = 0; strict && to < size; ++to)
@@ -149,7 +162,7 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
   // With fresh counts all credit is there already; a cached dispatch waits for it here.
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.dispatch, peer, n, context); });
-  const bool stream = passes_caches(index(route.tokens) * shape_.row_bytes());
+  const bool stream = passes_caches(index(route.tokens) * handle.format.data_bytes);
   const bool direct = op.outputs.x.present();  // own rows skip the pool
   team_.run([&](int worker) {
     ChunkTally tally(*this, handle, n);
@@ -161,8 +174,8 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
         const std::int64_t row = handle.first_at[index(to)] + list[i].row;
         if (row < handle.capacity[index(to)]) {
           const RowPlace place = direct && to == memory_.rank()
-                                     ? place_in(op.outputs, row, shape_.row_bytes(), shape_.top_k)
-                                     : pool_place(to, n, row);
+                                     ? place_in(op.outputs, row, handle.format, shape_.top_k)
+                                     : pool_place(to, n, row, handle.format);
           send_row(op, t, to, place, stream);
         }
         tally.add(to, list[i].row);
@@ -173,27 +186,30 @@ void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
   });
 }
 
-HighThroughputLane::RowPlace HighThroughputLane::pool_place(int owner, Epoch n,
-                                                            std::int64_t row) const {
+HighThroughputLane::RowPlace HighThroughputLane::pool_place(int owner, Epoch n, std::int64_t row,
+                                                            const RowFormat& format) const {
   const auto& slots = memory_.slots();
-  return {memory_.at<std::byte>(owner, slots.pool_row_of(n, row)),
+  return {memory_.at<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
           memory_.at<std::int32_t>(owner, slots.pool_token_of(n, row)),
           memory_.at<std::int32_t>(owner, slots.pool_experts_of(n, row)),
-          memory_.at<float>(owner, slots.pool_weights_of(n, row))};
+          memory_.at<float>(owner, slots.pool_weights_of(n, row)),
+          memory_.at<std::byte>(owner, slots.pool_scales_of(n, row))};
 }
 
 HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::Outputs& outputs,
-                                                          std::int64_t row, std::size_t row_bytes,
+                                                          std::int64_t row, const RowFormat& format,
                                                           int top_k) {
-  return {outputs.x.as<std::byte>() + index(row) * row_bytes,
+  return {outputs.x.as<std::byte>() + index(row) * format.data_bytes,
           outputs.source_tokens.as<std::int32_t>() + row,
           outputs.topk_experts.as<std::int32_t>() + index(row) * index(top_k),
-          outputs.topk_weights.as<float>() + index(row) * index(top_k)};
+          outputs.topk_weights.as<float>() + index(row) * index(top_k),
+          outputs.scales.as<std::byte>() + index(row) * format.scale_bytes()};
 }
 
 void HighThroughputLane::send_row(const Dispatch& op, int token, int to, const RowPlace& place,
                                   bool stream) const {
   const Route& route = op.handle->route;
+  const RowFormat& format = op.handle->format;
   const std::int32_t* experts = route.experts_of(token);
   const float* weights = op.topk_weights.present()
                              ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
@@ -204,9 +220,12 @@ void HighThroughputLane::send_row(const Dispatch& op, int token, int to, const R
     place.experts[k] = here ? route.placement.local_index(experts[k]) : -1;
     place.weights[k] = here && weights != nullptr ? weights[k] : 0.0F;
   }
+  if (format.scales > 0)
+    std::memcpy(place.scales, op.x_scales.as<std::byte>() + index(token) * format.scale_bytes(),
+                format.scale_bytes());
   void* x = place.x;
-  vector_ops().copy(&x, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
-                    shape_.row_bytes(), stream);
+  vector_ops().copy(&x, 1, op.x.as<std::byte>() + index(token) * format.data_bytes,
+                    format.data_bytes, stream);
 }
 
 // Rows, receive half ---------------------------------------------------------------------------
@@ -218,7 +237,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   const HighThroughputHandle& handle = *op.handle;
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool copy = op.outputs.x.present();
-  const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
+  const bool stream = passes_caches(index(handle.came) * handle.format.data_bytes);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
@@ -246,24 +265,30 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
 void HighThroughputLane::copy_rows(const Dispatch& op, Epoch n, std::int64_t begin,
                                    std::int64_t end, bool stream) const {
   if (begin >= end) return;
-  const RowPlace from = pool_place(memory_.rank(), n, begin);
-  const RowPlace to = place_in(op.outputs, begin, shape_.row_bytes(), shape_.top_k);
+  const RowFormat& format = op.handle->format;
+  const RowPlace from = pool_place(memory_.rank(), n, begin, format);
+  const RowPlace to = place_in(op.outputs, begin, format, shape_.top_k);
   const std::size_t rows = index(end - begin), selections = rows * index(shape_.top_k);
   void* x = to.x;
-  vector_ops().copy(&x, 1, from.x, rows * shape_.row_bytes(), stream);
+  vector_ops().copy(&x, 1, from.x, rows * format.data_bytes, stream);
   std::memcpy(to.token, from.token, rows * sizeof(std::int32_t));
   std::memcpy(to.experts, from.experts, selections * sizeof(std::int32_t));
   std::memcpy(to.weights, from.weights, selections * sizeof(float));
+  if (format.scales > 0) std::memcpy(to.scales, from.scales, rows * format.scale_bytes());
 }
 
 // Pool -----------------------------------------------------------------------------------------
 
-HighThroughput::Outputs HighThroughputLane::pool_view(Epoch n, std::int64_t rows) const {
-  const RowPlace place = pool_place(memory_.rank(), n, 0);
-  return {{place.x, shape_.dtype, {rows, shape_.hidden}},
+HighThroughput::Outputs HighThroughputLane::pool_view(const HighThroughputHandle& handle,
+                                                      std::int64_t rows) const {
+  const RowFormat& format = handle.format;
+  const RowPlace place = pool_place(memory_.rank(), handle.epoch, 0, format);
+  return {{place.x, format.dtype, {rows, shape_.hidden}},
           {place.token, DType::int32, {rows}},
           {place.experts, DType::int32, {rows, shape_.top_k}},
-          {place.weights, DType::fp32, {rows, shape_.top_k}}};
+          {place.weights, DType::fp32, {rows, shape_.top_k}},
+          format.scales > 0 ? TensorView(place.scales, DType::fp32, {rows, format.scales})
+                            : TensorView()};
 }
 
 void HighThroughputLane::release_pool(Epoch epoch) {

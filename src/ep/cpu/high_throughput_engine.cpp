@@ -41,7 +41,8 @@ class CpuEngine final : public HighThroughputEngine {
   void dispatch(const Dispatch& work) override {
     auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
     HighThroughputLane& lane = lane_of(*handle);
-    const HighThroughputLane::Dispatch op{work.x, work.topk_weights, work.outputs, handle};
+    const HighThroughputLane::Dispatch op{work.x, work.x_scales, work.topk_weights, work.outputs,
+                                          handle};
     object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work] {
       const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
       lane.send_rows(op, context);
@@ -69,7 +70,7 @@ class CpuEngine final : public HighThroughputEngine {
   HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
                                     std::int64_t rows) const override {
     const auto& mine = static_cast<const CpuHandle&>(handle);
-    return lane_of(mine).pool_view(mine.epoch, rows);
+    return lane_of(mine).pool_view(mine, rows);
   }
   TensorView needed_rows(HighThroughputHandle& handle) const override {
     return {&static_cast<CpuHandle&>(handle).came, DType::int32, {1}};

@@ -24,17 +24,20 @@ void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {
   const Route& route = op.handle->route;
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
-    if (worker == 0) send_counts(route, n, context);
+    if (worker == 0) send_counts(op, n, context);
     std::vector<bool> credited(index(memory_.size()), false);
+    std::vector<std::byte> packed(op.cast ? op.format.data_bytes + op.format.scale_bytes() : 0);
     const Span tokens = part_of(route.tokens, worker, team_.size());
     for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
       const Destination* list = route.destinations_of(t);
+      const Payload payload =
+          op.cast && list[0].rank >= 0 ? cast_row(op, t, packed.data()) : payload_of(op, t);
       for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
         if (!credited[index(list[i].rank)]) {
           memory_.await_credit(memory_.slots().dispatch, list[i].rank, n, context);
           credited[index(list[i].rank)] = true;
         }
-        send_row(op, t, list[i], n);
+        send_row(op, t, payload, list[i], n);
       }
     }
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
@@ -42,20 +45,42 @@ void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {
 }
 
 /// Counts go to every rank, zeros too, before any row.
-void LowLatencyLane::send_counts(const Route& route, Epoch n, const WaitContext& context) {
+void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
+  const Route& route = op.handle->route;
   const int local = route.placement.local_experts();
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
-    auto* counts = memory_.at<std::int32_t>(peer, slots.counts_of(n, memory_.rank()));
-    counts[0] = route.rows_to_rank[index(peer)];
-    std::memcpy(counts + 1, &route.rows_to_expert[index(peer) * index(local)],
-                index(local) * sizeof(std::int32_t));
-    publish<HostAccess>(memory_.at<Epoch>(peer, slots.count_flag_of(n, memory_.rank())), n);
+    auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
+    tell<HostAccess>(counts + slots.kRows, route.rows_to_rank[index(peer)], n);
+    tell<HostAccess>(counts + slots.kFormat, static_cast<std::int32_t>(op.format.dtype), n);
+    for (int e = 0; e < local; ++e)
+      tell<HostAccess>(counts + slots.kHeader + e, route.rows_to_expert[index(peer * local + e)],
+                       n);
   });
 }
 
-void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& to, Epoch n) const {
+/// A row as the caller gave it.
+LowLatencyLane::Payload LowLatencyLane::payload_of(const Dispatch& op, int token) const {
+  return {op.x.as<std::byte>() + index(token) * op.format.data_bytes,
+          op.x_scales.as<std::byte>() + index(token) * op.format.scale_bytes()};
+}
+
+LowLatencyLane::Payload LowLatencyLane::cast_row(const Dispatch& op, int token,
+                                                 std::byte* packed) const {
+  std::byte* scales = packed + op.format.data_bytes;
+  CastRequest cast;
+  cast.dtype = shape_.dtype;
+  cast.elements = index(shape_.hidden);
+  cast.x = op.x.as<std::byte>() + index(token) * shape_.row_bytes();
+  cast.out = packed;
+  cast.scales = reinterpret_cast<float*>(scales);
+  vector_ops().cast(cast);
+  return {packed, scales};
+}
+
+void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payload,
+                              const Destination& to, Epoch n) const {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
   auto* header = memory_.at<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
@@ -71,10 +96,12 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Destination& 
                            weights != nullptr ? weights[k] : 1.0F};
   }
   *header = {token, count};
-  void* payload = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
-  if (to.rank != memory_.rank())  // own rows are expanded from x itself
-    vector_ops().copy(&payload, 1, op.x.as<std::byte>() + index(token) * shape_.row_bytes(),
-                      shape_.row_bytes(), false);
+  if (to.rank != memory_.rank() || op.cast) {  // else own rows are expanded from x itself
+    std::byte* place = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
+    void* data = place;
+    vector_ops().copy(&data, 1, payload.data, op.format.data_bytes, false);
+    std::memcpy(place + op.format.data_bytes, payload.scales, op.format.scale_bytes());
+  }
   publish<HostAccess>(memory_.at<Epoch>(to.rank, slots.row_flag_of(n, memory_.rank(), to.row)), n);
 }
 
@@ -106,32 +133,44 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
 /// repeated experts can bring more rows than the output of an expert has; the last ones are
 /// dropped.
 void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
-  const auto& slots = memory_.slots();
-  const int local = op.handle->route.placement.local_experts(), size = memory_.size();
-  const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
-  auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
-  auto* ranges = op.outputs.ranges.as<std::int32_t>();
-  std::memset(per_expert, 0, index(local) * sizeof(std::int32_t));
   LowLatencyHandle& handle = *op.handle;
+  const int local = handle.route.placement.local_experts(), size = memory_.size();
+  std::memset(op.outputs.tokens_per_expert.data(), 0, index(local) * sizeof(std::int32_t));
   handle.rows_from.assign(index(size), 0);
   handle.first_from.assign(index(size) + 1, 0);
-  for (int source = 0; source < size; ++source) {
-    const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.count_flag_of(n, source));
-    wait_until(context, source, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
-    const auto* counts = memory_.at<std::int32_t>(memory_.rank(), slots.counts_of(n, source));
-    handle.rows_from[index(source)] = counts[0];
-    handle.first_from[index(source) + 1] = handle.first_from[index(source)] + counts[0];
-    for (int e = 0; e < local; ++e) {
-      std::int32_t* range = ranges + (index(e) * index(size) + index(source)) * 2;
-      range[0] = per_expert[e];
-      range[1] = std::min(counts[1 + e], rows_per_expert - per_expert[e]);
-      per_expert[e] += range[1];
-      handle.dropped_rows += counts[1 + e] - range[1];
-    }
-  }
+  for (int source = 0; source < size; ++source) take_counts(op, source, n, context);
   const std::size_t entries = index(handle.first_from.back()) * index(shape_.top_k);
   handle.copies.assign(entries, LowLatencyHandle::kEnd);
   handle.weights.assign(entries, 0.0F);
+}
+
+void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
+                                 const WaitContext& context) {
+  const auto& slots = memory_.slots();
+  LowLatencyHandle& handle = *op.handle;
+  const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
+  auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
+  auto* ranges = op.outputs.ranges.as<std::int32_t>();
+  const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
+  auto count = [&](int i) {
+    std::int32_t value = 0;
+    wait_until(context, source, Phase::counts, n,
+               [&] { return told<HostAccess>(counts + i, n, &value); });
+    return value;
+  };
+  const auto format = static_cast<DType>(count(slots.kFormat));
+  check_same_format(format, op.format.dtype, {memory_.rank(), source, Phase::counts});
+  handle.rows_from[index(source)] = count(slots.kRows);
+  handle.first_from[index(source) + 1] =
+      handle.first_from[index(source)] + handle.rows_from[index(source)];
+  for (int e = 0; e < handle.route.placement.local_experts(); ++e) {
+    std::int32_t* range = ranges + (index(e) * index(memory_.size()) + index(source)) * 2;
+    const std::int32_t came = count(slots.kHeader + e);
+    range[0] = per_expert[e];
+    range[1] = std::min(came, rows_per_expert - per_expert[e]);
+    per_expert[e] += range[1];
+    handle.dropped_rows += came - range[1];
+  }
 }
 
 /// Copies a row to each of its experts, and notes in the handle where.
@@ -143,6 +182,11 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const auto* ranges = op.outputs.ranges.as<std::int32_t>();
   LowLatencyHandle& handle = *op.handle;
   const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
+  const std::size_t scale_bytes = op.format.scale_bytes();
+  const auto* in_slot = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
+  const Payload payload = source == memory_.rank() && !op.cast
+                              ? payload_of(op, header->token)
+                              : Payload{in_slot, in_slot + op.format.data_bytes};
   void* places[32];
   int copies = 0;
   for (std::int32_t i = 0; i < header->count; ++i) {
@@ -153,14 +197,14 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
     if (selections[i].position >= range[1]) continue;
     const std::size_t place =
         expert * rows_per_expert + index(range[0]) + index(selections[i].position);
-    places[copies++] = op.outputs.x.as<std::byte>() + place * shape_.row_bytes();
+    places[copies++] = op.outputs.x.as<std::byte>() + place * op.format.data_bytes;
+    if (scale_bytes > 0)
+      std::memcpy(op.outputs.scales.as<std::byte>() + place * scale_bytes, payload.scales,
+                  scale_bytes);
     op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
     handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
   }
-  const std::byte* payload = source == memory_.rank()
-                                 ? op.x.as<std::byte>() + index(header->token) * shape_.row_bytes()
-                                 : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
-  vector_ops().copy(places, copies, payload, shape_.row_bytes(), true);
+  vector_ops().copy(places, copies, payload.data, op.format.data_bytes, true);
 }
 
 // Combine, send half ---------------------------------------------------------------------------

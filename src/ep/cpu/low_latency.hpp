@@ -46,7 +46,10 @@ class LowLatencyLane {
 
   struct Dispatch {
     ConstTensorView x;
+    ConstTensorView x_scales;      ///< or absent
     ConstTensorView topk_weights;  ///< or absent
+    RowFormat format;
+    bool cast = false;
     LowLatency::Outputs outputs;
     LowLatencyHandle* handle = nullptr;  ///< its route is set
   };
@@ -66,9 +69,18 @@ class LowLatencyLane {
   Turnstile& turnstile() { return turnstile_; }
 
  private:
-  void send_counts(const Route& route, Epoch n, const WaitContext& context);
-  void send_row(const Dispatch& op, int token, const Destination& to, Epoch n) const;
+  /// A row as it travels: scales behind data, or apart where the caller has them apart.
+  struct Payload {
+    const std::byte* data;
+    const std::byte* scales;
+  };
+  void send_counts(const Dispatch& op, Epoch n, const WaitContext& context);
+  Payload payload_of(const Dispatch& op, int token) const;
+  Payload cast_row(const Dispatch& op, int token, std::byte* packed) const;
+  void send_row(const Dispatch& op, int token, const Payload& payload, const Destination& to,
+                Epoch n) const;
   void await_counts(const Dispatch& op, Epoch n, const WaitContext& context);
+  void take_counts(const Dispatch& op, int source, Epoch n, const WaitContext& context);
   void expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const;
   void send_weights(const Combine& op, Epoch n);
   void sum_partial(const Combine& op, int source, std::int32_t row, Epoch n, std::byte* out) const;

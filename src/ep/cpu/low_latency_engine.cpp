@@ -32,7 +32,8 @@ class CpuEngine final : public LowLatencyEngine {
   void dispatch(const Dispatch& work, Half half) override {
     auto handle = std::static_pointer_cast<cpu::LowLatencyHandle>(work.handle);
     LowLatencyLane& lane = lane_of(*handle);
-    const LowLatencyLane::Dispatch op{work.x, work.topk_weights, work.outputs, handle.get()};
+    const LowLatencyLane::Dispatch op{work.x,    work.x_scales, work.topk_weights, work.format,
+                                      work.cast, work.outputs,  handle.get()};
     object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work, half, handle] {
       const auto context = object_.wait_context(work.timeout, "low-latency dispatch");
       if (half != Half::receive) {

@@ -4,9 +4,12 @@
 // store, round and multiply-add it. Included by one source file for each instruction set, in an
 // unnamed namespace, so that code for one machine cannot replace another's.
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "ep/cpu/vector_ops.hpp"
+#include "ep/row_format.hpp"
 
 namespace expertwire::ep::cpu {
 namespace {
@@ -94,9 +97,67 @@ void sum_rows(const SumRequest& request) {
     sum_loop<Simd, false>(request);
 }
 
+/// Round to nearest even, saturating at 448; without branches, so that compilers use vectors.
+inline std::uint8_t to_e4m3(float value) {
+  constexpr std::uint32_t kSign = 0x80000000, kLargest = 0x7E, kNan = 0x7F;
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t size = bits & ~kSign;
+  // Numbers of 2^-6 and more keep 3 bits behind their leading one. Smaller ones are multiples of
+  // 2^-9, to which adding 2^14 rounds.
+  const std::uint32_t normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - ((127 - 7) << 3);
+  constexpr float kMagic = 16384;
+  const std::uint32_t small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + kMagic) -
+                              std::bit_cast<std::uint32_t>(kMagic);
+  std::uint32_t code = size < 0x3C800000 ? small : std::min(normal, kLargest);
+  code = size > 0x7F800000 ? kNan : code | (bits >> 24 & 0x80);
+  return static_cast<std::uint8_t>(code);
+}
+
+/// One group of channels; its size is a constant in almost all calls, for the compiler's sake.
+template <bool kIsBf16>
+inline void cast_group(const CastRequest& r, std::size_t first, std::size_t count) {
+  float x[kScaleChannels];
+  for (std::size_t i = 0; i < count; ++i) {
+    if constexpr (kIsBf16)
+      x[i] = std::bit_cast<float>(
+          static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(r.x)[first + i]) << 16);
+    else
+      x[i] = static_cast<const float*>(r.x)[first + i];
+  }
+  // As bits, sizes of numbers compare as integers do; what is no number is left out.
+  constexpr std::uint32_t kInfinity = 0x7F800000;
+  std::uint32_t most_bits = std::bit_cast<std::uint32_t>(1e-4F);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t size = std::bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFF;
+    most_bits = std::max(most_bits, size > kInfinity ? 0 : size);
+  }
+  constexpr float kLargest = 448;
+  const auto most = std::bit_cast<float>(most_bits);
+  const float inverse = kLargest / most;
+  r.scales[first / kScaleChannels] = most / kLargest;
+  auto* out = static_cast<std::uint8_t*>(r.out) + first;
+  for (std::size_t i = 0; i < count; ++i) out[i] = to_e4m3(x[i] * inverse);
+}
+
+template <bool kIsBf16>
+void cast_loop(const CastRequest& r) {
+  std::size_t first = 0;
+  for (; first + kScaleChannels <= r.elements; first += kScaleChannels)
+    cast_group<kIsBf16>(r, first, kScaleChannels);
+  if (first < r.elements) cast_group<kIsBf16>(r, first, r.elements - first);
+}
+
+template <class Simd>
+void cast_row(const CastRequest& request) {
+  if (request.dtype == DType::bf16)
+    cast_loop<true>(request);
+  else
+    cast_loop<false>(request);
+}
+
 template <class Simd>
 constexpr VectorOps make_ops(const char* name) {
-  return {name, &copy_rows<Simd>, &sum_rows<Simd>, &Simd::store_fence};
+  return {name, &copy_rows<Simd>, &sum_rows<Simd>, &cast_row<Simd>, &Simd::store_fence};
 }
 
 }  // namespace

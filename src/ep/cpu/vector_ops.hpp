@@ -20,6 +20,16 @@ struct SumRequest {
   bool stream = false;  ///< write past the caches
 };
 
+/// A row cast to fp8-e4m3: for every 128 channels a = max(|x|, 1e-4), scale = a / 448, and value =
+/// x * (448 / a) rounded to nearest even; what is no number, or becomes none, is 0x7F.
+struct CastRequest {
+  DType dtype = DType::bf16;  ///< of x: bf16 or fp32
+  std::size_t elements = 0;   ///< a multiple of 16
+  const void* x = nullptr;
+  void* out = nullptr;      ///< [elements]
+  float* scales = nullptr;  ///< [ceil(elements / 128)]
+};
+
 /// The loops that touch row data, in one version an instruction set.
 struct VectorOps {
   const char* name;
@@ -27,6 +37,7 @@ struct VectorOps {
   /// they are ordered before later release stores by store_fence().
   void (*copy)(void* const* to, int count, const void* from, std::size_t bytes, bool stream);
   void (*sum)(const SumRequest& request);
+  void (*cast)(const CastRequest& request);
   /// Orders earlier streaming stores before later stores.
   void (*store_fence)();
 };

@@ -24,6 +24,17 @@ struct DeviceAccess {
     Faults::delay();
     device::store_relaxed_system(word, value);
   }
+  __device__ static Tagged load(const Tagged* word) {
+    const std::uint64_t both =
+        device::load_relaxed_system(reinterpret_cast<const std::uint64_t*>(word));
+    return {static_cast<std::int32_t>(both), static_cast<Epoch>(both >> 32)};
+  }
+  __device__ static void store(Tagged* word, Tagged value) {
+    Faults::delay();
+    device::store_relaxed_system(
+        reinterpret_cast<std::uint64_t*>(word),
+        static_cast<std::uint64_t>(value.epoch) << 32 | static_cast<std::uint32_t>(value.value));
+  }
   __device__ static Epoch acquire(const Epoch* word, Fault order) {
     return removed(order) ? device::load_relaxed_system(word) : device::load_acquire_system(word);
   }

@@ -36,11 +36,25 @@ struct HostWords {
   std::uint64_t first_invalid_at;  ///< its index + 1; 0: none yet
 };
 
+/// Moments that a block of a kernel notes when it is traced.
+enum Mark : std::int32_t {
+  kStarted,   ///< first thing
+  kAdmitted,  ///< epochs and credit are known
+  kSent,      ///< its part of the send half is done
+  kCounted,   ///< it knows what comes
+  kReceived,  ///< its part of the receive half is done
+  kEnded,     ///< last thing
+  kMarks
+};
+/// What a traced launch writes: nanoseconds [kMarks][kMostTracedBlocks], 0 where it was not noted.
+inline constexpr int kMostTracedBlocks = 256;
+
 struct Context {
   std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
   HostWords* host;
   std::uint32_t* failed;  ///< device memory: sticky, tested first by every kernel
   std::uint64_t timeout_ns;
+  std::uint64_t* trace;  ///< this launch's part of a trace, or null
   std::int32_t rank;
   std::int32_t size;
 #if defined(EXPERTWIRE_TEST_FAULTS)

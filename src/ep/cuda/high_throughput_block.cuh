@@ -57,23 +57,21 @@ __device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& 
   return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
 }
 
-/// Consecutive rows that a warp takes before it moves on, so that they fall into few chunks.
-inline constexpr int kBatchRows = 8;
+/// The rows of one warp of many: every `step`-th from `first`.
+struct WarpRows {
+  int first, step, count;
 
-/// The `i`-th row of warp `index` of `warps`: batches of all warps lie side by side, so that all
-/// work on the same chunks and the first chunks are complete first.
-__device__ __forceinline__ int row_of_warp(int i, int index, int warps) {
-  return (i / kBatchRows * warps + index) * kBatchRows + i % kBatchRows;
-}
-/// How many of `rows` rows a warp has.
-__device__ __forceinline__ int rows_of_warp(int rows, int index, int warps) {
-  const int round = warps * kBatchRows, whole = rows / round, rest = rows % round;
-  return whole * kBatchRows + min(max(rest - index * kBatchRows, 0), kBatchRows);
+  __device__ __forceinline__ int at(int i) const { return first + i * step; }
+};
+__device__ __forceinline__ WarpRows rows_of_warp(int rows, int index, int warps, bool awaited) {
+  if (awaited) return {index, warps, index < rows ? (rows - index - 1) / warps + 1 : 0};
+  const Part part = part_of(rows, index, warps);
+  return {part.begin, 1, part.end - part.begin};
 }
 
 /// Counts the pieces that a warp has written to each chunk; lane r % 32 keeps rank r. A count is an
 /// acq_rel addition behind everything that the warp wrote, which is slow while the wire is busy, so
-/// there is one for each chunk that a warp has been in and not one for each row.
+/// where nobody waits there is one for each chunk that a warp has been in.
 class ChunkTally {
  public:
   /// Adds one piece of each lane's landing; all lanes call. `close(rank, chunk, pieces)` is called
@@ -102,7 +100,10 @@ class ChunkTally {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kRanksOfLane; ++m)
-      if (pieces_[m] > 0) close(m * 32 + lane, chunk_[m], pieces_[m]);
+      if (pieces_[m] > 0) {
+        close(m * 32 + lane, chunk_[m], pieces_[m]);
+        pieces_[m] = 0;
+      }
   }
 
  private:

@@ -85,9 +85,10 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   int moved = 0;  // pieces that the ring has carried, so that its parities go on
   for (int i = 1; i < c.size; ++i) {
     const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
-    const int count = rows_of_warp(rows, index, warps) * pieces;
+    const WarpRows mine = rows_of_warp(rows, index, warps, p.pushing.awaited);
+    const int count = mine.count * pieces;
     const std::int64_t first_row = p.routing.first_from[source];
-    auto row_of = [&](int item) { return row_of_warp(item / pieces, index, warps); };
+    auto row_of = [&](int item) { return mine.at(item / pieces); };
     auto offset_of = [&](int item) {
       return static_cast<std::uint64_t>(item % pieces) * p.pushing.piece_bytes;
     };
@@ -113,7 +114,10 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
                    at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
                    rows, pieces, n);
     };
-    auto done = [&](const Landing& landing) { tally.add(landing, 1, close); };
+    auto done = [&](const Landing& landing) {
+      tally.add(landing, 1, close);
+      if (p.pushing.awaited) tally.close_all(close);
+    };
     move_pieces(ring, p.pushing.bulk, count, piece, land, done, moved);
     tally.close_all(close);
     moved += count;
@@ -133,7 +137,7 @@ struct Summer {
   __device__ std::uint64_t offset_of(int item) const {
     return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
   }
-  __device__ std::uint32_t bytes_of(int item) const {
+  [[maybe_unused]] __device__ std::uint32_t bytes_of(int item) const {
     const std::uint64_t left = p.shape.slots.sizes.row_bytes - offset_of(item);
     return static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.summing.piece_bytes)));
   }
@@ -157,7 +161,8 @@ struct Summer {
     const std::int64_t row = static_cast<std::int64_t>(s.first_at[from.rank]) + from.row;
     if (from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
     if (offer_of(p, from.rank, n).pull != 0)
-      return at<const std::byte>(c, from.rank, slots.pool_row_of(dispatched, row));
+      return at<const std::byte>(c, from.rank,
+                                 slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
     const auto* flag = at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row / kChunk));
     *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                        [&] { return arrived<KernelAccess>(flag, n); });
@@ -330,11 +335,15 @@ template <class Element>
 __device__ void run(const Params& p, BlockShared& s) {
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.combine);
+  start(c);
+  const Epoch credit = peek_credit(c, lane);
+  take_routing(c, p.routing, s);
   const Entry entry = enter(c, lane);
   if (!entry.usable) return;
   const Epoch n = entry.send;
-  take_routing(c, p.routing, s);
-  if (stops(c, Phase::credit) || !await_credits(c, lane, n) || stops(c, Phase::counts)) return;
+  if (stops(c, Phase::credit) || !await_credits(c, lane, n, credit) || stops(c, Phase::counts))
+    return;
+  mark(c, kAdmitted);
   if (blockIdx.x == 0) send_offers(p, s, n);
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -346,8 +355,9 @@ __device__ void run(const Params& p, BlockShared& s) {
   else
     good = sum_tokens<Element>(p, s, warp - kPushers, kHighThroughputWarps - kPushers, warp, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
-  leave_send(lane, n);
-  if (leave_receive(c, lane, p.shape.slots.combine, n, false)) release_pool(p, lane, n);
+  mark(c, kReceived);
+  if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) release_pool(p, lane, n);
+  mark(c, kEnded);
 }
 
 }  // namespace
@@ -378,7 +388,7 @@ cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughp
 
 cudaError_t prepare_high_throughput_combine(bool bulk) {
   return cudaFuncSetAttribute(high_throughput::combine, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes({0, 0, 0, bulk})));
+                              static_cast<int>(shared_bytes({0, 0, 0, bulk, false})));
 }
 
 }  // namespace expertwire::ep::cuda

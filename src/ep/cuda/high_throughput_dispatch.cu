@@ -1,11 +1,11 @@
 // High-throughput dispatch: every row is read once and written to its final place in the pool of
 // each of its ranks.
 //
-// Roles. Sender warps own tokens a grid apart, so that all warps work on the same chunks and the
-// first chunks are complete first. A sender's lane i has the token's i-th destination: it starts
-// that store, waits for it, counts it and releases the chunk's flag. Receiver warps wait for
-// chunks; if the caller owns the output they copy row after row out of the pool while others
-// arrive.
+// Roles. Sender warps own contiguous tokens if rows stay in the pool; if they are copied out of it
+// while others arrive, tokens a grid apart, so that the first chunks are complete first. A sender's
+// lane i has the token's i-th destination: it starts that store, waits for it, counts it and
+// releases the chunk's flag. Receiver warps wait for chunks; if the caller owns the output they
+// copy row after row out of the pool.
 //
 // Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's
 // flag is released by whichever lane of the source counts the chunk's last piece. Own rows go
@@ -17,7 +17,8 @@
 // acquired again, which is one load a peer, because a cached dispatch has no notify.
 //
 // Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
-// warp has two rows in flight or more; one count for each (warp, rank, chunk).
+// warp has two rows in flight or more; one count for each (warp, rank, chunk), or each row if they
+// are awaited.
 
 #include "ep/cuda/high_throughput_block.cuh"
 
@@ -40,21 +41,23 @@ struct RowPlace {
   std::int32_t* token;
   std::int32_t* experts;
   float* weights;
+  float* scales;
 };
 
 __device__ RowPlace pool_place(const Params& p, int owner, Epoch n, std::int64_t row) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
-  return {at<std::byte>(c, owner, slots.pool_row_of(n, row)),
+  return {at<std::byte>(c, owner, slots.pool_row_of(n, row, p.format.data_bytes)),
           at<std::int32_t>(c, owner, slots.pool_token_of(n, row)),
           at<std::int32_t>(c, owner, slots.pool_experts_of(n, row)),
-          at<float>(c, owner, slots.pool_weights_of(n, row))};
+          at<float>(c, owner, slots.pool_weights_of(n, row)),
+          at<float>(c, owner, slots.pool_scales_of(n, row))};
 }
 
 __device__ RowPlace output_place(const Params& p, std::int64_t row) {
-  return {p.out_x + row * static_cast<std::int64_t>(p.shape.slots.sizes.row_bytes),
-          p.out_tokens + row, p.out_experts + row * p.shape.top_k,
-          p.out_weights + row * p.shape.top_k};
+  return {p.out_x + row * p.format.data_bytes, p.out_tokens + row,
+          p.out_experts + row * p.shape.top_k, p.out_weights + row * p.shape.top_k,
+          p.out_scales + row * p.format.scales};
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -63,6 +66,8 @@ __device__ RowPlace output_place(const Params& p, std::int64_t row) {
 __device__ void send_metadata(const Params& p, const RowPlace& place, int token, int rank) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (lane == 0) *place.token = token;
+  for (int s = lane; s < static_cast<int>(p.format.scales); s += 32)
+    place.scales[s] = p.x_scales[static_cast<std::int64_t>(token) * p.format.scales + s];
   if (lane >= p.shape.top_k) return;
   const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
   const std::int32_t expert = p.routing.experts[i];
@@ -75,18 +80,19 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
-  const int pieces = pieces_of(slots.sizes.row_bytes, p.moving);
+  const std::uint64_t row_bytes = p.format.data_bytes;
+  const int pieces = pieces_of(row_bytes, p.moving);
   const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   const int warps = kSenders * static_cast<int>(gridDim.x);
-  const int tokens = rows_of_warp(p.tokens, index, warps);
-  auto token_of = [&](int i) { return row_of_warp(i / pieces, index, warps); };
+  const WarpRows tokens = rows_of_warp(p.tokens, index, warps, p.moving.awaited);
+  auto token_of = [&](int i) { return tokens.at(i / pieces); };
 
   auto piece = [&](int i) -> Piece {
     const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
     const int token = token_of(i);
-    const std::uint64_t left = slots.sizes.row_bytes - offset;
+    const std::uint64_t left = row_bytes - offset;
     return {
-        p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes + offset,
+        p.x + static_cast<std::uint64_t>(token) * row_bytes + offset,
         static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
   };
   auto place_of = [&](int rank, std::int64_t row) {
@@ -123,8 +129,12 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
                  at<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
-  auto done = [&](const Landing& landing) { tally.add(landing, width, close); };
-  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, tokens * pieces, piece, land, done);
+  auto done = [&](const Landing& landing) {
+    tally.add(landing, width, close);
+    if (p.moving.awaited) tally.close_all(close);
+  };
+  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, tokens.count * pieces, piece, land,
+              done);
   tally.close_all(close);
 }
 
@@ -142,9 +152,10 @@ __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
 __device__ void take_row(const Params& p, Epoch n, std::int64_t row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const RowPlace from = pool_place(p, p.context.rank, n, row), to = output_place(p, row);
-  copy_row(from.x, static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4)), lane, 32, 1,
+  copy_row(from.x, static_cast<int>(p.format.data_bytes / sizeof(uint4)), lane, 32, 1,
            [&](int) { return to.x; });
   if (lane == 0) *to.token = *from.token;
+  for (int s = lane; s < static_cast<int>(p.format.scales); s += 32) to.scales[s] = from.scales[s];
   if (lane < p.shape.top_k) {
     to.experts[lane] = from.experts[lane];
     to.weights[lane] = from.weights[lane];
@@ -191,12 +202,15 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.dispatch);
+  start(c);
+  const Epoch credit = peek_credit(c, lane);
+  take_routing(c, p.routing, s);
   const Entry entry = enter(c, lane);
   if (!entry.usable) return;
   const Epoch n = entry.send;
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.epoch = n;
-  take_routing(c, p.routing, s);
-  if (!await_credits(c, lane, n) || stops(c, Phase::dispatch_rows)) return;
+  if (!await_credits(c, lane, n, credit) || stops(c, Phase::dispatch_rows)) return;
+  mark(c, kAdmitted);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
   if (s.overflow) {
@@ -207,22 +221,25 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     good = receive_rows(p, s, warp - kSenders, n);
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
-  leave_send(lane, n);
-  leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep);
+  mark(c, kReceived);
+  leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true);
+  mark(c, kEnded);
 }
 
 }  // namespace high_throughput
 
 // Launch -----------------------------------------------------------------------------------------
 
-Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bool bulk) {
-  if (!bulk) return {static_cast<std::uint32_t>(row_bytes), stages, warps, false};
+Moving plan_moving(const MovingRequest& r) {
+  Moving moving{static_cast<std::uint32_t>(r.row_bytes), r.stages, r.warps, r.bulk, r.awaited};
+  if (!r.bulk) return moving;
   constexpr std::uint64_t kVector = 16;
   const std::uint64_t most =
-      kRingBytes / static_cast<std::uint64_t>(warps * stages * parts) / kVector * kVector;
-  const std::uint64_t pieces = (row_bytes + most - 1) / most;
-  const std::uint64_t piece = align_up((row_bytes + pieces - 1) / pieces, kVector);
-  return {static_cast<std::uint32_t>(piece), stages, warps, bulk};
+      kRingBytes / static_cast<std::uint64_t>(r.warps * r.stages * r.parts) / kVector * kVector;
+  const std::uint64_t pieces = (r.row_bytes + most - 1) / most;
+  moving.piece_bytes =
+      static_cast<std::uint32_t>(align_up((r.row_bytes + pieces - 1) / pieces, kVector));
+  return moving;
 }
 
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
@@ -234,7 +251,7 @@ cudaError_t launch(const HighThroughputDispatchParams& params, const HighThrough
 cudaError_t prepare_high_throughput_dispatch(bool bulk) {
   return cudaFuncSetAttribute(high_throughput::dispatch,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes({0, 0, 0, bulk})));
+                              static_cast<int>(shared_bytes({0, 0, 0, bulk, false})));
 }
 
 }  // namespace expertwire::ep::cuda

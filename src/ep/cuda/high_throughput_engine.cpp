@@ -79,7 +79,6 @@ class CudaEngine final : public HighThroughputEngine {
 
   Runtime runtime_;
   cuda::HighThroughputShape shape_;
-  DType dtype_;
   int hidden_;
   std::int64_t pool_rows_;
   bool bulk_;
@@ -97,7 +96,6 @@ cuda::HighThroughputShape CudaEngine::shape_of(const HighThroughputOptions& opti
 CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
     : runtime_(object, make_region(object, options), options.lanes, options.sms),
       shape_(shape_of(options, object.communicator()->size())),
-      dtype_(options.shape.dtype),
       hidden_(options.shape.hidden),
       pool_rows_(pool_rows_of(options, object.communicator()->size())),
       bulk_(runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector"),
@@ -199,11 +197,14 @@ void CudaEngine::plan(const Plan& work) {
   p.tokens = handle.tokens;
   p.capacity = static_cast<std::int32_t>(work.capacity.value_or(pool_rows_));
   p.strict = eager;
+  p.format = handle.format;
   p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
-  runtime_.run(
-      call, [&](cudaStream_t stream) { check_cuda(cuda::launch(p, stream), "launch of notify"); });
+  const int blocks = runtime_.budget_of(call);
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");
+  });
   if (!told) return;
   runtime_.watch(call, [&] {
     return std::atomic_ref(*lane.mirror.ticket).load(std::memory_order_acquire) == p.ticket;
@@ -245,18 +246,22 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.context = runtime_.context_of(call);
   p.shape = shape_;
   p.routing = handle->routing;
-  p.moving = cuda::plan_moving(shape_.slots.sizes.row_bytes, 8, 2, 1, bulk_);
+  p.format = handle->format;
+  p.moving = cuda::plan_moving(
+      {p.format.data_bytes, 8, 2, 1, bulk_, /*awaited=*/work.outputs.x.present()});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
   p.x = work.x.as<std::byte>();
+  p.x_scales = work.x_scales.as<float>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
   if (work.outputs.x.present()) {
     p.out_x = work.outputs.x.as<std::byte>();
     p.out_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_experts = work.outputs.topk_experts.as<std::int32_t>();
     p.out_weights = work.outputs.topk_weights.as<float>();
+    p.out_scales = work.outputs.scales.as<float>();
   }
   const int blocks = runtime_.budget_of(call);
   runtime_.run(call, [&](cudaStream_t stream) {
@@ -289,8 +294,9 @@ void CudaEngine::combine(const Combine& work) {
   p.context = runtime_.context_of(call);
   p.shape = shape_;
   p.routing = handle->routing;
-  p.pushing = cuda::plan_moving(shape_.slots.sizes.row_bytes, warps, 2, 1, bulk_);
-  p.summing = cuda::plan_moving(shape_.slots.sizes.row_bytes, warps, 2, shape_.width, bulk_);
+  const std::uint64_t row_bytes = shape_.slots.sizes.row_bytes;
+  p.pushing = cuda::plan_moving({row_bytes, warps, 2, 1, bulk_, /*awaited=*/true});
+  p.summing = cuda::plan_moving({row_bytes, warps, 2, shape_.width, bulk_, /*awaited=*/false});
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();
@@ -319,7 +325,9 @@ void CudaEngine::release(const HandlePointer& pointer, Stream* stream) {
   p.context = runtime_.context_of(call);
   p.shape = shape_;
   p.release = released->epoch();
-  runtime_.run(call, [&](cudaStream_t on) { check_cuda(cuda::launch(p, on), "launch of notify"); });
+  runtime_.run(call, [&](cudaStream_t on) {
+    check_cuda(cuda::launch(p, {1, on}), "launch of notify");
+  });
 }
 
 HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle,
@@ -328,10 +336,14 @@ HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle
   const HighThroughputSlots& slots = shape_.slots;
   const Epoch n = mine.host_epoch;
   std::byte* base = runtime_.lane_base(handle.lane);
-  return {{base + slots.pool_row_of(n, 0), dtype_, {rows, hidden_}},
+  const RowFormat& format = handle.format;
+  return {{base + slots.pool_row_of(n, 0, 0), format.dtype, {rows, hidden_}},
           {base + slots.pool_token_of(n, 0), DType::int32, {rows}},
           {base + slots.pool_experts_of(n, 0), DType::int32, {rows, shape_.top_k}},
-          {base + slots.pool_weights_of(n, 0), DType::fp32, {rows, shape_.top_k}}};
+          {base + slots.pool_weights_of(n, 0), DType::fp32, {rows, shape_.top_k}},
+          format.scales > 0
+              ? TensorView(base + slots.pool_scales_of(n, 0), DType::fp32, {rows, format.scales})
+              : TensorView()};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "ep/cuda/context.hpp"
 #include "ep/routing.hpp"
+#include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/dtype.hpp"
 
@@ -47,6 +48,7 @@ struct NotifyParams {
   std::int32_t tokens;
   std::int32_t capacity;  ///< rows that this rank's output has room for
   bool strict;            ///< no rank has given a capacity: needing more is an overflow
+  RowFormat format;
   ExpertIds ids;
   CountsMirror mirror;  ///< values null: nobody waits
   std::uint32_t ticket;
@@ -59,6 +61,9 @@ struct Moving {
   std::int32_t stages;
   std::int32_t warps;  ///< of a block that have a ring
   bool bulk;
+  /// Somebody waits for rows as they come: all warps work on the same chunks, and every row is
+  /// counted at once. Else a warp's rows lie side by side, and it counts when it leaves a chunk.
+  bool awaited;
 };
 
 struct HighThroughputDispatchParams {
@@ -70,9 +75,12 @@ struct HighThroughputDispatchParams {
   bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
   Epoch* epoch;               ///< of the handle: set to this dispatch's
   std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
+  RowFormat format;           ///< of the rows
   const std::byte* x;         ///< [T, H]
+  const float* x_scales;      ///< [T, scales] or null
   const float* topk_weights;  ///< [T, K] or null
   std::byte* out_x;           ///< [N, H], or null: rows stay in the pool
+  float* out_scales;          ///< [N, scales] or null
   std::int32_t* out_tokens;
   std::int32_t* out_experts;
   float* out_weights;
@@ -101,13 +109,20 @@ inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
 
 /// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk
 /// copies there are no rings, and a piece is a row.
-Moving plan_moving(std::uint64_t row_bytes, int warps, int stages, int parts, bool bulk);
+struct MovingRequest {
+  std::uint64_t row_bytes;
+  int warps, stages, parts;
+  bool bulk;
+  bool awaited;
+};
+Moving plan_moving(const MovingRequest& request);
 
 struct HighThroughputLaunch {
   int blocks;
   cudaStream_t stream;
 };
-cudaError_t launch(const NotifyParams& params, cudaStream_t stream);
+/// `launch.blocks` is the most that it may take.
+cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launch);
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch);
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch);
 

@@ -5,6 +5,7 @@
 
 #include "ep/cuda/access.cuh"
 #include "ep/cuda/context.hpp"
+#include "ep/routing.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/error.hpp"
 
@@ -60,6 +61,23 @@ __device__ bool wait_until(const Context& context, int peer, Phase phase, std::u
   }
 }
 
+/// Notes a moment of this block, if the launch is traced. All threads may call.
+__device__ __forceinline__ void mark(const Context& context, Mark moment) {
+  if (context.trace != nullptr && threadIdx.x == 0 && blockIdx.x < kMostTracedBlocks)
+    context.trace[moment * kMostTracedBlocks + blockIdx.x] = device::now_ns();
+}
+
+/// Remembers an id that is out of range; it counts as "no selection".
+__device__ inline void note_invalid_id(const Context& context, const ExpertIds& ids,
+                                       std::int64_t i) {
+  HostWords& host = *context.host;
+  atomicAdd_system(&host.invalid_ids, 1ULL);
+  if (atomicCAS_system(reinterpret_cast<unsigned long long*>(&host.first_invalid_at), 0ULL,
+                       static_cast<unsigned long long>(i) + 1) == 0)
+    host.first_invalid_id = ids.wide ? static_cast<const std::int64_t*>(ids.data)[i]
+                                     : static_cast<const std::int32_t*>(ids.data)[i];
+}
+
 /// What the threads of a block learn from one of them before anything else.
 struct Entry {
   Epoch send;
@@ -67,13 +85,19 @@ struct Entry {
   bool usable;
 };
 
-/// Reads the epochs once, before anybody can advance them. All threads call.
+/// First thing in a kernel. All threads call.
+__device__ __forceinline__ void start(const Context& context) {
+#if defined(EXPERTWIRE_TEST_FAULTS)
+  if (threadIdx.x == 0) BlockFaults::chosen() = {context.removed, context.longest_delay_ns};
+  __syncthreads();
+#endif
+  mark(context, kStarted);
+}
+
+/// Reads the epochs once, before anybody can advance them. All threads call, after start().
 __device__ __forceinline__ Entry enter(const Context& context,
                                        const Direction<KernelAccess>& lane) {
   __shared__ Entry entry;
-#if defined(EXPERTWIRE_TEST_FAULTS)
-  if (threadIdx.x == 0) BlockFaults::chosen() = {context.removed, context.longest_delay_ns};
-#endif
   if (threadIdx.x == 0)
     entry = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed) == 0};
   __syncthreads();
@@ -89,13 +113,31 @@ __device__ __forceinline__ bool stops(const Context& context, Phase phase) {
 #endif
 }
 
+/// A thread's first look at the credit of its peer: asked for together with other things, before
+/// the epoch is known.
+__device__ __forceinline__ Epoch peek_credit(const Context& context,
+                                             const Direction<KernelAccess>& lane) {
+  const auto peer = static_cast<int>(threadIdx.x);
+  return peer < context.size ? lane.credit_of(peer) : 0;
+}
 /// Waits for credit of every peer. All threads call; true on all, or false on all.
 __device__ __forceinline__ bool await_credits(const Context& context,
-                                              const Direction<KernelAccess>& lane, Epoch n) {
-  bool good = true;
-  for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x)
-    good = wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
+                                              const Direction<KernelAccess>& lane, Epoch n,
+                                              Epoch peeked) {
+  static_assert(kMostRanks <= 512, "a thread a peer");
+  const auto peer = static_cast<int>(threadIdx.x);
+  const bool good =
+      peer >= context.size || lane.allows(peeked, n) ||
+      wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
   return __syncthreads_and(good);
+}
+
+/// Waits for a value that `peer` tells for epoch `n`; called by one thread, or by several for words
+/// of their own.
+__device__ __forceinline__ bool await_told(const Context& context, int peer, const Tagged* word,
+                                           Epoch n, std::int32_t* value) {
+  return wait_until(context, peer, Phase::counts, n,
+                    [&] { return told<KernelAccess>(word, n, value); });
 }
 
 /// Waits for flags that have one word a peer, `flag_of(peer)` apart. All threads call.
@@ -112,11 +154,12 @@ __device__ __forceinline__ bool await_flags(const Context& context, Phase phase,
 }
 
 /// The end of a receive half. All threads of all blocks call; the last block tells every peer that
-/// epoch `n` has been read (unless `keep`, when a later release does), and advances the counter.
-/// Returns true in all threads of that last block.
+/// epoch `n` has been read (unless `keep`, when a later release does), and advances the counter; of
+/// the send half too, if the kernel did `both`. Returns true in all threads of that last block.
 __device__ __forceinline__ bool leave_receive(const Context& context,
                                               const Direction<KernelAccess>& lane,
-                                              const DirectionSlots& place, Epoch n, bool keep) {
+                                              const DirectionSlots& place, Epoch n, bool keep,
+                                              bool both) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) last = lane.last_to_receive(gridDim.x);
@@ -126,7 +169,10 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
   for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)
     grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
   __syncthreads();
-  if (threadIdx.x == 0) lane.end_receive(n);
+  if (threadIdx.x == 0) {
+    lane.end_receive(n);
+    if (both) lane.end_send(n);
+  }
   return true;
 }
 

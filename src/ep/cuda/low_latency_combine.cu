@@ -4,7 +4,7 @@
 // Roles. The first block ships the weights if dispatch did not have them. A team sums one row that
 // came from another rank and writes the partial sum into that rank's slot. Then the whole block
 // adds the partial sums of one token after another; the own rank's share is made there, without a
-// slot.
+// slot, while the others are on the wire.
 //
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.
@@ -14,7 +14,8 @@
 // epoch before its partial sums of that epoch arrive here, so their slot is free two epochs later
 // without a credit of its own.
 //
-// Cost. Reads T * K rows of y in all, sends T * (distinct ranks) rows, reads them once.
+// Cost. Reads T * K rows of y in all, sends T * (distinct ranks) rows, reads them once. What can be
+// known before the epoch (rows of each source, credit) is asked for together with it.
 
 #include "ep/cuda/kernel.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
@@ -33,18 +34,24 @@ constexpr int kMostTopK = 32;
 
 using Params = LowLatencyCombineParams;
 
-/// What a team knows of the row or token that it sums, in shared memory.
-struct TeamWords {
-  const std::byte* rows[kMostTopK];  // expert outputs of a row, in top-k order
+/// The expert outputs of a row, in top-k order.
+struct ExpertRows {
+  const std::byte* rows[kMostTopK];
   float weights[kMostTopK];
   int count;
-  const std::byte* parts[kMostTopK];  // partial sums of a token, ascending ranks; null: the own
-  int part_count;
+};
+
+/// The partial sums of a token, ascending ranks; null: the own rank's.
+struct Parts {
+  const std::byte* rows[kMostTopK];
+  int count;
   bool good;
 };
 
 struct Shared {
-  TeamWords teams[Team::kPerBlock];
+  ExpertRows teams[Team::kPerBlock];
+  ExpertRows own;
+  Parts parts;
   std::int32_t first_row[kMostRanks + 1];  // of each source, in the order of items
 };
 
@@ -79,8 +86,28 @@ __device__ bool await_weights(const Params& p, Epoch n) {
 
 // Roles: partial sums ----------------------------------------------------------------------------
 
-/// Collects the expert outputs of a row, with their weights; one warp.
-__device__ void find_rows(const Params& p, TeamWords& team, int source, int row, Epoch n) {
+/// Counts the rows of each source, in the order in which this rank sums them: its own come last,
+/// and ranks do not all begin with the same one. One warp.
+__device__ void take_rows(const Params& p, Shared& s) {
+  const Context& c = p.context;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  std::int32_t before = 0;
+  for (int base = 1; base < c.size; base += 32) {
+    const int i = base + lane, source = c.rank + i;
+    std::int32_t sum = 0;
+    if (i < c.size) sum = p.routing.rows_from[source < c.size ? source : source - c.size];
+    for (int step = 1; step < 32; step *= 2) {
+      const std::int32_t lower = __shfl_up_sync(0xFFFFFFFFU, sum, step);
+      if (lane >= step) sum += lower;
+    }
+    if (i < c.size) s.first_row[i + 1] = before + sum;
+    before += __shfl_sync(0xFFFFFFFFU, sum, 31);
+  }
+  if (lane == 0) s.first_row[1] = 0;
+}
+
+/// Finds the expert outputs of a row; one warp.
+__device__ void find_rows(const Params& p, ExpertRows& found, int source, int row, Epoch n) {
   const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t entry =
@@ -91,188 +118,228 @@ __device__ void find_rows(const Params& p, TeamWords& team, int source, int row,
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
-    if (place >= 0)
-      weight = p.topk_weights != nullptr ? at<const float>(p.context, p.context.rank,
-                                                           slots.weights_of(n, source, row))[lane]
-                                         : p.routing.weights[entry + lane];
+    weight = p.topk_weights != nullptr ? at<const float>(p.context, p.context.rank,
+                                                         slots.weights_of(n, source, row))[lane]
+                                       : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(0xFFFFFFFFU, place >= 0);  // dropped ones are left out
   if (place >= 0) {
     const int i = __popc(present & ((1U << lane) - 1));
-    team.rows[i] = p.y + static_cast<std::uint64_t>(place) * slots.sizes.row_bytes;
-    team.weights[i] = weight;
+    found.rows[i] = p.y + static_cast<std::uint64_t>(place) * slots.sizes.row_bytes;
+    found.weights[i] = weight;
   }
-  if (lane == 0) team.count = __popc(present);
+  if (lane == 0) found.count = __popc(present);
 }
 
-/// Adds the weighted vectors `v`, `v` + Team::kThreads, ... below `vectors` of all rows to `acc`.
-template <class Element, int kHeld>
-__device__ __forceinline__ void add_rows(const TeamWords& team, int v, int vectors,
+/// Sums the vectors `v`, `v` + stride, ... below `vectors` of all rows; kVectors of them, two rows
+/// at a time in flight.
+template <class Element, int kVectors>
+__device__ __forceinline__ void add_rows(const ExpertRows& found, int v, int stride, int vectors,
                                          float (*acc)[Element::kLanes]) {
-  for (int r = 0; r < team.count; ++r) {
-    const auto* row = reinterpret_cast<const uint4*>(team.rows[r]) + v;
-    uint4 held[kHeld];
+  for (int r = 0; r < found.count; r += 2) {
+    const bool two = r + 1 < found.count;
+    const auto* first = reinterpret_cast<const uint4*>(found.rows[r]) + v;
+    const auto* second = reinterpret_cast<const uint4*>(found.rows[two ? r + 1 : r]) + v;
+    uint4 a[kVectors], b[kVectors];
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      if (v + i * Team::kThreads < vectors) held[i] = row[i * Team::kThreads];
-    const float weight = team.weights[r];
+    for (int i = 0; i < kVectors; ++i)
+      if (v + i * stride < vectors) {
+        a[i] = first[i * stride];
+        if (two) b[i] = second[i * stride];
+      }
+    const float weight_a = found.weights[r], weight_b = found.weights[two ? r + 1 : r];
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      if (v + i * Team::kThreads < vectors) Element::add(weight, held[i], acc[i]);
+    for (int i = 0; i < kVectors; ++i)
+      if (v + i * stride < vectors) {
+        Element::add(weight_a, a[i], acc[i]);
+        if (two) Element::add(weight_b, b[i], acc[i]);
+      }
   }
 }
 
 template <class Element>
-__device__ void sum_partial(const Params& p, const Team& team, const TeamWords& words,
+__device__ void sum_partial(const Params& p, const Team& team, const ExpertRows& found,
                             std::byte* out) {
-  constexpr int kHeld = 2;
+  constexpr int kVectors = 2, kStride = Team::kThreads;
   const auto vectors = static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4));
-  for (int v = team.thread; v < vectors; v += kHeld * Team::kThreads) {
-    float acc[kHeld][Element::kLanes] = {};
-    add_rows<Element, kHeld>(words, v, vectors, acc);
+  for (int v = team.thread; v < vectors; v += kVectors * kStride) {
+    float acc[kVectors][Element::kLanes] = {};
+    add_rows<Element, kVectors>(found, v, kStride, vectors, acc);
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      if (v + i * Team::kThreads < vectors)
-        reinterpret_cast<uint4*>(out)[v + i * Team::kThreads] = Element::round(acc[i]);
+    for (int i = 0; i < kVectors; ++i)
+      if (v + i * kStride < vectors)
+        reinterpret_cast<uint4*>(out)[v + i * kStride] = Element::round(acc[i]);
   }
 }
 
+/// The rows of one block, a team a row. Its first barrier is also that of credit.
 template <class Element>
-__device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
+__device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
-  if (stops(c, Phase::combine_weights)) return false;
+  const Epoch credit = peek_credit(c, lane);
+  if (threadIdx.x / 32 == 1) take_rows(p, s);  // the first warp has the epochs
+  const Entry entry = enter(c, lane);
+  const Epoch n = entry.send;
+  *good = entry.usable && !stops(c, Phase::combine_weights);
+  if (!*good) return entry;
   if (p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
-  if (threadIdx.x == 0) {  // items start behind this rank, so that ranks do not all write to one
-    std::int32_t sum = 0;
-    for (int i = 1; i < c.size; ++i) {
-      s.first_row[i] = sum;
-      sum += p.routing.rows_from[(c.rank + i) % c.size];
-    }
-    s.first_row[c.size] = sum;
-  }
-  __syncthreads();
-  if (s.first_row[c.size] > 0) {
-    if (stops(c, Phase::credit) || !await_credits(c, lane, n)) return false;
-    if (p.topk_weights != nullptr && !await_weights(p, n)) return false;
-  }
-  if (stops(c, Phase::combine_rows)) return false;
+  *good = !stops(c, Phase::credit) && await_credits(c, lane, n, credit);
+  if (*good && p.topk_weights != nullptr) *good = await_weights(p, n);
+  *good = *good && !stops(c, Phase::combine_rows);
+  mark(c, kAdmitted);
+  if (!*good) return entry;
   const Team team;
-  TeamWords& words = s.teams[team.in_block];
+  ExpertRows& found = s.teams[team.in_block];
   const int rows = s.first_row[c.size];
   int i = 1;
   for (int base = 0; base < rows; base += Team::count()) {  // all teams meet at the same barriers
     const int item = base + team.index();
     const bool mine = item < rows;
     while (mine && item >= s.first_row[i + 1]) ++i;
-    const int source = (c.rank + i) % c.size, row = item - s.first_row[i];
-    if (mine && team.first_warp()) find_rows(p, words, source, row, n);
+    const int source = c.rank + i < c.size ? c.rank + i : c.rank + i - c.size;
+    const int row = item - s.first_row[i];
+    if (mine && team.first_warp()) find_rows(p, found, source, row, n);
     team.sync();
     if (mine)
-      sum_partial<Element>(p, team, words,
+      sum_partial<Element>(p, team, found,
                            at<std::byte>(c, source, slots.partial_of(n, c.rank, row)));
     team.sync();
     if (mine && team.thread == 0)
       publish<KernelAccess>(at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, row)), n);
   }
-  leave_send(lane, n);
-  return true;
+  mark(c, kSent);
+  return entry;
 }
 
 // Roles: tokens ----------------------------------------------------------------------------------
 
-/// Waits for the partial sums of a token and collects them; the block's first warp. The own rank's
-/// is null here: its expert outputs are collected instead.
-__device__ bool find_parts(const Params& p, TeamWords& team, int token, Epoch n) {
+/// Finds the partial sums of a token and its own rank's expert outputs; waits for nothing. One
+/// warp; lane i returns the i-th rank of the token.
+__device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n) {
   const Context& c = p.context;
-  const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Destination from{-1, -1};
   if (lane < p.shape.width)
     from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
-  bool good = true;
-  if (from.rank >= 0 && from.rank != c.rank) {
-    const auto* flag = at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row));
-    good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
-                      [&] { return arrived<KernelAccess>(flag, n); });
-    team.parts[lane] = at<const std::byte>(c, c.rank, slots.partial_of(n, from.rank, from.row));
-  } else {
-    team.parts[lane] = nullptr;
-  }
+  const bool other = from.rank >= 0 && from.rank != c.rank;
+  s.parts.rows[lane] =
+      other ? at<const std::byte>(c, c.rank, p.shape.slots.partial_of(n, from.rank, from.row))
+            : nullptr;
   const unsigned all = __ballot_sync(0xFFFFFFFFU, from.rank >= 0);
   const unsigned own = __ballot_sync(0xFFFFFFFFU, from.rank == c.rank);
-  if (lane == 0) team.part_count = __popc(all);
+  if (lane == 0) {
+    s.parts.count = __popc(all);
+    s.own.count = 0;
+  }
+  __syncwarp();
   if (own != 0)
-    find_rows(p, team, c.rank, __shfl_sync(0xFFFFFFFFU, from.row, __ffs(static_cast<int>(own)) - 1),
-              n);
-  return __all_sync(0xFFFFFFFFU, good);
+    find_rows(p, s.own, c.rank,
+              __shfl_sync(0xFFFFFFFFU, from.row, __ffs(static_cast<int>(own)) - 1), n);
+  return from;
+}
+
+/// Waits for the partial sum of a lane's rank; one warp.
+__device__ bool await_part(const Params& p, const Destination& from, Epoch n) {
+  const Context& c = p.context;
+  if (from.rank < 0 || from.rank == c.rank) return true;
+  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.partial_flag_of(n, from.rank, from.row));
+  return wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
+                    [&] { return arrived<KernelAccess>(flag, n); });
+}
+
+/// The own rank's share of vector `v`, rounded as if it had come over the wire.
+template <class Element>
+__device__ __forceinline__ uint4 own_part(const ExpertRows& found, int v, int vectors) {
+  float acc[1][Element::kLanes] = {};
+  add_rows<Element, 1>(found, v, 0, vectors, acc);
+  return Element::round(acc[0]);
 }
 
 /// Sums one vector of a token over its ranks. Parts are loaded kInFlight at a time.
 template <class Element>
-__device__ __forceinline__ uint4 sum_parts(const TeamWords& words, const uint4* bias, int v) {
+__device__ __forceinline__ uint4 sum_parts(const Parts& parts, const uint4* bias, const uint4& own,
+                                           int v) {
   float acc[Element::kLanes] = {};
   if (bias != nullptr) Element::add(1.0F, bias[v], acc);
-  for (int first = 0; first < words.part_count; first += kInFlight) {
+  for (int first = 0; first < parts.count; first += kInFlight) {
     uint4 vectors[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (first + i < words.part_count && words.parts[first + i] != nullptr)
-        vectors[i] = reinterpret_cast<const uint4*>(words.parts[first + i])[v];
-#pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      if (first + i >= words.part_count) continue;
-      if (words.parts[first + i] == nullptr) {
-        float own[1][Element::kLanes] = {};
-        add_rows<Element, 1>(words, v, v + 1, own);
-        vectors[i] = Element::round(own[0]);
-      }
-      Element::add(1.0F, vectors[i], acc);
+      vectors[i] = own;
+      if (first + i < parts.count && parts.rows[first + i] != nullptr)
+        vectors[i] = reinterpret_cast<const uint4*>(parts.rows[first + i])[v];
     }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (first + i < parts.count) Element::add(1.0F, vectors[i], acc);
   }
   return Element::round(acc);
 }
 
+/// Sums one token; all threads. The own share of a thread's first vector is made while the first
+/// warp waits for the others.
 template <class Element>
-__device__ void sum_token(const Params& p, const TeamWords& words, int token) {
+__device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   const std::uint64_t row_bytes = p.shape.slots.sizes.row_bytes;
   const std::uint64_t offset = static_cast<std::uint64_t>(token) * row_bytes;
   const auto* bias = p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
   auto* out = reinterpret_cast<uint4*>(p.out + offset);
   const auto vectors = static_cast<int>(row_bytes / sizeof(uint4));
-  for (int v = threadIdx.x; v < vectors; v += blockDim.x)
-    out[v] = sum_parts<Element>(words, bias, v);
+  Destination from{-1, -1};
+  if (threadIdx.x < 32) from = find_parts(p, s, token, n);
+  __syncthreads();
+  int v = static_cast<int>(threadIdx.x);
+  uint4 own{};
+  if (v < vectors) own = own_part<Element>(s.own, v, vectors);
+  if (threadIdx.x < 32) {
+    const bool good = __all_sync(0xFFFFFFFFU, await_part(p, from, n));
+    if (threadIdx.x == 0) s.parts.good = good;
+  }
+  __syncwarp();
+  __syncthreads();
+  if (!s.parts.good) return false;
+  while (v < vectors) {
+    out[v] = sum_parts<Element>(s.parts, bias, own, v);
+    v += static_cast<int>(blockDim.x);
+    if (v < vectors) own = own_part<Element>(s.own, v, vectors);
+  }
+  __syncthreads();
+  return true;
 }
 
 template <class Element>
 __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   __syncthreads();
-  // The own rank's rows need their weights, too; on one rank alone nobody has waited for them yet.
-  if (p.topk_weights != nullptr && !await_weights(p, n)) return;
-  TeamWords& words = s.teams[0];
-  for (int token = blockIdx.x; token < p.tokens; token += gridDim.x) {
-    if (threadIdx.x < 32) {
-      const bool found = find_parts(p, words, token, n);
-      if (threadIdx.x == 0) words.good = found;
-      __syncwarp();
-    }
-    __syncthreads();
-    if (!words.good) return;
-    sum_token<Element>(p, words, token);
-    __syncthreads();
-  }
+  // Split from its send half, it has not seen the weights of the own rank's rows yet.
+  if ((p.halves & kSendHalf) == 0 && p.topk_weights != nullptr && !await_weights(p, n)) return;
+  for (int token = blockIdx.x; token < p.tokens; token += gridDim.x)
+    if (!sum_token<Element>(p, s, token, n)) return;
+  mark(c, kReceived);
   if (stops(c, Phase::release)) return;
-  leave_receive(c, lane, p.shape.slots.combine, n, false);
+  leave_receive(c, lane, p.shape.slots.combine, n, false, (p.halves & kSendHalf) != 0);
 }
 
 template <class Element>
 __device__ void run(const Params& p, Shared& shared) {
-  const auto lane = direction(p.context, p.shape.slots.combine);
-  const Entry entry = enter(p.context, lane);
-  if (!entry.usable) return;
-  if ((p.halves & kSendHalf) != 0 && !send<Element>(p, shared, entry.send, lane)) return;
-  if ((p.halves & kReceiveHalf) != 0) receive<Element>(p, shared, entry.receive, lane);
+  const Context& c = p.context;
+  start(c);
+  const auto lane = direction(c, p.shape.slots.combine);
+  Entry entry;
+  if ((p.halves & kSendHalf) != 0) {
+    bool good = true;
+    entry = send<Element>(p, shared, lane, &good);
+    if (!good) return;
+  } else {
+    entry = enter(c, lane);
+    if (!entry.usable) return;
+  }
+  if ((p.halves & kReceiveHalf) != 0)
+    receive<Element>(p, shared, entry.receive, lane);
+  else
+    leave_send(lane, entry.send);
+  mark(c, kEnded);
 }
 
 }  // namespace

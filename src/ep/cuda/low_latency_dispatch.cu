@@ -2,24 +2,28 @@
 //
 // Roles. A block owns contiguous tokens and plans them: it counts the selections of all tokens
 // before its own, so that the row and position of each of its tokens follow without asking anybody.
-// The last block has counted nearly everything by then; it sends the counts. After that the block
-// is four teams. A team writes whole rows (one per token and destination), then expands whole rows
-// as they arrive.
+// The first block has none before its own; it counts all tokens and sends the counts. After that
+// the block is four teams. A team writes a token to all its ranks, token after token; then it
+// expands row after row as they arrive, its own rank's first.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
-// one team; outputs and the handle's entries of a row by the team that expands it; counts and
-// ranges by the first block.
+// one team; outputs and the handle's entries of a row by the team that expands it; ranges and
+// tokens_per_expert by the first block.
 //
-// Memory order. Rows: stores of the team, barrier, release of the row's flag at system scope; the
-// receiver's thread 0 acquires the flag, barrier, loads. Slots are written after a credit was
-// acquired, and the credit is released by the last block to finish, after a barrier and an acq_rel
-// count of all blocks. The own rank's rows carry a header through the slot; their payload is read
-// from x, which must not change until the receive half is done.
+// Memory order. Counts carry their epoch. Rows: stores of the team, barrier, release of the row's
+// flag at system scope; the receiver's thread 0 acquires the flag, barrier, loads. Slots are
+// written after a credit was acquired, and the credit is released by the last block to finish,
+// after a barrier and an acq_rel count of all blocks. The own rank's rows carry a header through
+// the slot; their payload is read from x, which must not change until the receive half is done,
+// unless it is cast on its way.
 //
-// Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; every block
-// reads topk_idx[0, end of its tokens); a row waits for one flag, and costs three barriers of 256
-// threads.
+// Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; a block reads
+// topk_idx up to the end of its tokens, the first all of it. What a block must know from memory is
+// asked for at once, before the first barrier: entry words, credit, its selections; x comes to L2
+// meanwhile. A row waits for one flag; its header and payload are loaded together.
 
+#include "ep/cuda/cast.cuh"
+#include "ep/cuda/counting.cuh"
 #include "ep/cuda/kernel.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/team.cuh"
@@ -32,7 +36,7 @@ namespace expertwire::ep::cuda {
 namespace {
 
 constexpr int kMostTopK = 32;
-constexpr int kBatch = 32;  // tokens that a block plans at a time
+constexpr int kBatch = 8;  // tokens that a block plans at a time
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 // Params -----------------------------------------------------------------------------------------
@@ -48,17 +52,17 @@ struct Plan {
 
 /// What a team knows of the row that it expands.
 struct Expansion {
-  void* places[kMostTopK];
+  std::int32_t places[kMostTopK];  // in the output; below 0: none
   std::int32_t copies;
-  std::int32_t token;
   bool good;
 };
 
 struct Shared {
   Plan plan;
-  Expansion rows[Team::kPerBlock];
-  std::int32_t rows_to_rank[kMostRanks];       // send: so far
-  std::int32_t total_to_rank[kMostRanks + 1];  // send: in all; receive: rows before each source's
+  Expansion rows[Team::kPerBlock][2];       // taken in turn
+  std::int32_t rows_to_rank[kMostRanks];    // send: so far
+  std::int32_t total_to_rank[kMostRanks];   // send, first block: in all
+  std::int32_t first_item[kMostRanks + 1];  // receive: rows before each source's, own rank first
 };
 
 /// Counters of experts lie behind Shared: [E] so far, [E] in all. The receive half keeps the first
@@ -68,44 +72,6 @@ __device__ std::int32_t* expert_counters(Shared* shared) {
 }
 
 // Roles: planner ---------------------------------------------------------------------------------
-
-__device__ std::int32_t expert_at(const Params& p, int i) {
-  bool valid = true;
-  return p.ids.at(i, p.shape.placement.experts, &valid);
-}
-
-/// Remembers ids that are out of range; they count as "no selection".
-__device__ void note_invalid_ids(const Params& p) {
-  for (int i = threadIdx.x; i < p.tokens * p.shape.top_k; i += blockDim.x) {
-    bool valid = true;
-    p.ids.at(i, p.shape.placement.experts, &valid);
-    if (valid) continue;
-    HostWords& host = *p.context.host;
-    atomicAdd_system(&host.invalid_ids, 1ULL);
-    if (atomicCAS_system(reinterpret_cast<unsigned long long*>(&host.first_invalid_at), 0ULL,
-                         static_cast<unsigned long long>(i) + 1) == 0)
-      host.first_invalid_id = p.ids.wide ? static_cast<const std::int64_t*>(p.ids.data)[i]
-                                         : static_cast<const std::int32_t*>(p.ids.data)[i];
-  }
-}
-
-/// Counts selections [0, tokens) into `experts` and `ranks`; a token counts once a rank.
-__device__ void count_tokens(const Params& p, int tokens, std::int32_t* experts,
-                             std::int32_t* ranks) {
-  const int top_k = p.shape.top_k;
-  for (int i = threadIdx.x; i < tokens * top_k; i += blockDim.x) {
-    const std::int32_t expert = expert_at(p, i);
-    if (expert < 0) continue;
-    atomicAdd(&experts[expert], 1);
-    const std::int32_t rank = p.shape.placement.rank_of(expert);
-    bool first = true;
-    for (int j = i - i % top_k; j < i && first; ++j) {
-      const std::int32_t other = expert_at(p, j);
-      first = other < 0 || p.shape.placement.rank_of(other) != rank;
-    }
-    if (first) atomicAdd(&ranks[rank], 1);
-  }
-}
 
 /// Plans one token whose experts are in the plan already; one warp.
 __device__ void plan_token(const Params& p, Shared& s, int b, int token) {
@@ -141,227 +107,355 @@ __device__ void plan_token(const Params& p, Shared& s, int b, int token) {
 
 // Roles: sender ----------------------------------------------------------------------------------
 
-/// Counts go to every rank, zeros too, before any row of this block.
+/// Counts go to every rank, zeros too; the first block. They need no release: each carries its
+/// epoch.
 __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
-  const int local = p.shape.placement.local_experts(), experts = p.shape.placement.experts;
-  std::int32_t* total = expert_counters(&s) + experts;
-  for (int i = threadIdx.x; i < experts; i += blockDim.x) total[i] = 0;
-  for (int i = threadIdx.x; i < c.size; i += blockDim.x) s.total_to_rank[i] = 0;
-  __syncthreads();
-  count_tokens(p, p.tokens, total, s.total_to_rank);
-  note_invalid_ids(p);
-  __syncthreads();
-  for (int i = threadIdx.x; i < experts + c.size; i += blockDim.x) {
-    const int peer = i < experts ? i / local : i - experts;
-    auto* counts = at<std::int32_t>(c, peer, slots.counts_of(n, c.rank));
-    if (i < experts)
-      counts[1 + i % local] = total[i];
-    else
-      counts[0] = s.total_to_rank[peer];
-  }
-  __syncthreads();
-  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    publish<KernelAccess>(at<Epoch>(c, peer, slots.count_flag_of(n, c.rank)), n);
-}
-
-/// Writes one row, header and payload; one team.
-__device__ void write_row(const Params& p, const Plan& plan, const Team& team, int b, int token,
-                          const Destination& to, Epoch n) {
-  const Context& c = p.context;
-  const LowLatencySlots& slots = p.shape.slots;
-  auto* header = at<RowHeader>(c, to.rank, slots.row_of(n, c.rank, to.row));
-  if (team.first_warp()) {
-    const int k = team.thread;
-    const std::int32_t expert = k < p.shape.top_k ? plan.experts[b][k] : -1;
-    const bool mine = expert >= 0 && p.shape.placement.rank_of(expert) == to.rank;
-    const unsigned all = __ballot_sync(kAllLanes, mine);
-    if (mine) {
-      const float weight =
-          p.topk_weights != nullptr
-              ? p.topk_weights[static_cast<std::int64_t>(token) * p.shape.top_k + k]
-              : 1.0F;
-      auto* selections = reinterpret_cast<Selection*>(header + 1);
-      selections[__popc(all & ((1U << k) - 1))] = {p.shape.placement.local_index(expert),
-                                                   plan.positions[b][k], weight};
-    }
-    if (k == 0) *header = {token, __popc(all)};
-  }
-  if (to.rank != c.rank) {
-    void* payload = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
-    copy_row(p.x + static_cast<std::uint64_t>(token) * slots.sizes.row_bytes,
-             static_cast<int>(slots.sizes.row_bytes / sizeof(uint4)), team.thread, Team::kThreads,
-             1, [&](int) { return payload; });
+  const int local = p.shape.placement.local_experts();
+  const int entries = LowLatencySlots::kHeader + local;
+  const std::int32_t* total = expert_counters(&s) + p.shape.placement.experts;
+  for (int i = threadIdx.x; i < entries * c.size; i += blockDim.x) {
+    const int peer = i / entries, entry = i % entries;
+    std::int32_t value = s.total_to_rank[peer];
+    if (entry == LowLatencySlots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
+    if (entry >= LowLatencySlots::kHeader)
+      value = total[peer * local + entry - LowLatencySlots::kHeader];
+    tell<KernelAccess>(at<Tagged>(c, peer, slots.counts_of(n, c.rank)) + entry, value, n);
   }
 }
 
-/// Sends the rows of a planned batch of tokens. Teams meet at the same number of barriers, whether
-/// they have a row or not: racecheck counts on it.
-__device__ void send_batch(const Params& p, const Plan& plan, int first, int count, Epoch n) {
+/// Asks for the rows of tokens to be brought to L2; a thread a line.
+__device__ void prefetch_rows(const Params& p, const Part& tokens) {
+  constexpr std::uint64_t kLine = 128;
+  const std::uint64_t row = p.cast ? p.shape.slots.sizes.row_bytes : p.format.data_bytes;
+  const std::byte* begin = p.x + static_cast<std::uint64_t>(tokens.begin) * row;
+  const std::byte* end = p.x + static_cast<std::uint64_t>(tokens.end) * row;
+  for (const std::byte* at = begin + threadIdx.x * kLine; at < end; at += blockDim.x * kLine)
+    device::prefetch_l2(at);
+}
+
+/// Where the payload of a token goes: `at(i)` for all i below the width, null if there is nothing
+/// to write. At the own rank it is read from x. Every rank begins with another one.
+struct PayloadPlaces {
+  const Params& p;
+  const Destination* list;
+  Epoch n;
+  int turn;
+
+  __device__ PayloadPlaces(const Params& params, const Destination* destinations, Epoch epoch)
+      : p(params), list(destinations), n(epoch), turn(params.context.rank % params.shape.width) {}
+  __device__ __forceinline__ std::byte* operator()(int i) const {
+    const Context& c = p.context;
+    const int turned = i + turn;
+    const Destination to = list[turned < p.shape.width ? turned : turned - p.shape.width];
+    if (to.rank < 0 || (to.rank == c.rank && !p.cast)) return nullptr;
+    const LowLatencySlots& slots = p.shape.slots;
+    return at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
+  }
+};
+
+/// Writes the headers of a token's rows; one warp.
+__device__ void write_headers(const Params& p, const Plan& plan, int b, int token, Epoch n) {
   const Context& c = p.context;
-  const int width = p.shape.width;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int32_t expert = lane < p.shape.top_k ? plan.experts[b][lane] : -1;
+  const std::int32_t rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
+  Selection selection{};
+  if (expert >= 0) {
+    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
+    selection = {p.shape.placement.local_index(expert), plan.positions[b][lane],
+                 p.topk_weights != nullptr ? p.topk_weights[i] : 1.0F};
+  }
+  for (int i = 0; i < p.shape.width; ++i) {
+    const Destination to = plan.destinations[b][i];
+    if (to.rank < 0) break;
+    auto* header = at<RowHeader>(c, to.rank, p.shape.slots.row_of(n, c.rank, to.row));
+    const unsigned all = __ballot_sync(kAllLanes, rank == to.rank);
+    if (rank == to.rank)
+      reinterpret_cast<Selection*>(header + 1)[__popc(all & ((1U << lane) - 1))] = selection;
+    if (lane == 0) *header = {token, __popc(all)};
+  }
+}
+
+/// Writes a token's payload to all its ranks; one team.
+__device__ void write_payload(const Params& p, const PayloadPlaces& place, const Team& team,
+                              std::int64_t token) {
+  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
+  const std::byte* from = p.x + token * p.format.data_bytes;
+  HeldRow row;
+  row.load(from, vectors, team.thread, Team::kThreads);
+  copy_held_row(row, from, vectors, team.thread, Team::kThreads, p.shape.width, place);
+  if (team.thread >= static_cast<int>(p.format.scales)) return;
+  const float scale = p.x_scales[token * p.format.scales + team.thread];
+  for (int i = 0; i < p.shape.width; ++i)
+    if (std::byte* to = place(i))
+      reinterpret_cast<float*>(to + p.format.data_bytes)[team.thread] = scale;
+}
+
+/// The same, cast to fp8 on its way.
+template <class Element>
+__device__ void write_cast(const Params& p, const PayloadPlaces& place, const Team& team,
+                           std::int64_t token) {
+  const std::byte* from = p.x + token * static_cast<std::int64_t>(p.shape.slots.sizes.row_bytes);
+  auto write = [&](int chunk, const uint4& codes) {
+    for (int i = 0; i < p.shape.width; ++i)
+      if (std::byte* to = place(i)) reinterpret_cast<uint4*>(to)[chunk] = codes;
+  };
+  auto write_scale = [&](int index, float scale) {
+    for (int i = 0; i < p.shape.width; ++i)
+      if (std::byte* to = place(i))
+        reinterpret_cast<float*>(to + p.format.data_bytes)[index] = scale;
+  };
+  cast_row<Element>(from, static_cast<int>(p.format.data_bytes), team.thread, Team::kThreads, write,
+                    write_scale);
+}
+
+/// Sends the tokens of a planned batch, a team a token. Teams meet at the same number of barriers,
+/// whether they have a token or not: racecheck counts on it.
+__device__ void send_batch(const Params& p, const Plan& plan, const Part& tokens, Epoch n) {
+  const Context& c = p.context;
   const Team team;
-  for (int base = 0; base < count * width; base += Team::kPerBlock) {
-    const int item = base + team.in_block, b = item / width;
-    Destination to{-1, -1};
-    if (item < count * width) to = plan.destinations[b][(item + c.rank) % width];
-    if (to.rank >= 0) write_row(p, plan, team, b, first + b, to, n);
+  for (int base = tokens.begin; base < tokens.end; base += Team::kPerBlock) {
+    const int token = base + team.in_block, b = token - tokens.begin;
+    const bool mine = token < tokens.end;
+    if (mine) {
+      const PayloadPlaces places(p, plan.destinations[b], n);
+      if (team.first_warp()) write_headers(p, plan, b, token, n);
+      if (!p.cast)
+        write_payload(p, places, team, token);
+      else if (p.shape.dtype == DType::bf16)
+        write_cast<Bf16>(p, places, team, token);
+      else
+        write_cast<Fp32>(p, places, team, token);
+    }
     team.sync();
-    if (to.rank >= 0 && team.thread == 0)
+    if (!mine || team.thread >= p.shape.width) continue;
+    const Destination to = plan.destinations[b][team.thread];
+    if (to.rank >= 0)
       publish<KernelAccess>(at<Epoch>(c, to.rank, p.shape.slots.row_flag_of(n, c.rank, to.row)), n);
   }
 }
 
-__device__ bool send(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
-  const Context& c = p.context;
-  const int experts = p.shape.placement.experts, top_k = p.shape.top_k;
-  const Part own = part_of(p.tokens, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
-  const bool counts = blockIdx.x == gridDim.x - 1;
-  if (own.begin == own.end && !counts) {
-    leave_send(lane, n);
-    return true;
-  }
-  std::int32_t* so_far = expert_counters(&s);
-  for (int i = threadIdx.x; i < experts; i += blockDim.x) so_far[i] = 0;
-  for (int i = threadIdx.x; i < c.size; i += blockDim.x) s.rows_to_rank[i] = 0;
-  __syncthreads();
-  count_tokens(p, own.begin, so_far, s.rows_to_rank);
-  if (stops(c, Phase::credit) || !await_credits(c, lane, n)) return false;
-  if (stops(c, Phase::counts)) return false;
-  if (counts) send_counts(p, s, n);
-  if (stops(c, Phase::dispatch_rows)) return false;
+/// Puts the experts of a batch into the plan; a thread a selection.
+__device__ void take_experts(const Params& p, Plan& plan, const Part& tokens) {
+  const auto i = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
+  static_assert(kBatch * kMostTopK <= Team::kBlockThreads);
+  if (i >= (tokens.end - tokens.begin) * top_k) return;
+  bool valid = true;
+  plan.experts[i / top_k][i % top_k] = p.ids.at(static_cast<std::int64_t>(tokens.begin) * top_k + i,
+                                                p.shape.placement.experts, &valid);
+}
 
-  for (int first = own.begin; first < own.end; first += kBatch) {
-    const int count = min(kBatch, own.end - first);
-    __syncthreads();  // the plan before has been used, counters are complete
-    for (int i = threadIdx.x; i < count * top_k; i += blockDim.x)
-      s.plan.experts[i / top_k][i % top_k] = expert_at(p, first * top_k + i);
-    __syncthreads();
-    if (threadIdx.x < 32)
-      for (int b = 0; b < count; ++b) plan_token(p, s, b, first + b);
-    __syncthreads();
-    send_batch(p, s.plan, first, count, n);
+/// The tokens of one block. What is loaded before the first barrier is in flight together.
+__device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
+  const Context& c = p.context;
+  const int experts = p.shape.placement.experts;
+  const bool first = blockIdx.x == 0;
+  const Part own = part_of(p.tokens, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  auto batch_at = [&](int begin) -> Part { return {begin, min(begin + kBatch, own.end)}; };
+  prefetch_rows(p, batch_at(own.begin));
+  const int before = own.begin < own.end ? own.begin : 0;
+  const CountRequest request{p.ids, p.shape.placement, p.shape.top_k, first ? p.tokens : before,
+                             first};
+  const Selections mine(p.shape.top_k);
+  const std::int32_t peeked = peek_selection(request, mine);
+  const Epoch credit = peek_credit(c, lane);
+  take_experts(p, s.plan, batch_at(own.begin));
+  std::int32_t* so_far = expert_counters(&s);
+  for (int i = threadIdx.x; i < 2 * experts; i += blockDim.x) so_far[i] = 0;
+  for (int i = threadIdx.x; i < c.size; i += blockDim.x) {
+    s.rows_to_rank[i] = 0;
+    s.total_to_rank[i] = 0;
   }
-  leave_send(lane, n);
-  return true;
+  const Entry entry = enter(c, lane);
+  *good = entry.usable && !stops(c, Phase::credit);
+  if (!*good) return entry;
+  const Counters counters =
+      first ? Counters{so_far + experts, s.total_to_rank} : Counters{so_far, s.rows_to_rank};
+  count_tokens(c, request, mine, peeked, counters);
+  *good = await_credits(c, lane, entry.send, credit) && !stops(c, Phase::counts);
+  mark(c, kAdmitted);
+  if (!*good) return entry;
+  if (first) send_counts(p, s, entry.send);
+  *good = !stops(c, Phase::dispatch_rows);
+  for (int begin = own.begin; begin < own.end && *good; begin += kBatch) {
+    const Part batch = batch_at(begin);
+    if (begin > own.begin) {
+      __syncthreads();  // the plan before has been used
+      take_experts(p, s.plan, batch);
+      __syncthreads();
+    }
+    if (threadIdx.x < 32)
+      for (int token = batch.begin; token < batch.end; ++token)
+        plan_token(p, s, token - batch.begin, token);
+    __syncthreads();
+    send_batch(p, s.plan, batch, entry.send);
+  }
+  mark(c, kSent);
+  return entry;
 }
 
 // Roles: receiver --------------------------------------------------------------------------------
 
-/// Turns the sources' counts into the first place of each (source, local expert), and into rows
-/// before each source's; the first block also writes the outputs that tell it.
-__device__ void take_counts(const Params& p, Shared& s, Epoch n) {
+/// The source whose rows are the `i`-th to be expanded.
+__device__ __forceinline__ int source_at(const Context& c, int i) {
+  const int source = c.rank + i;
+  return source < c.size ? source : source - c.size;
+}
+
+__device__ __forceinline__ const Tagged* counts_from(const Params& p, int source, Epoch n) {
+  return at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
+}
+
+/// Learns how many rows come from each source, and that they are of the right format; one warp.
+__device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
+  const Context& c = p.context;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  bool good = true;
+  std::int32_t before = 0;
+  for (int base = 0; base < c.size; base += 32) {
+    const int i = base + lane, source = source_at(c, min(i, c.size - 1));
+    std::int32_t rows = 0, format = 0;
+    if (i < c.size) {
+      const Tagged* counts = counts_from(p, source, n);
+      good = await_told(c, source, counts + LowLatencySlots::kRows, n, &rows) &&
+             await_told(c, source, counts + LowLatencySlots::kFormat, n, &format);
+      if (good && format != static_cast<std::int32_t>(p.format.dtype)) {
+        report_failure(c, ErrorCode::mismatch, source, Phase::counts,
+                       static_cast<std::uint64_t>(format) + 1, 0);
+        good = false;
+      }
+      if (blockIdx.x == 0) p.routing.rows_from[source] = rows;
+    }
+    std::int32_t sum = rows;
+    for (int step = 1; step < 32; step *= 2) {
+      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += lower;
+    }
+    if (i < c.size) s.first_item[i + 1] = before + sum;
+    before += __shfl_sync(kAllLanes, sum, 31);
+  }
+  if (lane == 0) s.first_item[0] = 0;
+  return __all_sync(kAllLanes, good);
+}
+
+/// Turns the sources' counts into the first place of each (source, local expert); the first block
+/// also writes the outputs that tell it. All threads; false if counts did not come.
+__device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
+  constexpr int kAtOnce = 4;
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
   const int local = p.shape.placement.local_experts();
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
   std::int32_t* places = expert_counters(&s);
-  auto counts_from = [&](int source) {
-    return at<const std::int32_t>(c, c.rank, slots.counts_of(n, source));
-  };
-  for (int e = threadIdx.x; e < local; e += blockDim.x) {
+  bool good = true;
+  if (threadIdx.x >= Team::kBlockThreads - 32) good = take_rows(p, s, n);
+  for (int e = threadIdx.x; e < local && good; e += blockDim.x) {
     std::int32_t sum = 0;
-    for (int source = 0; source < c.size; ++source) {
-      places[source * local + e] = sum;
-      const std::int32_t came = counts_from(source)[1 + e], taken = min(came, room - sum);
-      if (blockIdx.x == 0) {
-        reinterpret_cast<int2*>(p.ranges)[e * c.size + source] = {sum, taken};
-        if (came > taken)
-          atomicAdd_system(&c.host->dropped_rows, static_cast<unsigned long long>(came - taken));
+    for (int base = 0; base < c.size && good; base += kAtOnce) {
+      std::int32_t counts[kAtOnce];
+      bool there[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        there[i] = base + i < c.size &&
+                   told<KernelAccess>(counts_from(p, base + i, n) + LowLatencySlots::kHeader + e, n,
+                                      &counts[i]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int source = base + i;
+        if (source >= c.size || !good) continue;
+        if (!there[i])
+          good = await_told(c, source, counts_from(p, source, n) + LowLatencySlots::kHeader + e, n,
+                            &counts[i]);
+        if (!good) continue;
+        const std::int32_t taken = min(counts[i], room - sum);
+        places[source * local + e] = sum;
+        if (blockIdx.x == 0) {
+          reinterpret_cast<int2*>(p.ranges)[e * c.size + source] = {sum, taken};
+          if (counts[i] > taken)
+            atomicAdd_system(&c.host->dropped_rows,
+                             static_cast<unsigned long long>(counts[i] - taken));
+        }
+        sum += taken;
       }
-      sum += taken;
     }
-    if (blockIdx.x == 0) p.tokens_per_expert[e] = sum;
+    if (blockIdx.x == 0 && good) p.tokens_per_expert[e] = sum;
   }
-  if (threadIdx.x == 0) {
-    std::int32_t sum = 0;
-    for (int source = 0; source < c.size; ++source) {
-      s.total_to_rank[source] = sum;
-      sum += counts_from(source)[0];
-    }
-    s.total_to_rank[c.size] = sum;
-  }
-  if (blockIdx.x == 0)
-    for (int source = threadIdx.x; source < c.size; source += blockDim.x)
-      p.routing.rows_from[source] = counts_from(source)[0];
   __syncwarp();
-  __syncthreads();
+  return __syncthreads_and(good);
 }
+
+/// A row that has come.
+struct Arrival {
+  int source;
+  int index;
+  const RowHeader* header;
+};
 
 /// Finds the places of a row's copies and notes them in the handle; the first warp of a team.
-__device__ void find_places(const Params& p, Shared& s, Expansion& row, int source, int index,
-                            Epoch n) {
+__device__ void find_places(const Params& p, Shared& s, Expansion& row, const Arrival& arrival) {
   const LowLatencySlots& slots = p.shape.slots;
-  const auto* header =
-      at<const RowHeader>(p.context, p.context.rank, slots.row_of(n, source, index));
   const int lane = static_cast<int>(threadIdx.x) % 32, top_k = p.shape.top_k;
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
-  const std::int32_t count = header->count, token = header->token;
-  const auto* selections = reinterpret_cast<const Selection*>(header + 1);
-  void* place = nullptr;
+  // All of it is there, used or not: the loads need not wait for each other.
+  const RowHeader header = *arrival.header;
+  Selection selection{};
+  if (lane < top_k) selection = reinterpret_cast<const Selection*>(arrival.header + 1)[lane];
+  std::int32_t note = LowLatencyRouting::kEnd;
   if (lane < top_k) {
-    std::int32_t note = LowLatencyRouting::kEnd;
-    float weight = 0;
-    if (lane < count) {
-      const Selection selection = selections[lane];
-      weight = selection.weight;
+    if (lane < header.count) {
       const std::int32_t in_expert =
-          expert_counters(&s)[source * p.shape.placement.local_experts() + selection.local_expert] +
+          expert_counters(
+              &s)[arrival.source * p.shape.placement.local_experts() + selection.local_expert] +
           selection.position;
-      note = LowLatencyRouting::kDropped;
-      if (in_expert < room) {
-        note = selection.local_expert * room + in_expert;
-        place = p.out_x + static_cast<std::uint64_t>(note) * slots.sizes.row_bytes;
-        p.source_tokens[note] = token;
-      }
+      note = in_expert < room ? selection.local_expert * room + in_expert
+                              : LowLatencyRouting::kDropped;
+      if (note >= 0) p.source_tokens[note] = header.token;
     }
-    const std::int64_t entry =
-        (static_cast<std::int64_t>(source) * static_cast<std::int64_t>(slots.sizes.max_tokens) +
-         index) *
-            top_k +
-        lane;
+    const std::int64_t entry = (static_cast<std::int64_t>(arrival.source) *
+                                    static_cast<std::int64_t>(slots.sizes.max_tokens) +
+                                arrival.index) *
+                                   top_k +
+                               lane;
     p.routing.copies[entry] = note;
-    p.routing.weights[entry] = weight;
+    p.routing.weights[entry] = lane < header.count ? selection.weight : 0.0F;
   }
-  row.places[lane] = place;
-  if (lane == 0) {
-    row.copies = count;
-    row.token = token;
-  }
+  row.places[lane] = note;
+  if (lane == 0) row.copies = header.count;
 }
 
-/// Copies a row to its places; one team.
-__device__ void expand_row(const Params& p, const Expansion& row, const Team& team, int source,
-                           int index, Epoch n) {
-  const LowLatencySlots& slots = p.shape.slots;
-  const auto* header =
-      at<const RowHeader>(p.context, p.context.rank, slots.row_of(n, source, index));
-  const std::byte* payload =
-      source == p.context.rank ? p.x + static_cast<std::uint64_t>(row.token) * slots.sizes.row_bytes
-                               : reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
-  copy_row(payload, static_cast<int>(slots.sizes.row_bytes / sizeof(uint4)), team.thread,
-           Team::kThreads, row.copies, [&](int i) { return row.places[i]; });
+/// Copies a row, whose first vectors are held, to its places; one team.
+__device__ void expand_row(const Params& p, const Expansion& row, const Team& team, HeldRow& held,
+                           const std::byte* data, const float* scales) {
+  copy_held_row(held, data, static_cast<int>(p.format.data_bytes / sizeof(uint4)), team.thread,
+                Team::kThreads, row.copies, [&](int i) -> void* {
+                  const std::int64_t place = row.places[i];
+                  return place >= 0 ? p.out_x + place * p.format.data_bytes : nullptr;
+                });
+  const auto count = static_cast<int>(p.format.scales);
+  for (int i = team.thread; i < count * row.copies; i += Team::kThreads) {
+    const std::int64_t place = row.places[i / count];
+    if (place >= 0) p.out_scales[place * count + i % count] = scales[i % count];
+  }
 }
 
 __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
   __syncthreads();  // shared memory changes hands
-  if (!await_flags(
-          c, Phase::counts, n, [&](int source) { return slots.count_flag_of(n, source); },
-          [](int) { return true; }))
-    return;
-  take_counts(p, s, n);
+  if (!take_counts(p, s, n)) return;
+  mark(c, kCounted);
   const Team team;
-  Expansion& row = s.rows[team.in_block];
+  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   bool good = true;
-  int source = 0;
-  const int rows = s.total_to_rank[c.size];
-  for (int base = 0; base < rows && good; base += Team::count()) {  // barriers as in send_batch
+  int i = 0;
+  const int rows = s.first_item[c.size];
+  for (int base = 0, turn = 0; base < rows && good; base += Team::count(), ++turn) {
+    Expansion& row = s.rows[team.in_block][turn % 2];  // barriers as in send_batch
     const int item = base + team.index();
-    while (item < rows && item >= s.total_to_rank[source + 1]) ++source;
-    const int index = item - s.total_to_rank[source];
+    while (item < rows && item >= s.first_item[i + 1]) ++i;
+    const int source = source_at(c, i), index = item - s.first_item[i];
     if (team.thread == 0) {
       row.good = true;
       if (item < rows) {
@@ -373,13 +467,25 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
     team.sync();
     good = row.good;
     const bool mine = item < rows && good;
-    if (mine && team.first_warp()) find_places(p, s, row, source, index, n);
+    const auto* header = at<const RowHeader>(c, c.rank, slots.row_of(n, source, index));
+    const std::byte* data = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
+    const auto* scales = reinterpret_cast<const float*>(data + p.format.data_bytes);
+    HeldRow held;
+    if (mine) {
+      if (source == c.rank && !p.cast) {
+        const std::int64_t token = header->token;
+        data = p.x + token * p.format.data_bytes;
+        scales = p.x_scales + token * p.format.scales;
+      }
+      held.load(data, vectors, team.thread, Team::kThreads);
+      if (team.first_warp()) find_places(p, s, row, {source, index, header});
+    }
     team.sync();
-    if (mine) expand_row(p, row, team, source, index, n);
-    team.sync();  // the team's words are free again
+    if (mine) expand_row(p, row, team, held, data, scales);
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
-  leave_receive(c, lane, slots.dispatch, n, false);
+  mark(c, kReceived);
+  leave_receive(c, lane, slots.dispatch, n, false, (p.halves & kSendHalf) != 0);
 }
 
 }  // namespace
@@ -392,11 +498,23 @@ __global__ void __launch_bounds__(Team::kBlockThreads, 1)
     dispatch(const __grid_constant__ LowLatencyDispatchParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const auto lane = direction(p.context, p.shape.slots.dispatch);
-  const Entry entry = enter(p.context, lane);
-  if (!entry.usable) return;
-  if ((p.halves & kSendHalf) != 0 && !send(p, shared, entry.send, lane)) return;
-  if ((p.halves & kReceiveHalf) != 0) receive(p, shared, entry.receive, lane);
+  const Context& c = p.context;
+  start(c);
+  const auto lane = direction(c, p.shape.slots.dispatch);
+  Entry entry;
+  if ((p.halves & kSendHalf) != 0) {
+    bool good = true;
+    entry = send(p, shared, lane, &good);
+    if (!good) return;
+  } else {
+    entry = enter(c, lane);
+    if (!entry.usable) return;
+  }
+  if ((p.halves & kReceiveHalf) != 0)
+    receive(p, shared, entry.receive, lane);
+  else
+    leave_send(lane, entry.send);
+  mark(c, kEnded);
 }
 
 }  // namespace low_latency

@@ -63,12 +63,16 @@ class CudaEngine final : public LowLatencyEngine {
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
     p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+    p.format = work.format;
+    p.cast = work.cast;
     p.x = work.x.as<std::byte>();
+    p.x_scales = work.x_scales.as<float>();
     p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
     p.out_x = work.outputs.x.as<std::byte>();
     p.tokens_per_expert = work.outputs.tokens_per_expert.as<std::int32_t>();
     p.ranges = work.outputs.ranges.as<std::int32_t>();
     p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
+    p.out_scales = work.outputs.scales.as<float>();
     const int blocks = runtime_.budget_of(call);
     runtime_.run(call, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");

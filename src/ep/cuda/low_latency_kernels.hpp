@@ -6,6 +6,7 @@
 
 #include "ep/cuda/context.hpp"
 #include "ep/routing.hpp"
+#include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/dtype.hpp"
 
@@ -37,13 +38,17 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
+  RowFormat format;                 ///< of the rows that travel and of out_x
+  bool cast;                        ///< x is of the row type and is cast to it
   ExpertIds ids;                    ///< [T, K]
   const std::byte* x;               ///< [T, H]
+  const float* x_scales;            ///< [T, scales] or null
   const float* topk_weights;        ///< [T, K] or null
   std::byte* out_x;                 ///< [L, R*M, H]
   std::int32_t* tokens_per_expert;  ///< [L]
   std::int32_t* ranges;             ///< [L, R, 2]
   std::int32_t* source_tokens;      ///< [L, R*M]
+  float* out_scales;                ///< [L, R*M, scales] or null
 };
 
 struct LowLatencyCombineParams {

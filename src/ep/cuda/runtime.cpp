@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "base/check.hpp"
+#include "ep/cuda/trace.hpp"
 
 namespace expertwire::ep::cuda {
 
@@ -198,6 +199,7 @@ Context Runtime::context_of(const Call& call) const {
   for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, call.lane);
   context.host = words_;
   context.failed = failed_;
+  context.trace = Trace::next(call.operation);
   const auto timeout = call.timeout.value_or(communicator.timeout());
   context.timeout_ns = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count());
@@ -298,6 +300,10 @@ std::string describe(const HostWords& words, const char* operation) {
   const bool row = phase == Phase::dispatch_rows || phase == Phase::combine_rows;
   switch (static_cast<ErrorCode>(words.code)) {
     case ErrorCode::mismatch:
+      if (words.detail > 0)
+        return fmt::format(
+            "{}: rank {} sends rows of {}, this rank others; all ranks send the same", operation,
+            words.peer, to_string(static_cast<DType>(words.detail - 1)));
       return fmt::format(
           "{}: rank {} gave a capacity and this rank none, or the other way round; "
           "all ranks give one, or none",

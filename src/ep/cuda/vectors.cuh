@@ -13,6 +13,14 @@ namespace expertwire::ep::cuda {
 /// A vector's elements in fp32, and how they go back: round to nearest even.
 struct Bf16 {
   static constexpr int kLanes = 8;
+  __device__ static void values(const uint4& vector, float* out) {
+    const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      out[2 * i] = __uint_as_float(words[i] << 16);
+      out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000U);
+    }
+  }
   __device__ static void add(float weight, const uint4& vector, float* acc) {
     const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
@@ -34,6 +42,12 @@ struct Bf16 {
 
 struct Fp32 {
   static constexpr int kLanes = 4;
+  __device__ static void values(const uint4& vector, float* out) {
+    out[0] = __uint_as_float(vector.x);
+    out[1] = __uint_as_float(vector.y);
+    out[2] = __uint_as_float(vector.z);
+    out[3] = __uint_as_float(vector.w);
+  }
   __device__ static void add(float weight, const uint4& vector, float* acc) {
     acc[0] = __fmaf_rn(weight, __uint_as_float(vector.x), acc[0]);
     acc[1] = __fmaf_rn(weight, __uint_as_float(vector.y), acc[1]);
@@ -61,6 +75,38 @@ __device__ __forceinline__ void for_vectors(int vectors, int thread, int threads
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i)
       if (base + i * threads < vectors) use(i, base + i * threads);
+  }
+}
+
+/// The part of a row that a thread of a team holds in registers: loaded early, written late.
+struct HeldRow {
+  uint4 held[kInFlight];
+
+  __device__ __forceinline__ void load(const void* from, int vectors, int thread, int threads) {
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (thread + i * threads < vectors)
+        held[i] = static_cast<const uint4*>(from)[thread + i * threads];
+  }
+  __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads) const {
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i)
+      if (thread + i * threads < vectors) static_cast<uint4*>(to)[thread + i * threads] = held[i];
+  }
+};
+
+/// Copies a row of `vectors` vectors to `count` places; `place(i)` gives them, null for none. Its
+/// first vectors are in `row` already.
+template <class Place>
+__device__ __forceinline__ void copy_held_row(HeldRow& row, const void* from, int vectors,
+                                              int thread, int threads, int count, Place place) {
+  for (int first = 0;;) {
+    for (int i = 0; i < count; ++i)
+      if (void* to = place(i))
+        row.store(static_cast<uint4*>(to) + first, vectors - first, thread, threads);
+    first += kInFlight * threads;
+    if (first >= vectors) return;
+    row.load(static_cast<const uint4*>(from) + first, vectors - first, thread, threads);
   }
 }
 

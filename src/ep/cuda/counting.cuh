@@ -1,0 +1,90 @@
+#pragma once
+
+// How selections are counted: by a whole block, a lane a selection. A token's selections are never
+// split between warps, so that a warp sees which of them is the first to go to a rank.
+
+#include "ep/cuda/kernel.cuh"
+
+namespace expertwire::ep::cuda {
+
+/// The selections that a thread looks at: the same one of every `step` tokens.
+struct Selections {
+  int token, k, step;
+  bool active;
+
+  __device__ explicit Selections(int top_k) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int tokens = 32 / top_k;  // of a warp at a time; K is at most 32
+    k = lane % top_k;
+    token = warp * tokens + lane / top_k;
+    step = static_cast<int>(blockDim.x) / 32 * tokens;
+    active = lane / top_k < tokens;
+  }
+};
+
+/// Where a block counts: selections of each expert [E] or null, tokens of each rank [R].
+struct Counters {
+  std::int32_t* experts;
+  std::int32_t* ranks;
+};
+
+struct CountRequest {
+  ExpertIds ids;
+  Placement placement;
+  int top_k;
+  int tokens;  ///< count [0, tokens)
+  bool note;   ///< remember ids that are out of range
+};
+
+inline constexpr std::int32_t kOutOfRange = -2;
+
+/// The expert of selection `k` of a token; -1 if there is none, or kOutOfRange.
+__device__ __forceinline__ std::int32_t selection_of(const CountRequest& r, int token, int k) {
+  bool valid = true;
+  const std::int64_t at = static_cast<std::int64_t>(token) * r.top_k + k;
+  const std::int32_t expert = r.ids.at(at, r.placement.experts, &valid);
+  return valid ? expert : kOutOfRange;
+}
+
+/// The selection that a thread will count first; loaded early, together with other things.
+__device__ __forceinline__ std::int32_t peek_selection(const CountRequest& r,
+                                                       const Selections& mine) {
+  return mine.active && mine.token < r.tokens ? selection_of(r, mine.token, mine.k) : -1;
+}
+
+/// All threads of a block call, with what they peeked at.
+__device__ __forceinline__ void count_tokens(const Context& context, const CountRequest& r,
+                                             const Selections& mine, std::int32_t peeked,
+                                             const Counters& counters) {
+  constexpr int kAtOnce = 4;  // loads in flight
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned before = (1U << lane) - 1;
+  const int local = r.placement.local_experts();
+  auto count = [&](int token, std::int32_t expert) {
+    const std::int32_t rank = expert >= 0 ? expert / local : -1;
+    // Selections of one token that go to one rank have the same key; no others have.
+    const int key = rank >= 0 ? lane / r.top_k * kMostRanks + rank : -1 - lane;
+    const unsigned same = __match_any_sync(0xFFFFFFFFU, key);
+    if (expert == kOutOfRange && r.note)
+      note_invalid_id(context, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
+    if (rank < 0) return;
+    if (counters.experts != nullptr) atomicAdd(&counters.experts[expert], 1);
+    if ((same & before) == 0) atomicAdd(&counters.ranks[rank], 1);
+  };
+  for (int base = 0; base < r.tokens; base += kAtOnce * mine.step) {  // alike on all lanes
+    std::int32_t experts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int token = base + i * mine.step + mine.token;
+      if (base == 0 && i == 0)
+        experts[i] = peeked;
+      else
+        experts[i] = mine.active && token < r.tokens ? selection_of(r, token, mine.k) : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (base + i * mine.step < r.tokens) count(base + i * mine.step + mine.token, experts[i]);
+  }
+}
+
+}  // namespace expertwire::ep::cuda
