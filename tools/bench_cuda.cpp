@@ -156,26 +156,33 @@ void time_graph(Communicator& communicator, const BenchOptions& options, DeviceT
   }
 }
 
-/// Moments of one operation, averaged.
-std::string describe_moments(const std::string& operation,
-                             const std::vector<ep::cuda::OperationTimes>& all) {
+/// Moments of one operation, averaged; a line a kernel.
+std::vector<std::string> describe_moments(const std::string& operation,
+                                          const std::vector<ep::cuda::OperationTimes>& all) {
   static constexpr const char* kNames[] = {"started", "admitted", "sent",
                                            "counted", "received", "ended"};
-  std::string text = operation + ", us after its start (first block, mean, last):";
-  for (int mark = 0; mark < ep::cuda::kMarks; ++mark) {
-    double first = 0, mean = 0, last = 0, count = 0;
-    for (const auto& times : all) {
-      if (times.operation != operation || times.moments[mark].last == 0) continue;
-      first += times.moments[mark].first;
-      mean += times.moments[mark].mean;
-      last += times.moments[mark].last;
-      ++count;
+  std::vector<std::string> lines;
+  for (std::size_t kernel = 0;; ++kernel) {
+    std::string text;
+    for (std::size_t mark = 0; mark < ep::cuda::kMarks; ++mark) {
+      double first = 0, mean = 0, last = 0, count = 0;
+      for (const auto& times : all) {
+        if (times.operation != operation || kernel >= times.kernels.size()) continue;
+        const auto& moment = times.kernels[kernel][mark];
+        if (moment.last == 0 && mark > 0) continue;
+        first += moment.first;
+        mean += moment.mean;
+        last += moment.last;
+        ++count;
+      }
+      if (count > 0)
+        text += fmt::format(" {} {:.1f} {:.1f} {:.1f};", kNames[mark], first / count, mean / count,
+                            last / count);
     }
-    if (count > 0)
-      text += fmt::format(" {} {:.1f} {:.1f} {:.1f};", kNames[mark], first / count, mean / count,
-                          last / count);
+    if (text.empty()) return lines;
+    lines.push_back(fmt::format("{}, kernel {}, us after the start (first block, mean, last):{}",
+                                operation, kernel + 1, text));
   }
-  return text;
 }
 
 /// Kernel spans by the device's clock; in a graph, where the pair can be captured, so that no
@@ -214,8 +221,9 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
     result.kernel.combine.push_back(all[i + 1].span_us);
   }
   if (!options.trace || all.size() < 2) return;
-  result.moments = {describe_moments(all[0].operation, all),
-                    describe_moments(all[1].operation, all)};
+  for (std::size_t i = 0; i < 2; ++i)
+    for (std::string& line : describe_moments(all[i].operation, all))
+      result.moments.push_back(std::move(line));
 }
 
 /// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol.

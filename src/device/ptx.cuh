@@ -68,10 +68,10 @@ __device__ __forceinline__ std::uint64_t now_ns() {
   return now;
 }
 
-/// Barrier `kId` (1 to 15) of `kThreads` threads of the block, a multiple of 32.
-template <int kId, int kThreads>
-__device__ __forceinline__ void barrier_sync() {
-  asm volatile("barrier.sync %0, %1;" : : "n"(kId), "n"(kThreads) : "memory");
+/// Barrier `kId` (1 to 15) of `threads` threads of the block, a multiple of 32.
+template <int kId>
+__device__ __forceinline__ void barrier_sync(int threads) {
+  asm volatile("barrier.sync %0, %1;" : : "n"(kId), "r"(threads) : "memory");
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
@@ -84,6 +84,9 @@ __device__ __forceinline__ std::uint16_t convert_e4m3x2(float low, float high) {
 }
 
 #endif
+
+/// Keeps a load whose value nobody needs.
+__device__ __forceinline__ void use(std::uint32_t value) { asm volatile("" : : "r"(value)); }
 
 /// Asks for the 128 bytes around `address` to be brought to the L2 cache.
 __device__ __forceinline__ void prefetch_l2(const void* address) {

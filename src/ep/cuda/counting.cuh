@@ -22,7 +22,7 @@ struct Selections {
   }
 };
 
-/// Where a block counts: selections of each expert [E] or null, tokens of each rank [R].
+/// Where a block counts: selections of each expert [E], tokens of each rank [R].
 struct Counters {
   std::int32_t* experts;
   std::int32_t* ranks;
@@ -60,6 +60,8 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned before = (1U << lane) - 1;
   const int local = r.placement.local_experts();
+  // Tokens of rank m * 32 + lane; added up at the end, because all warps count the same few ranks.
+  std::int32_t of_rank[kMostRanks / 32] = {};
   auto count = [&](int token, std::int32_t expert) {
     const std::int32_t rank = expert >= 0 ? expert / local : -1;
     // Selections of one token that go to one rank have the same key; no others have.
@@ -67,9 +69,16 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
     const unsigned same = __match_any_sync(0xFFFFFFFFU, key);
     if (expert == kOutOfRange && r.note)
       note_invalid_id(context, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
-    if (rank < 0) return;
-    if (counters.experts != nullptr) atomicAdd(&counters.experts[expert], 1);
-    if ((same & before) == 0) atomicAdd(&counters.ranks[rank], 1);
+    if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
+    const bool leads = rank >= 0 && (same & before) == 0;
+    for (unsigned rest = __ballot_sync(0xFFFFFFFFU, leads); rest != 0;) {
+      const std::int32_t one = __shfl_sync(0xFFFFFFFFU, rank, __ffs(static_cast<int>(rest)) - 1);
+      const unsigned all = __ballot_sync(0xFFFFFFFFU, leads && rank == one);
+      rest &= ~all;
+#pragma unroll
+      for (int m = 0; m < kMostRanks / 32; ++m)
+        if (one == m * 32 + lane) of_rank[m] += __popc(all);
+    }
   };
   for (int base = 0; base < r.tokens; base += kAtOnce * mine.step) {  // alike on all lanes
     std::int32_t experts[kAtOnce];
@@ -85,6 +94,9 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
     for (int i = 0; i < kAtOnce; ++i)
       if (base + i * mine.step < r.tokens) count(base + i * mine.step + mine.token, experts[i]);
   }
+#pragma unroll
+  for (int m = 0; m < kMostRanks / 32; ++m)
+    if (of_rank[m] > 0) atomicAdd(&counters.ranks[m * 32 + lane], of_rank[m]);
 }
 
 }  // namespace expertwire::ep::cuda

@@ -57,16 +57,75 @@ __device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& 
   return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
 }
 
-/// The rows of one warp of many: every `step`-th from `first`.
-struct WarpRows {
-  int first, step, count;
-
-  __device__ __forceinline__ int at(int i) const { return first + i * step; }
+/// Rows that the warps of all blocks share out among themselves while they work: SMs do not all get
+/// the same part of the wire. A ticket is a batch of rows side by side. Batches become smaller
+/// towards the end, half of an equal share at first; where rows are awaited all are small, so that
+/// they come in order.
+struct Sharing {
+  std::uint32_t* ticket;  ///< of this launch; zero before it
+  int rows;
+  int warps;
+  bool awaited;
 };
-__device__ __forceinline__ WarpRows rows_of_warp(int rows, int index, int warps, bool awaited) {
-  if (awaited) return {index, warps, index < rows ? (rows - index - 1) / warps + 1 : 0};
-  const Part part = part_of(rows, index, warps);
-  return {part.begin, 1, part.end - part.begin};
+
+class SharedRows {
+ public:
+  __device__ __forceinline__ explicit SharedRows(const Sharing& sharing) : sharing_(sharing) {
+    if (lane() == 0) ticket_ = atomicAdd(sharing.ticket, 1U);
+  }
+  /// Whether this warp has an `i`-th row; asked once for each, in order. All lanes call.
+  __device__ __forceinline__ bool take(int i) {
+    if (next_ == end_) open_batch();
+    if (next_ >= end_) return false;
+    const int row = next_++;
+    if (lane() == i % 32) {
+      held_ = row;
+      closes_ = next_ == end_;
+    }
+    // The next ticket is on its way while the last row of a batch is.
+    if (next_ == end_ && lane() == 0) ticket_ = atomicAdd(sharing_.ticket, 1U);
+    return true;
+  }
+  /// The `i`-th row; of the last 32 that were taken.
+  __device__ __forceinline__ int at(int i) const { return __shfl_sync(kAllLanes, held_, i % 32); }
+  /// Whether it is the last of its batch.
+  __device__ __forceinline__ bool closes(int i) const {
+    return __shfl_sync(kAllLanes, closes_ ? 1 : 0, i % 32) != 0;
+  }
+
+ private:
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ __forceinline__ void open_batch() {
+    constexpr int kAwaited = 2;  // rows of a batch
+    const auto ticket = static_cast<int>(__shfl_sync(kAllLanes, ticket_, 0));
+    std::int64_t begin = 0;
+    int size = kAwaited;
+    if (sharing_.awaited) {
+      begin = static_cast<std::int64_t>(ticket) * size;
+    } else {
+      int rest = (sharing_.rows + sharing_.warps - 1) / sharing_.warps;  // of a warp
+      size = max((rest + 1) / 2, 1);
+      for (int round = ticket / sharing_.warps; round > 0 && begin < sharing_.rows; --round) {
+        begin += static_cast<std::int64_t>(sharing_.warps) * size;
+        rest -= size;
+        size = max((rest + 1) / 2, 1);
+      }
+      begin += static_cast<std::int64_t>(ticket % sharing_.warps) * size;
+    }
+    next_ = static_cast<int>(min(begin, static_cast<std::int64_t>(sharing_.rows)));
+    end_ = min(next_ + size, sharing_.rows);
+  }
+
+  Sharing sharing_;
+  unsigned ticket_ = 0;     // lane 0: of the batch to come
+  int next_ = 0, end_ = 0;  // of this batch
+  int held_ = 0;            // lane i % 32: the i-th row
+  bool closes_ = false;
+};
+
+/// The last block of a launch makes the tickets ready for the next.
+__device__ __forceinline__ void return_tickets(std::uint32_t* tickets) {
+  if (threadIdx.x < kTickets) tickets[threadIdx.x] = 0;
 }
 
 /// Counts the pieces that a warp has written to each chunk; lane r % 32 keeps rank r. A count is an

@@ -3,9 +3,9 @@
 //
 // Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
 // read them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources,
-// chunk by chunk; summing warps take tokens a grid apart and hold the rows of a token side by side
-// in stages of their rings, the next pieces on their way while one is added. When rows are pulled
-// all warps sum.
+// a few at a time and in order; summing warps share out the tokens and hold the rows of a token
+// side by side in stages of their rings, the next pieces on their way while one is added. When rows
+// are pulled all warps sum.
 //
 // Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of
 // the output by one warp. A chunk's flag is released by the lane that counts its last piece.
@@ -72,56 +72,70 @@ __device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoc
 
 // Roles: pusher ----------------------------------------------------------------------------------
 
+/// A row that goes home: `row` of those that `source` sent here.
+struct HomeRow {
+  int source;
+  int row;
+};
+
+/// The rows of all other ranks one behind the other; every rank begins with another one.
+__device__ __forceinline__ HomeRow home_row(const Params& p, int item) {
+  const Context& c = p.context;
+  int i = 1;
+  for (;; ++i) {
+    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
+    if (item < rows || i == c.size - 1) return {source, item};
+    item -= rows;
+  }
+}
+
 /// Writes rows to the ranks that they came from.
 __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const bool first_lane = threadIdx.x % 32 == 0;
   const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
-  const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int warps = kPushers * static_cast<int>(gridDim.x);
   const std::int64_t capacity = s.capacity[c.rank];
-  const Ring ring = ring_of(s, p.pushing, warp, 1);
-  int moved = 0;  // pieces that the ring has carried, so that its parities go on
-  for (int i = 1; i < c.size; ++i) {
-    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
-    const WarpRows mine = rows_of_warp(rows, index, warps, p.pushing.awaited);
-    const int count = mine.count * pieces;
-    const std::int64_t first_row = p.routing.first_from[source];
-    auto row_of = [&](int item) { return mine.at(item / pieces); };
-    auto offset_of = [&](int item) {
-      return static_cast<std::uint64_t>(item % pieces) * p.pushing.piece_bytes;
-    };
-    auto piece = [&](int item) -> Piece {
-      // A row past the capacity does not exist: nothing is read for it, and it is only counted.
-      const std::int64_t row = first_row + row_of(item);
-      const std::uint64_t left = slots.sizes.row_bytes - offset_of(item);
-      const std::uint64_t most = p.pushing.piece_bytes;
-      return {p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes + offset_of(item),
-              row < capacity ? static_cast<std::uint32_t>(min(left, most)) : 0U};
-    };
-    auto land = [&](int item) -> Landing {
-      if (!first_lane) return {};
-      const int row = row_of(item);
-      Landing landing{nullptr, source, row};
-      if (first_row + row < capacity)
-        landing.to = at<std::byte>(c, source, slots.partial_of(n, c.rank, row)) + offset_of(item);
-      return landing;
-    };
-    ChunkTally tally;
-    auto close = [&](int, int chunk, std::uint32_t written) {
-      count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
-                   at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
-                   rows, pieces, n);
-    };
-    auto done = [&](const Landing& landing) {
-      tally.add(landing, 1, close);
-      if (p.pushing.awaited) tally.close_all(close);
-    };
-    move_pieces(ring, p.pushing.bulk, count, piece, land, done, moved);
-    tally.close_all(close);
-    moved += count;
-  }
+  const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
+  SharedRows items(
+      {p.tickets + kSendTicket, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
+  auto offset_of = [&](int i) {
+    return static_cast<std::uint64_t>(i % pieces) * p.pushing.piece_bytes;
+  };
+  auto in_y = [&](const HomeRow& home) -> std::int64_t {
+    return static_cast<std::int64_t>(p.routing.first_from[home.source]) + home.row;
+  };
+  auto ready = [&](int i) { return i % pieces != 0 || items.take(i / pieces); };
+  auto piece = [&](int i) -> Piece {
+    // A row past the capacity does not exist: nothing is read for it, and it is only counted.
+    const std::int64_t row = in_y(home_row(p, items.at(i / pieces)));
+    const std::uint64_t left = slots.sizes.row_bytes - offset_of(i);
+    const std::uint64_t most = p.pushing.piece_bytes;
+    return {p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes + offset_of(i),
+            row < capacity ? static_cast<std::uint32_t>(min(left, most)) : 0U};
+  };
+  auto land = [&](int i) -> Landing {
+    const HomeRow home = home_row(p, items.at(i / pieces));
+    if (!first_lane) return {};
+    Landing landing{nullptr, home.source, home.row};
+    if (in_y(home) < capacity)
+      landing.to =
+          at<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row)) + offset_of(i);
+    return landing;
+  };
+  ChunkTally tally;
+  auto close = [&](int source, int chunk, std::uint32_t written) {
+    count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
+                 at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
+                 p.routing.rows_from[source], pieces, n);
+  };
+  auto done = [&](int i, const Landing& landing) {
+    tally.add(landing, 1, close);
+    if (p.pushing.awaited && i % pieces == pieces - 1 && items.closes(i / pieces))
+      tally.close_all(close);
+  };
+  move_pieces(ring_of(s, p.pushing, warp, 1), p.pushing.bulk, ready, piece, land, done);
+  tally.close_all(close);
 }
 
 // Roles: summer ----------------------------------------------------------------------------------
@@ -131,9 +145,11 @@ struct Summer {
   const Params& p;
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
-  int first, stride, pieces;
+  int pieces;
+  SharedRows tokens;
 
-  __device__ int token_of(int item) const { return first + item / pieces * stride; }
+  __device__ bool take(int item) { return item % pieces != 0 || tokens.take(item / pieces); }
+  __device__ int token_of(int item) const { return tokens.at(item / pieces); }
   __device__ std::uint64_t offset_of(int item) const {
     return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
   }
@@ -209,22 +225,27 @@ __device__ __forceinline__ uint4 add_rows(int count, RowOf row, const uint4* bia
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 template <class Element>
-__device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count) {
+__device__ bool sum_by_bulk(Summer& w, int warp) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Ring ring = ring_of(w.s, p.summing, ring_warp, p.shape.width);
+  const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
   std::int32_t* held = w.s.held[warp];
-  int issued = 0;
-  bool good = true;
+  int loaded = 0;
+  bool good = true, ended = false;
   const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
-  auto load = [&](int i) {
+  auto load = [&] {
+    ended = ended || !w.take(loaded);
+    if (ended) return;
+    const int i = loaded;
     if (i % w.pieces == 0) {
       bool found = true;
       row = w.find_row(w.token_of(i), lane, &found);
       good = __all_sync(kAllLanes, found);
-      if (!good) return;
+      ended = !good;
+      if (ended) return;
       device::fence_proxy_async();
     }
+    ++loaded;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint32_t bytes = w.bytes_of(i);
     if (lane == 0) {
@@ -236,14 +257,12 @@ __device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count)
       device::bulk_load(
           ring.stage(i) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
           row + w.offset_of(i), bytes, ring.barrier(i));
-    ++issued;
   };
-  for (int i = 0; i < min(count, ring.stages) && good; ++i) load(i);
-  int taken = 0;
-  for (; taken < count && good; ++taken) {
-    const int i = taken, token = w.token_of(i);
+  for (int s = 0; s < ring.stages; ++s) load();
+  for (int i = 0; i < loaded; ++i) {  // after a failure, too: loads must not outlive the block
     device::mbarrier_wait(ring.barrier(i), ring.parity(i));
-    const int rows = held[i % ring.stages];
+    if (!good) continue;
+    const int token = w.token_of(i), rows = held[i % ring.stages];
     const std::uint64_t offset =
         static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes + w.offset_of(i);
     const auto* bias =
@@ -257,20 +276,18 @@ __device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count)
       out[v] = add_rows<Element>(rows, row_at, bias, v);
     if (i % w.pieces == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
     __syncwarp();
-    if (i + ring.stages < count) load(i + ring.stages);
+    load();
   }
-  for (; taken < issued; ++taken)  // after a failure: loads must not outlive the block
-    device::mbarrier_wait(ring.barrier(taken), ring.parity(taken));
   return good;
 }
 
 #endif
 
 template <class Element>
-__device__ bool sum_by_vectors(const Summer& w, int count) {
+__device__ bool sum_by_vectors(Summer& w) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = 0; i < count; i += w.pieces) {
+  for (int i = 0; w.take(i); i += w.pieces) {
     const int token = w.token_of(i);
     bool found = true;
     const std::byte* row = w.find_row(token, lane, &found);
@@ -295,25 +312,21 @@ __device__ bool sum_by_vectors(const Summer& w, int count) {
   return true;
 }
 
-/// `warp` of `warps` summing warps of this block; `ring_warp` says whose ring it has.
+/// `warp` of the block is one of `warps` that sum.
 template <class Element>
-__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, int ring_warp,
-                           Epoch n) {
+__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, Epoch n) {
   if (!await_offers(p, n)) return false;
-  const int pieces = pieces_of(p.shape.slots.sizes.row_bytes, p.summing);
-  const Summer summer{p,
-                      s,
-                      n,
-                      *p.epoch,
-                      warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
-                      warps * static_cast<int>(gridDim.x),
-                      pieces};
-  const int tokens =
-      summer.first < p.tokens ? (p.tokens - summer.first - 1) / summer.stride + 1 : 0;
+  Summer summer{p,
+                s,
+                n,
+                *p.epoch,
+                pieces_of(p.shape.slots.sizes.row_bytes, p.summing),
+                SharedRows({p.tickets + kSumTicket, p.tokens, warps * static_cast<int>(gridDim.x),
+                            p.summing.awaited})};
   if constexpr (has_bulk_copies()) {
-    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp, ring_warp, tokens * pieces);
+    if (p.summing.bulk) return sum_by_bulk<Element>(summer, warp);
   }
-  return sum_by_vectors<Element>(summer, tokens * pieces);
+  return sum_by_vectors<Element>(summer);
 }
 
 // Roles: release ---------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ template <class Element>
 __device__ void run(const Params& p, BlockShared& s) {
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.combine);
-  start(c);
+  start(p);
   const Epoch credit = peek_credit(c, lane);
   take_routing(c, p.routing, s);
   const Entry entry = enter(c, lane);
@@ -349,14 +362,17 @@ __device__ void run(const Params& p, BlockShared& s) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
   if (p.pull)
-    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, warp, n);
+    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, n);
   else if (warp < kPushers)
     push_rows(p, s, warp, n);
   else
-    good = sum_tokens<Element>(p, s, warp - kPushers, kHighThroughputWarps - kPushers, warp, n);
+    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps - kPushers, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
-  if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) release_pool(p, lane, n);
+  if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
+    return_tickets(p.tickets);
+    release_pool(p, lane, n);
+  }
   mark(c, kEnded);
 }
 

@@ -1,11 +1,11 @@
 // High-throughput dispatch: every row is read once and written to its final place in the pool of
 // each of its ranks.
 //
-// Roles. Sender warps own contiguous tokens if rows stay in the pool; if they are copied out of it
-// while others arrive, tokens a grid apart, so that the first chunks are complete first. A sender's
-// lane i has the token's i-th destination: it starts that store, waits for it, counts it and
-// releases the chunk's flag. Receiver warps wait for chunks; if the caller owns the output they
-// copy row after row out of the pool.
+// Roles. Sender warps share out the tokens while they work, in large batches if rows stay in the
+// pool, else a few at a time, so that the first chunks are complete first. A sender's lane i has
+// the token's i-th destination: it starts that store, waits for it, counts it and releases the
+// chunk's flag. Receiver warps wait for chunks; if the caller owns the output they copy row after
+// row out of the pool.
 //
 // Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's
 // flag is released by whichever lane of the source counts the chunk's last piece. Own rows go
@@ -17,8 +17,8 @@
 // acquired again, which is one load a peer, because a cached dispatch has no notify.
 //
 // Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
-// warp has two rows in flight or more; one count for each (warp, rank, chunk), or each row if they
-// are awaited.
+// warp has two pieces in flight or more; one count for each (warp, rank, chunk), or for each batch
+// if rows are awaited.
 
 #include "ep/cuda/high_throughput_block.cuh"
 
@@ -28,7 +28,7 @@ namespace expertwire::ep::cuda {
 
 namespace {
 
-constexpr int kSenders = 8;
+constexpr int kSenders = kHighThroughputSenders;
 constexpr int kReceivers = kHighThroughputWarps - kSenders;
 
 // Params -----------------------------------------------------------------------------------------
@@ -82,17 +82,15 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
   const std::uint64_t row_bytes = p.format.data_bytes;
   const int pieces = pieces_of(row_bytes, p.moving);
-  const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int warps = kSenders * static_cast<int>(gridDim.x);
-  const WarpRows tokens = rows_of_warp(p.tokens, index, warps, p.moving.awaited);
-  auto token_of = [&](int i) { return tokens.at(i / pieces); };
+  SharedRows tokens({p.tickets + kSendTicket, p.tokens, kSenders * static_cast<int>(gridDim.x),
+                     p.moving.awaited});
 
+  auto ready = [&](int i) { return i % pieces != 0 || tokens.take(i / pieces); };
   auto piece = [&](int i) -> Piece {
     const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
-    const int token = token_of(i);
     const std::uint64_t left = row_bytes - offset;
     return {
-        p.x + static_cast<std::uint64_t>(token) * row_bytes + offset,
+        p.x + static_cast<std::uint64_t>(tokens.at(i / pieces)) * row_bytes + offset,
         static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
   };
   auto place_of = [&](int rank, std::int64_t row) {
@@ -100,7 +98,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return direct ? output_place(p, row) : pool_place(p, rank, n, row);
   };
   auto land = [&](int i) -> Landing {
-    const int token = token_of(i);
+    const int token = tokens.at(i / pieces);
     Destination to{-1, -1};
     if (lane < width) to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
     Landing landing{nullptr, to.rank, to.row};
@@ -129,12 +127,12 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
                  at<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
-  auto done = [&](const Landing& landing) {
+  auto done = [&](int i, const Landing& landing) {
     tally.add(landing, width, close);
-    if (p.moving.awaited) tally.close_all(close);
+    if (p.moving.awaited && i % pieces == pieces - 1 && tokens.closes(i / pieces))
+      tally.close_all(close);
   };
-  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, tokens.count * pieces, piece, land,
-              done);
+  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, ready, piece, land, done);
   tally.close_all(close);
 }
 
@@ -148,46 +146,89 @@ __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
                     [&] { return arrived<KernelAccess>(flag, n); });
 }
 
-/// Copies a row out of the pool; one warp.
-__device__ void take_row(const Params& p, Epoch n, std::int64_t row) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const RowPlace from = pool_place(p, p.context.rank, n, row), to = output_place(p, row);
-  copy_row(from.x, static_cast<int>(p.format.data_bytes / sizeof(uint4)), lane, 32, 1,
-           [&](int) { return to.x; });
-  if (lane == 0) *to.token = *from.token;
-  for (int s = lane; s < static_cast<int>(p.format.scales); s += 32) to.scales[s] = from.scales[s];
-  if (lane < p.shape.top_k) {
-    to.experts[lane] = from.experts[lane];
-    to.weights[lane] = from.weights[lane];
+/// The pool is the output: only waits for rows.
+__device__ bool await_rows(const Params& p, int warp, Epoch n) {
+  const Context& c = p.context;
+  const int thread = (warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x)) * 32 +
+                     static_cast<int>(threadIdx.x) % 32;
+  const int threads = kReceivers * static_cast<int>(gridDim.x) * 32;
+  bool good = true;
+  for (int i = 1; i < c.size && good; ++i) {
+    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
+    for (int chunk = thread; chunk * kChunk < rows && good; chunk += threads)
+      good = await_chunk(p, source, chunk, n);
   }
+  return __all_sync(kAllLanes, good);
 }
 
-__device__ bool receive_rows(const Params& p, const BlockShared& s, int warp, Epoch n) {
+/// Copies rows of other ranks out of the pool as they arrive; one warp. It takes every `stride`-th
+/// row of a source, so that all warps work on the chunks that come first.
+__device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   const int stride = kReceivers * static_cast<int>(gridDim.x);
-  for (int i = 1; i < c.size; ++i) {
-    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
-    if (p.out_x == nullptr) {  // the pool is the output: only wait
-      bool good = true;
-      for (int chunk = first * 32 + lane; chunk * kChunk < rows && good; chunk += stride * 32)
-        good = await_chunk(p, source, chunk, n);
-      if (!__all_sync(kAllLanes, good)) return false;
-      continue;
+  const std::uint64_t row_bytes = p.format.data_bytes;
+  const int pieces = pieces_of(row_bytes, p.moving);
+  bool good = true;
+  // Where the next row is; the rows of the last pieces are remembered by lanes.
+  int source = 0, row = first - stride, known = -1;
+  std::int64_t held = 0;
+  auto next_row = [&]() -> bool {
+    row += stride;
+    while (source == 0 || row >= p.routing.rows_from[(c.rank + source) % c.size]) {
+      if (++source >= c.size) return false;
+      row = first;
+      known = -1;
     }
-    int known = -1;
-    for (int row = first; row < rows; row += stride) {
-      bool good = true;
-      if (row / kChunk != known && lane == 0) good = await_chunk(p, source, row / kChunk, n);
+    return true;
+  };
+  auto ready = [&](int i) {
+    if (i % pieces != 0) return true;
+    std::int64_t at_row = 0;
+    do {  // rows past the capacity are left where they are
+      if (!next_row()) return false;
+      const int rank = (c.rank + source) % c.size;
+      at_row = static_cast<std::int64_t>(p.routing.first_from[rank]) + row;
+    } while (at_row >= s.capacity[c.rank]);
+    const int rank = (c.rank + source) % c.size;
+    if (row / kChunk != known) {
+      if (lane == 0) good = await_chunk(p, rank, row / kChunk, n);
       __syncwarp();  // what lane 0 acquired, all may read
-      if (!__all_sync(kAllLanes, good)) return false;
-      known = row / kChunk;
-      const std::int64_t at_row = static_cast<std::int64_t>(p.routing.first_from[source]) + row;
-      if (at_row < s.capacity[c.rank]) take_row(p, n, at_row);
+      good = __all_sync(kAllLanes, good);
+      if constexpr (has_bulk_copies()) device::fence_proxy_async();
     }
-  }
-  return true;
+    known = row / kChunk;
+    if (lane == i / pieces % 32) held = at_row;
+    return good;
+  };
+  auto row_of = [&](int i) { return __shfl_sync(kAllLanes, held, i / pieces % 32); };
+  auto offset_of = [&](int i) {
+    return static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
+  };
+  auto piece = [&](int i) -> Piece {
+    const std::uint64_t left = row_bytes - offset_of(i);
+    return {
+        pool_place(p, c.rank, n, row_of(i)).x + offset_of(i),
+        static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
+  };
+  auto land = [&](int i) -> Landing {
+    const std::int64_t at_row = row_of(i);
+    const RowPlace from = pool_place(p, c.rank, n, at_row), to = output_place(p, at_row);
+    if (i % pieces == 0) {
+      if (lane == 0) *to.token = *from.token;
+      for (int k = lane; k < static_cast<int>(p.format.scales); k += 32)
+        to.scales[k] = from.scales[k];
+      if (lane < p.shape.top_k) {
+        to.experts[lane] = from.experts[lane];
+        to.weights[lane] = from.weights[lane];
+      }
+    }
+    return {lane == 0 ? to.x + offset_of(i) : nullptr, -1, -1};
+  };
+  move_pieces(ring_of(s, p.moving, kSenders + warp, 1), p.moving.bulk, ready, piece, land,
+              [](int, const Landing&) {});
+  return good;
 }
 
 }  // namespace
@@ -202,7 +243,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.dispatch);
-  start(c);
+  start(p);
   const Epoch credit = peek_credit(c, lane);
   take_routing(c, p.routing, s);
   const Entry entry = enter(c, lane);
@@ -218,11 +259,12 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   } else if (warp < kSenders) {
     send_rows(p, s, warp, n);
   } else {
-    good = receive_rows(p, s, warp - kSenders, n);
+    good = p.out_x == nullptr ? await_rows(p, warp - kSenders, n)
+                              : take_rows(p, s, warp - kSenders, n);
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
-  leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true);
+  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.tickets);
   mark(c, kEnded);
 }
 

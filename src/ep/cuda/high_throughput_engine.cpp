@@ -61,7 +61,8 @@ class CudaEngine final : public HighThroughputEngine {
   struct Lane {
     std::shared_ptr<BlockPool> routings, epochs;
     std::uint32_t* chunk_rows = nullptr;
-    std::shared_ptr<void> mirror_memory, chunk_memory;
+    std::uint32_t* tickets = nullptr;
+    std::shared_ptr<void> mirror_memory, chunk_memory, tally_memory;
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
     std::uint64_t dispatches = 0;
@@ -117,11 +118,22 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
   lane.mirror_memory = allocate_pinned((values + 1) * sizeof(std::int32_t));
   lane.mirror.values = static_cast<std::int32_t*>(lane.mirror_memory.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
-  const std::size_t bytes = sizes.ranks * shape_.slots.chunks() * sizeof(std::uint32_t);
+  const std::size_t chunks = sizes.ranks * shape_.slots.chunks();
+  const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
   lane.chunk_memory = allocate_on_device(bytes, share->device(), share->memory_stream());
   lane.chunk_rows = static_cast<std::uint32_t*>(lane.chunk_memory.get());
+  lane.tickets = lane.chunk_rows + chunks;
   check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
              "cudaMemsetAsync");
+  // Tallies carry an epoch, and at first the one before all.
+  const Tagged never{0, Env::get().first_epoch};
+  const std::vector<Tagged> tallies(
+      cuda::kMostTallies * (sizes.ranks + sizes.ranks * sizes.local_experts), never);
+  const std::size_t tally_bytes = tallies.size() * sizeof(Tagged);
+  lane.tally_memory = allocate_on_device(tally_bytes, share->device(), share->memory_stream());
+  check_cuda(cudaMemcpyAsync(lane.tally_memory.get(), tallies.data(), tally_bytes,
+                             cudaMemcpyHostToDevice, share->memory_stream().get()),
+             "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
 }
 
@@ -201,6 +213,7 @@ void CudaEngine::plan(const Plan& work) {
   p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
+  p.tallies = static_cast<Tagged*>(lane.tally_memory.get());
   const int blocks = runtime_.budget_of(call);
   runtime_.run(call, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");
@@ -247,12 +260,16 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.shape = shape_;
   p.routing = handle->routing;
   p.format = handle->format;
-  p.moving = cuda::plan_moving(
-      {p.format.data_bytes, 8, 2, 1, bulk_, /*awaited=*/work.outputs.x.present()});
+  // Receivers need rings, too, if they copy.
+  const bool owned = work.outputs.x.present();
+  p.moving = cuda::plan_moving({p.format.data_bytes,
+                                owned ? cuda::kHighThroughputWarps : cuda::kHighThroughputSenders,
+                                2, 1, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
+  p.tickets = lane.tickets;
   p.x = work.x.as<std::byte>();
   p.x_scales = work.x_scales.as<float>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
@@ -304,6 +321,7 @@ void CudaEngine::combine(const Combine& work) {
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
   p.chunk_rows = lane.chunk_rows;
+  p.tickets = lane.tickets;
   p.y = work.y.as<std::byte>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
   p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;

@@ -40,6 +40,9 @@ struct HighThroughputShape {
   DType dtype;
 };
 
+/// Blocks of notify that own tokens.
+inline constexpr int kMostTallies = 32;
+
 /// Counts, plans and tells all ranks; or, if `release` is set, only gives pool rows back.
 struct NotifyParams {
   Context context;
@@ -52,8 +55,12 @@ struct NotifyParams {
   ExpertIds ids;
   CountsMirror mirror;  ///< values null: nobody waits
   std::uint32_t ticket;
+  Tagged* tallies;       ///< [kMostTallies, R + E] what blocks of one grid tell each other
   const Epoch* release;  ///< epoch up to which pool rows are given back
 };
+
+/// Work that warps share out: rows that are sent, and tokens that are summed.
+enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
 
 /// How warps move rows; see pipeline.cuh.
 struct Moving {
@@ -61,8 +68,8 @@ struct Moving {
   std::int32_t stages;
   std::int32_t warps;  ///< of a block that have a ring
   bool bulk;
-  /// Somebody waits for rows as they come: all warps work on the same chunks, and every row is
-  /// counted at once. Else a warp's rows lie side by side, and it counts when it leaves a chunk.
+  /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
+  /// warp counts when it leaves a chunk.
   bool awaited;
 };
 
@@ -75,6 +82,7 @@ struct HighThroughputDispatchParams {
   bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
   Epoch* epoch;               ///< of the handle: set to this dispatch's
   std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
+  std::uint32_t* tickets;     ///< [kTickets] of rows; zero between calls
   RowFormat format;           ///< of the rows
   const std::byte* x;         ///< [T, H]
   const float* x_scales;      ///< [T, scales] or null
@@ -96,6 +104,7 @@ struct HighThroughputCombineParams {
   const Epoch* epoch;    ///< of the dispatch
   const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
   std::uint32_t* chunk_rows;
+  std::uint32_t* tickets;
   const std::byte* y;         ///< [N, H]
   const float* topk_weights;  ///< [N, K] or null
   const std::byte* bias;      ///< [T, H] or null
@@ -105,6 +114,7 @@ struct HighThroughputCombineParams {
 
 /// Threads of a block of dispatch and combine, and the shared memory of its rings.
 inline constexpr int kHighThroughputWarps = 16;
+inline constexpr int kHighThroughputSenders = 8;  ///< of them, at dispatch
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
 
 /// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk

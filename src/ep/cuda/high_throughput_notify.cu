@@ -1,21 +1,22 @@
 // High-throughput notify: before rows move, every rank learns how many go where, so that each row
 // can be written once, into its final place.
 //
-// Roles. The first block counts all tokens, sends the counts to every rank, waits for theirs, and
-// sums them up. The others own contiguous tokens: each counts those before its own, so that it can
-// give its tokens their rows without asking anybody. With one block alone it does both.
+// Roles. All blocks but the first own contiguous tokens, a thread a token. A block counts its own
+// and tells the others of this grid; the blocks behind it learn from that where their rows begin,
+// and give their tokens their rows. The first block adds everything up, sends the counts to every
+// rank, waits for theirs, and sums them up. With one block alone it does all of this.
 //
-// Who writes what. counts [slot][source] of a rank are written by that source; the routing by this
-// rank.
+// Who writes what. counts [slot][source] of a rank are written by that source; tallies and the
+// routing by this rank, a tally by the block that it belongs to.
 //
-// Memory order. Credit of every peer is acquired before the first store. Counts carry their epoch.
-// The host's copy is released by its ticket.
+// Memory order. Credit of every peer is acquired before the first store to it. Tallies and counts
+// carry their epoch. The host's copy is released by its ticket.
 //
-// Cost. A block reads topk_idx up to the end of its tokens, the first all of it.
+// Cost. topk_idx is read once (twice by blocks of more than 1,024 tokens). A chain of loads: ids,
+// tallies, counts of the peers.
 
 #include <algorithm>
 
-#include "ep/cuda/counting.cuh"
 #include "ep/cuda/high_throughput_kernels.hpp"
 #include "ep/cuda/kernel.cuh"
 
@@ -27,25 +28,39 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTokensOfBlock = 256;  // that a block places, where there are SMs enough
+constexpr int kTokensOfBlock = 256;  // where there are SMs enough
 constexpr unsigned kAll = 0xFFFFFFFFU;
 
 // Params -----------------------------------------------------------------------------------------
 
 using Params = NotifyParams;
 
-/// Behind it: selections of each expert [E], and rows of each (warp, rank) [kWarps, R].
+/// In shared memory: counters of this block, and what ranks told.
 struct Shared {
-  std::int32_t total_to_rank[kMostRanks];  // tokens of all, or those before this block's
-  std::int32_t needed;
-};
+  std::int32_t* experts;    // [E] selections: of this block, then of all
+  std::int32_t* ranks;      // [R] tokens: the same
+  std::int32_t* before;     // [R] tokens of the blocks before this one
+  std::int32_t* warp_rows;  // [kWarps, R] rows before each warp's
+  std::int32_t* told;       // [R, entries] the counts of every rank
+  std::int32_t entries;     // of one rank's counts
 
-__device__ std::int32_t* expert_rows(Shared* shared) {
-  return reinterpret_cast<std::int32_t*>(shared + 1);
-}
-__device__ std::int32_t* warp_rows(const Params& p, Shared* shared) {
-  return expert_rows(shared) + p.shape.placement.experts;
-}
+  __host__ __device__ static std::size_t words(int experts, int ranks) {
+    const int counts = HighThroughputSlots::kHeader + ranks + experts / ranks;
+    return static_cast<std::size_t>(experts + 2 * ranks + kWarps * ranks + ranks * counts);
+  }
+  __device__ Shared(const Params& p, std::int32_t* memory) {
+    const int size = p.context.size;
+    experts = memory;
+    ranks = experts + p.shape.placement.experts;
+    before = ranks + size;
+    warp_rows = before + size;
+    told = warp_rows + kWarps * size;
+    entries = HighThroughputSlots::kHeader + size + p.shape.placement.local_experts();
+  }
+  __device__ std::int32_t count_from(int source, int entry) const {
+    return told[source * entries + entry];
+  }
+};
 
 /// A set of ranks.
 struct RankSet {
@@ -65,148 +80,190 @@ struct RankSet {
 
 // Roles: planner ---------------------------------------------------------------------------------
 
-/// Takes the experts of a token into the handle and returns the ranks that hold them.
-__device__ RankSet take_experts(const Params& p, int token) {
+/// Takes the experts of a token into the handle and returns the ranks that hold them. Counts them,
+/// too, and remembers ids that are out of range, if `count` is set.
+__device__ RankSet take_experts(const Params& p, const Shared& s, int token, bool count) {
   constexpr int kAtOnce = 8;  // loads that a lane has in flight
   const std::int64_t first = static_cast<std::int64_t>(token) * p.shape.top_k;
+  const int local = p.shape.placement.local_experts();
   RankSet ranks;
   for (int base = 0; base < p.shape.top_k; base += kAtOnce) {
     std::int32_t experts[kAtOnce];
-    bool valid = true;
+    bool valid[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      experts[k] = base + k < p.shape.top_k
-                       ? p.ids.at(first + base + k, p.shape.placement.experts, &valid)
-                       : -1;
+      if (base + k < p.shape.top_k)
+        experts[k] = p.ids.at(first + base + k, p.shape.placement.experts, &valid[k]);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      if (base + k < p.shape.top_k) p.routing.experts[first + base + k] = experts[k];
-      if (experts[k] >= 0) ranks.add(p.shape.placement.rank_of(experts[k]));
+      if (base + k >= p.shape.top_k) continue;
+      if (!valid[k] && count) note_invalid_id(p.context, p.ids, first + base + k);
+      p.routing.experts[first + base + k] = experts[k];
+      if (experts[k] < 0) continue;
+      if (count) atomicAdd(&s.experts[experts[k]], 1);
+      ranks.add(experts[k] / local);
     }
   }
   return ranks;
 }
 
-/// Gives up to kThreads tokens their rows, a thread a token, and adds them to `so_far`. All
-/// threads.
-__device__ void place_tokens(const Params& p, Shared& s, const Part& tokens, std::int32_t* so_far) {
+/// Up to kThreads tokens, a thread a token: takes their experts, and leaves in warp_rows how many
+/// of them go to each rank before each warp's. Adds them to `sums`. All threads.
+__device__ RankSet take_tokens(const Params& p, const Shared& s, const Part& tokens, bool count,
+                               std::int32_t* sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int size = p.context.size, token = tokens.begin + static_cast<int>(threadIdx.x);
+  RankSet ranks;
+  if (token < tokens.end) ranks = take_experts(p, s, token, count);
+  for (int rank = 0; rank < size; ++rank) {
+    const unsigned going = __ballot_sync(kAll, ranks.has(rank));
+    if (lane == 0) s.warp_rows[warp * size + rank] = __popc(going);
+  }
+  __syncthreads();
+  for (int rank = warp; rank < size; rank += kWarps) {  // a warp a rank, a lane a warp
+    static_assert(kWarps == 32);
+    const std::int32_t rows = s.warp_rows[lane * size + rank];
+    std::int32_t sum = rows;
+    for (int step = 1; step < 32; step *= 2) {
+      const std::int32_t lower = __shfl_up_sync(kAll, sum, step);
+      if (lane >= step) sum += lower;
+    }
+    s.warp_rows[lane * size + rank] = sum - rows;
+    if (lane == 31) sums[rank] += sum;
+  }
+  __syncthreads();
+  return ranks;
+}
+
+/// Gives the tokens that take_tokens() took their rows; `before` are those of earlier tokens.
+__device__ void place_tokens(const Params& p, const Shared& s, const Part& tokens,
+                             const RankSet& ranks, const std::int32_t* before) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int size = p.context.size, width = p.shape.width;
   const int token = tokens.begin + static_cast<int>(threadIdx.x);
-  RankSet ranks;
-  if (token < tokens.end) ranks = take_experts(p, token);
-  std::int32_t* mine = warp_rows(p, &s) + warp * size;
-  for (int rank = 0; rank < size; ++rank) {
-    const unsigned going = __ballot_sync(kAll, ranks.has(rank));
-    if (lane == 0) mine[rank] = __popc(going);
-  }
-  __syncthreads();
-  for (int rank = threadIdx.x; rank < size; rank += kThreads) {
-    std::int32_t sum = so_far[rank];
-    for (int w = 0; w < kWarps; ++w) {
-      std::int32_t& rows = warp_rows(p, &s)[w * size + rank];
-      const std::int32_t count = rows;
-      rows = sum;
-      sum += count;
-    }
-    so_far[rank] = sum;
-  }
-  __syncthreads();
   Destination* list = p.routing.destinations + static_cast<std::int64_t>(token) * width;
   int found = 0;
   for (int rank = 0; rank < size; ++rank) {
     const unsigned going = __ballot_sync(kAll, ranks.has(rank));
-    if (ranks.has(rank)) list[found++] = {rank, mine[rank] + __popc(going & ((1U << lane) - 1))};
+    if (ranks.has(rank))
+      list[found++] = {rank, before[rank] + s.warp_rows[warp * size + rank] +
+                                 __popc(going & ((1U << lane) - 1))};
   }
   if (token < tokens.end)
     for (; found < width; ++found) list[found] = {-1, -1};
-  __syncthreads();
 }
 
-/// The tokens that a block places: none in the first, if there are others.
+/// The tokens that a block owns: none for the first, if there are others.
 __device__ Part tokens_of_block(const Params& p) {
   const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
   if (blocks == 1) return {0, p.tokens};
   return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
 }
 
-// Roles: counts ----------------------------------------------------------------------------------
+// Roles: tallies ---------------------------------------------------------------------------------
 
-__device__ void send_counts(const Params& p, Shared& s, Epoch n) {
-  using Slots = HighThroughputSlots;
-  const Context& c = p.context;
-  const int size = c.size, local = p.shape.placement.local_experts();
-  const int entries = Slots::kHeader + size + local;
-  for (int i = threadIdx.x; i < size * entries; i += kThreads) {
-    const int peer = i / entries, entry = i % entries;
-    std::int32_t value = p.strict ? -1 - p.capacity : p.capacity;
-    if (entry == Slots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
-    if (entry >= Slots::kHeader + size)
-      value = expert_rows(&s)[peer * local + entry - Slots::kHeader - size];
-    else if (entry >= Slots::kHeader)
-      value = s.total_to_rank[entry - Slots::kHeader];
-    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + entry, value, n);
-  }
-  for (int rank = threadIdx.x; rank < size; rank += kThreads)
-    p.routing.rows_to[rank] = s.total_to_rank[rank];
+/// What a block tells the others of this grid: tokens of each rank, selections of each expert.
+__device__ Tagged* tally_of(const Params& p, int block) {
+  return p.tallies +
+         static_cast<std::int64_t>(block - 1) * (p.context.size + p.shape.placement.experts);
 }
 
-/// Waits for everything that all ranks tell. All threads; afterwards it may be read by any.
-__device__ bool await_counts(const Params& p, Epoch n) {
-  const Context& c = p.context;
-  const int entries = HighThroughputSlots::kHeader + c.size + p.shape.placement.local_experts();
+__device__ void tell_tally(const Params& p, const Shared& s, Epoch n) {
+  Tagged* tally = tally_of(p, static_cast<int>(blockIdx.x));
+  const int size = p.context.size;
+  for (int i = threadIdx.x; i < size + p.shape.placement.experts; i += kThreads)
+    tell<KernelAccess>(tally + i, i < size ? s.ranks[i] : s.experts[i - size], n);
+}
+
+/// Adds the first `width` words of the tallies of blocks [1, end) to counters; all threads. False
+/// if the wait was given up.
+template <class CounterOf>
+__device__ bool add_tallies(const Params& p, int end, int width, Epoch n, CounterOf counter_of) {
+  constexpr int kAtOnce = 4;  // loads in flight
+  const int words = (end - 1) * width;
   bool good = true;
-  for (int i = threadIdx.x; i < c.size * entries && good; i += kThreads) {
-    const int source = i / entries;
-    std::int32_t value = 0;
-    good = await_told(c, source,
-                      at<const Tagged>(c, c.rank, p.shape.slots.counts_of(n, source)) + i % entries,
-                      n, &value);
+  for (int base = static_cast<int>(threadIdx.x); base < words && good; base += kAtOnce * kThreads) {
+    std::int32_t values[kAtOnce];
+    bool there[kAtOnce];
+    auto word = [&](int i) {
+      const int at = base + i * kThreads;
+      return tally_of(p, 1 + at / width) + at % width;
+    };
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      there[i] = base + i * kThreads < words && told<KernelAccess>(word(i), n, &values[i]);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (base + i * kThreads >= words || !good) continue;
+      if (!there[i]) good = await_told(p.context, p.context.rank, word(i), n, &values[i]);
+      if (good && values[i] != 0) atomicAdd(counter_of((base + i * kThreads) % width), values[i]);
+    }
   }
   return __syncthreads_and(good);
 }
 
-/// What `source` told, once await_counts() has seen it.
-__device__ __forceinline__ std::int32_t count_from(const Params& p, int source, int entry,
-                                                   Epoch n) {
-  const auto* counts =
-      at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
-  return KernelAccess::load(counts + entry).value;
+// Roles: counts ----------------------------------------------------------------------------------
+
+__device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
+  using Slots = HighThroughputSlots;
+  const Context& c = p.context;
+  const int size = c.size, local = p.shape.placement.local_experts();
+  for (int i = threadIdx.x; i < size * s.entries; i += kThreads) {
+    const int peer = i / s.entries, entry = i % s.entries;
+    std::int32_t value = p.strict ? -1 - p.capacity : p.capacity;
+    if (entry == Slots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
+    if (entry >= Slots::kHeader + size)
+      value = s.experts[peer * local + entry - Slots::kHeader - size];
+    else if (entry >= Slots::kHeader)
+      value = s.ranks[entry - Slots::kHeader];
+    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + entry, value, n);
+  }
+  for (int rank = threadIdx.x; rank < size; rank += kThreads)
+    p.routing.rows_to[rank] = s.ranks[rank];
+}
+
+/// Waits for everything that all ranks tell, and takes it. All threads.
+__device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
+  const Context& c = p.context;
+  bool good = true;
+  for (int i = threadIdx.x; i < c.size * s.entries && good; i += kThreads) {
+    const int source = i / s.entries;
+    const auto* counts = at<const Tagged>(c, c.rank, p.shape.slots.counts_of(n, source));
+    std::int32_t value = 0;
+    good = await_told(c, source, counts + i % s.entries, n, &value);
+    s.told[i] = value;
+  }
+  return __syncthreads_and(good);
 }
 
 /// Sums up what all ranks told. False if they disagree about capacities or rows.
-__device__ bool sum_up(const Params& p, Shared& s, Epoch n) {
+__device__ bool sum_up(const Params& p, const Shared& s) {
   using Slots = HighThroughputSlots;
   const Context& c = p.context;
   const HighThroughputRouting& r = p.routing;
   bool agree = true, overflow = false;
   for (int to = threadIdx.x; to < c.size; to += kThreads) {
-    const std::int32_t told = count_from(p, to, Slots::kCapacity, n);
-    const std::int32_t format = count_from(p, to, Slots::kFormat, n);
-    if ((told < 0) != p.strict || format != static_cast<std::int32_t>(p.format.dtype)) {
-      const bool rows = (told < 0) == p.strict;
+    const std::int32_t told = s.count_from(to, Slots::kCapacity);
+    const std::int32_t format = s.count_from(to, Slots::kFormat);
+    const bool same_rows = format == static_cast<std::int32_t>(p.format.dtype);
+    if ((told < 0) != p.strict || !same_rows) {
       report_failure(c, ErrorCode::mismatch, to, Phase::counts,
-                     rows ? static_cast<std::uint64_t>(format) + 1 : 0, 0);
+                     same_rows ? 0 : static_cast<std::uint64_t>(format) + 1, 0);
       agree = false;
     }
     const std::int32_t capacity = told < 0 ? -1 - told : told;
     std::int64_t sum = 0;
+    std::int32_t first_from = 0;
     for (int source = 0; source < c.size; ++source) {
       if (source == c.rank) r.first_at[to] = static_cast<std::int32_t>(sum);
-      sum += count_from(p, source, Slots::kHeader + to, n);
+      sum += s.count_from(source, Slots::kHeader + to);
+      if (source < to) first_from += s.count_from(source, Slots::kHeader + c.rank);
     }
     overflow = overflow || (p.strict && sum > capacity);
     r.capacity[to] = capacity;
-    r.rows_from[to] = count_from(p, to, Slots::kHeader + c.rank, n);
-  }
-  if (threadIdx.x == 0) {
-    std::int32_t sum = 0;
-    for (int source = 0; source < c.size; ++source) {
-      r.first_from[source] = sum;
-      sum += count_from(p, source, Slots::kHeader + c.rank, n);
-    }
-    r.first_from[c.size] = sum;
-    *r.needed = s.needed = sum;
+    r.rows_from[to] = s.count_from(to, Slots::kHeader + c.rank);
+    r.first_from[to] = first_from;
+    if (to == c.rank) *r.needed = r.first_from[c.size] = static_cast<std::int32_t>(sum);
   }
   const bool any_overflow = __syncthreads_or(overflow);
   if (threadIdx.x == 0) *r.overflow = any_overflow ? 1 : 0;
@@ -215,21 +272,21 @@ __device__ bool sum_up(const Params& p, Shared& s, Epoch n) {
 
 /// Tells the waiting host.
 __device__ void mirror(const Params& p, const Shared& s, Epoch n) {
+  using Slots = HighThroughputSlots;
   const Context& c = p.context;
   const int local = p.shape.placement.local_experts();
   std::int32_t* values = p.mirror.values;
   for (int i = threadIdx.x; i < c.size + local; i += kThreads) {
     std::int32_t value = 0;
-    if (i < c.size) {
-      value = p.routing.rows_from[i];
-    } else {
+    if (i < c.size)
+      value = s.count_from(i, Slots::kHeader + c.rank);
+    else
       for (int source = 0; source < c.size; ++source)
-        value += count_from(p, source, HighThroughputSlots::kHeader + i, n);
-    }
+        value += s.count_from(source, Slots::kHeader + i);
     values[CountsMirror::kHeader + i] = value;
   }
   if (threadIdx.x == 0) {
-    values[CountsMirror::kNeeded] = s.needed;
+    values[CountsMirror::kNeeded] = *p.routing.needed;
     values[CountsMirror::kOverflow] = *p.routing.overflow;
     values[CountsMirror::kEpoch] = static_cast<std::int32_t>(n);
   }
@@ -238,17 +295,51 @@ __device__ void mirror(const Params& p, const Shared& s, Epoch n) {
 }
 
 /// Tells all ranks what this one sends, and learns what comes; the first block.
-__device__ void exchange_counts(const Params& p, Shared& s, const Direction<KernelAccess>& lane,
-                                Epoch n, Epoch credit) {
+__device__ void exchange_counts(const Params& p, const Shared& s,
+                                const Direction<KernelAccess>& lane, Epoch n, Epoch credit) {
   const Context& c = p.context;
+  const int size = c.size;
+  if (!add_tallies(p, static_cast<int>(gridDim.x), size + p.shape.placement.experts, n,
+                   [&](int i) { return i < size ? &s.ranks[i] : &s.experts[i - size]; }))
+    return;
   if (stops(c, Phase::credit) || !await_credits(c, lane, n, credit)) return;
   if (stops(c, Phase::counts)) return;
   mark(c, kAdmitted);
   send_counts(p, s, n);
   mark(c, kSent);
-  if (!await_counts(p, n) || !sum_up(p, s, n)) return;
+  if (!take_counts(p, s, n) || !sum_up(p, s)) return;
   mark(c, kCounted);
   if (p.mirror.values != nullptr) mirror(p, s, n);
+}
+
+/// Counts the tokens of a block, tells, and gives them their rows.
+__device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, Epoch n) {
+  const bool alone = gridDim.x == 1;
+  const bool at_once = own.end - own.begin <= kThreads;
+  RankSet ranks;
+  for (int begin = own.begin; begin < own.end; begin += kThreads)
+    ranks = take_tokens(p, s, {begin, min(begin + kThreads, own.end)}, true, s.ranks);
+  if (!alone) {
+    tell_tally(p, s, n);
+    mark(p.context, kSent);
+    if (!add_tallies(p, static_cast<int>(blockIdx.x), p.context.size, n,
+                     [&](int i) { return &s.before[i]; }))
+      return;
+    mark(p.context, kCounted);
+  }
+  if (at_once) return place_tokens(p, s, own, ranks, s.before);
+  for (int begin = own.begin; begin < own.end; begin += kThreads) {
+    const Part tokens{begin, min(begin + kThreads, own.end)};
+    __syncthreads();
+    std::int32_t* so_far = s.told;  // free here; sums of this round come to it
+    for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads) so_far[rank] = 0;
+    __syncthreads();
+    ranks = take_tokens(p, s, tokens, false, so_far);
+    place_tokens(p, s, tokens, ranks, s.before);
+    __syncthreads();
+    for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads)
+      s.before[rank] += so_far[rank];
+  }
 }
 
 }  // namespace
@@ -259,37 +350,24 @@ namespace high_throughput {
 
 __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ NotifyParams p) {
   extern __shared__ __align__(16) std::byte memory[];
-  Shared& s = *reinterpret_cast<Shared*>(memory);
+  const Shared s(p, reinterpret_cast<std::int32_t*>(memory));
   const Context& c = p.context;
-  start(c);
+  start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
+  const Epoch credit = peek_credit(c, lane);
+  const int counters = p.shape.placement.experts + 2 * c.size;
+  for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;
+  const Entry entry = enter(c, lane);
+  if (!entry.usable) return;
   if (p.release != nullptr) {
-    if (!enter(c, lane).usable) return;
     for (int peer = threadIdx.x; peer < c.size; peer += kThreads)
       grant<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.dispatch.consumed) + c.rank, *p.release);
     return;
   }
-  const bool first = blockIdx.x == 0;
   const Part own = tokens_of_block(p);
-  const CountRequest request{p.ids, p.shape.placement, p.shape.top_k, first ? p.tokens : own.begin,
-                             first};
-  const Selections mine(p.shape.top_k);
-  const std::int32_t peeked = peek_selection(request, mine);
-  const Epoch credit = peek_credit(c, lane);
-  for (int i = threadIdx.x; i < p.shape.placement.experts; i += kThreads) expert_rows(&s)[i] = 0;
-  for (int i = threadIdx.x; i < c.size; i += kThreads) s.total_to_rank[i] = 0;
-  const Entry entry = enter(c, lane);
-  if (!entry.usable) return;
-  count_tokens(c, request, mine, peeked, {first ? expert_rows(&s) : nullptr, s.total_to_rank});
+  if (blockIdx.x > 0 || gridDim.x == 1) plan_tokens(p, s, own, entry.send);
   __syncthreads();
-  if (first) exchange_counts(p, s, lane, entry.send, credit);
-  if (own.begin == own.end) return;
-  __syncthreads();
-  if (first)  // alone: its tokens begin with the first one
-    for (int i = threadIdx.x; i < c.size; i += kThreads) s.total_to_rank[i] = 0;
-  __syncthreads();
-  for (int begin = own.begin; begin < own.end; begin += kThreads)
-    place_tokens(p, s, {begin, min(begin + kThreads, own.end)}, s.total_to_rank);
+  if (blockIdx.x == 0) exchange_counts(p, s, lane, entry.send, credit);
   mark(c, kEnded);
 }
 
@@ -300,7 +378,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
 namespace {
 
 std::size_t shared_bytes(int experts, int ranks) {
-  return sizeof(Shared) + static_cast<std::size_t>(experts + kWarps * ranks) * sizeof(std::int32_t);
+  return Shared::words(experts, ranks) * sizeof(std::int32_t);
 }
 
 }  // namespace
@@ -309,10 +387,11 @@ cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launc
   const int wanted = params.release != nullptr || params.tokens == 0
                          ? 1
                          : 1 + (params.tokens + kTokensOfBlock - 1) / kTokensOfBlock;
-  const int blocks = std::min(wanted, launch.blocks);
+  const int blocks = std::min({wanted, launch.blocks, 1 + kMostTallies});
   high_throughput::
-      notify<<<blocks, kThreads, shared_bytes(params.shape.placement.experts, params.context.size),
-               launch.stream>>>(params);
+      notify<<<blocks == 2 ? 1 : blocks, kThreads,
+               shared_bytes(params.shape.placement.experts, params.context.size), launch.stream>>>(
+          params);
   return cudaGetLastError();
 }
 

@@ -86,12 +86,19 @@ struct Entry {
 };
 
 /// First thing in a kernel. All threads call.
-__device__ __forceinline__ void start(const Context& context) {
+template <class Params>
+__device__ __forceinline__ void start(const Params& p) {
 #if defined(EXPERTWIRE_TEST_FAULTS)
-  if (threadIdx.x == 0) BlockFaults::chosen() = {context.removed, context.longest_delay_ns};
+  if (threadIdx.x == 0) BlockFaults::chosen() = {p.context.removed, p.context.longest_delay_ns};
   __syncthreads();
 #endif
-  mark(context, kStarted);
+  mark(p.context, kStarted);
+  // A miss of the parameters takes as long as any load: warps ask for their lines side by side.
+  constexpr int kLine = 64 / sizeof(std::uint32_t), kWords = sizeof(Params) / sizeof(std::uint32_t);
+  const auto* words = reinterpret_cast<const std::uint32_t*>(&p);
+  for (int at = static_cast<int>(threadIdx.x) / 32 * kLine; at < kWords;
+       at += static_cast<int>(blockDim.x) / 32 * kLine)
+    device::use(words[at]);
 }
 
 /// Reads the epochs once, before anybody can advance them. All threads call, after start().

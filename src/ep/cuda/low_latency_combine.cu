@@ -49,7 +49,7 @@ struct Parts {
 };
 
 struct Shared {
-  ExpertRows teams[Team::kPerBlock];
+  ExpertRows teams[Team::kMostPerBlock];
   ExpertRows own;
   Parts parts;
   std::int32_t first_row[kMostRanks + 1];  // of each source, in the order of items
@@ -131,44 +131,39 @@ __device__ void find_rows(const Params& p, ExpertRows& found, int source, int ro
   if (lane == 0) found.count = __popc(present);
 }
 
-/// Sums the vectors `v`, `v` + stride, ... below `vectors` of all rows; kVectors of them, two rows
-/// at a time in flight.
-template <class Element, int kVectors>
+/// Sums the vectors `v`, `v` + stride, ... below `vectors` of all rows: kVectors of them, kRows
+/// rows at a time in flight.
+template <class Element, int kRows, int kVectors>
 __device__ __forceinline__ void add_rows(const ExpertRows& found, int v, int stride, int vectors,
                                          float (*acc)[Element::kLanes]) {
-  for (int r = 0; r < found.count; r += 2) {
-    const bool two = r + 1 < found.count;
-    const auto* first = reinterpret_cast<const uint4*>(found.rows[r]) + v;
-    const auto* second = reinterpret_cast<const uint4*>(found.rows[two ? r + 1 : r]) + v;
-    uint4 a[kVectors], b[kVectors];
+  for (int first = 0; first < found.count; first += kRows) {
+    uint4 held[kRows][kVectors];
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      if (v + i * stride < vectors) {
-        a[i] = first[i * stride];
-        if (two) b[i] = second[i * stride];
-      }
-    const float weight_a = found.weights[r], weight_b = found.weights[two ? r + 1 : r];
+    for (int r = 0; r < kRows; ++r)
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      if (v + i * stride < vectors) {
-        Element::add(weight_a, a[i], acc[i]);
-        if (two) Element::add(weight_b, b[i], acc[i]);
-      }
+      for (int i = 0; i < kVectors; ++i)
+        if (first + r < found.count && v + i * stride < vectors)
+          held[r][i] = reinterpret_cast<const uint4*>(found.rows[first + r])[v + i * stride];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i)
+        if (first + r < found.count && v + i * stride < vectors)
+          Element::add(found.weights[first + r], held[r][i], acc[i]);
   }
 }
 
-template <class Element>
+template <class Element, int kRows, int kVectors>
 __device__ void sum_partial(const Params& p, const Team& team, const ExpertRows& found,
                             std::byte* out) {
-  constexpr int kVectors = 2, kStride = Team::kThreads;
   const auto vectors = static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4));
-  for (int v = team.thread; v < vectors; v += kVectors * kStride) {
+  for (int v = team.thread; v < vectors; v += kVectors * team.threads) {
     float acc[kVectors][Element::kLanes] = {};
-    add_rows<Element, kVectors>(found, v, kStride, vectors, acc);
+    add_rows<Element, kRows, kVectors>(found, v, team.threads, vectors, acc);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
-      if (v + i * kStride < vectors)
-        reinterpret_cast<uint4*>(out)[v + i * kStride] = Element::round(acc[i]);
+      if (v + i * team.threads < vectors)
+        reinterpret_cast<uint4*>(out)[v + i * team.threads] = Element::round(acc[i]);
   }
 }
 
@@ -189,11 +184,11 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   *good = *good && !stops(c, Phase::combine_rows);
   mark(c, kAdmitted);
   if (!*good) return entry;
-  const Team team;
-  ExpertRows& found = s.teams[team.in_block];
   const int rows = s.first_row[c.size];
+  const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
+  ExpertRows& found = s.teams[team.in_block];
   int i = 1;
-  for (int base = 0; base < rows; base += Team::count()) {  // all teams meet at the same barriers
+  for (int base = 0; base < rows; base += team.count()) {  // all teams meet at the same barriers
     const int item = base + team.index();
     const bool mine = item < rows;
     while (mine && item >= s.first_row[i + 1]) ++i;
@@ -201,9 +196,13 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
     const int row = item - s.first_row[i];
     if (mine && team.first_warp()) find_rows(p, found, source, row, n);
     team.sync();
-    if (mine)
-      sum_partial<Element>(p, team, found,
-                           at<std::byte>(c, source, slots.partial_of(n, c.rank, row)));
+    if (mine) {
+      auto* out = at<std::byte>(c, source, slots.partial_of(n, c.rank, row));
+      if (team.per_block == 1)
+        sum_partial<Element, 4, 2>(p, team, found, out);
+      else
+        sum_partial<Element, 2, 4>(p, team, found, out);
+    }
     team.sync();
     if (mine && team.thread == 0)
       publish<KernelAccess>(at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, row)), n);
@@ -248,36 +247,50 @@ __device__ bool await_part(const Params& p, const Destination& from, Epoch n) {
                     [&] { return arrived<KernelAccess>(flag, n); });
 }
 
-/// The own rank's share of vector `v`, rounded as if it had come over the wire.
+/// Vectors of a token that a thread sums at a time.
+constexpr int kTokenVectors = 2;
+
+/// The own rank's share of vectors `v`, `v` + stride, ..., rounded as if it had come over the wire.
 template <class Element>
-__device__ __forceinline__ uint4 own_part(const ExpertRows& found, int v, int vectors) {
-  float acc[1][Element::kLanes] = {};
-  add_rows<Element, 1>(found, v, 0, vectors, acc);
-  return Element::round(acc[0]);
+__device__ __forceinline__ void own_parts(const ExpertRows& found, int v, int stride, int vectors,
+                                          uint4* own) {
+  float acc[kTokenVectors][Element::kLanes] = {};
+  add_rows<Element, 4, kTokenVectors>(found, v, stride, vectors, acc);
+#pragma unroll
+  for (int i = 0; i < kTokenVectors; ++i) own[i] = Element::round(acc[i]);
 }
 
-/// Sums one vector of a token over its ranks. Parts are loaded kInFlight at a time.
+/// Sums vectors of a token over its ranks and writes them. Parts are loaded kInFlight at a time.
 template <class Element>
-__device__ __forceinline__ uint4 sum_parts(const Parts& parts, const uint4* bias, const uint4& own,
-                                           int v) {
-  float acc[Element::kLanes] = {};
-  if (bias != nullptr) Element::add(1.0F, bias[v], acc);
+__device__ __forceinline__ void sum_parts(const Parts& parts, const uint4* bias, const uint4* own,
+                                          int v, int stride, int vectors, uint4* out) {
+  float acc[kTokenVectors][Element::kLanes] = {};
+#pragma unroll
+  for (int i = 0; i < kTokenVectors; ++i)
+    if (bias != nullptr && v + i * stride < vectors)
+      Element::add(1.0F, bias[v + i * stride], acc[i]);
   for (int first = 0; first < parts.count; first += kInFlight) {
-    uint4 vectors[kInFlight];
+    uint4 held[kInFlight][kTokenVectors];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      vectors[i] = own;
-      if (first + i < parts.count && parts.rows[first + i] != nullptr)
-        vectors[i] = reinterpret_cast<const uint4*>(parts.rows[first + i])[v];
-    }
+    for (int r = 0; r < kInFlight; ++r)
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (first + i < parts.count) Element::add(1.0F, vectors[i], acc);
+      for (int i = 0; i < kTokenVectors; ++i) {
+        held[r][i] = own[i];
+        if (first + r < parts.count && parts.rows[first + r] != nullptr && v + i * stride < vectors)
+          held[r][i] = reinterpret_cast<const uint4*>(parts.rows[first + r])[v + i * stride];
+      }
+#pragma unroll
+    for (int r = 0; r < kInFlight; ++r)
+#pragma unroll
+      for (int i = 0; i < kTokenVectors; ++i)
+        if (first + r < parts.count) Element::add(1.0F, held[r][i], acc[i]);
   }
-  return Element::round(acc);
+#pragma unroll
+  for (int i = 0; i < kTokenVectors; ++i)
+    if (v + i * stride < vectors) out[v + i * stride] = Element::round(acc[i]);
 }
 
-/// Sums one token; all threads. The own share of a thread's first vector is made while the first
+/// Sums one token; all threads. The own share of a thread's first vectors is made while the first
 /// warp waits for the others.
 template <class Element>
 __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
@@ -286,12 +299,13 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   const auto* bias = p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
   auto* out = reinterpret_cast<uint4*>(p.out + offset);
   const auto vectors = static_cast<int>(row_bytes / sizeof(uint4));
+  constexpr int kStride = Team::kBlockThreads;
   Destination from{-1, -1};
   if (threadIdx.x < 32) from = find_parts(p, s, token, n);
   __syncthreads();
   int v = static_cast<int>(threadIdx.x);
-  uint4 own{};
-  if (v < vectors) own = own_part<Element>(s.own, v, vectors);
+  uint4 own[kTokenVectors];
+  own_parts<Element>(s.own, v, kStride, vectors, own);
   if (threadIdx.x < 32) {
     const bool good = __all_sync(0xFFFFFFFFU, await_part(p, from, n));
     if (threadIdx.x == 0) s.parts.good = good;
@@ -300,9 +314,9 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   __syncthreads();
   if (!s.parts.good) return false;
   while (v < vectors) {
-    out[v] = sum_parts<Element>(s.parts, bias, own, v);
-    v += static_cast<int>(blockDim.x);
-    if (v < vectors) own = own_part<Element>(s.own, v, vectors);
+    sum_parts<Element>(s.parts, bias, own, v, kStride, vectors, out);
+    v += kTokenVectors * kStride;
+    if (v < vectors) own_parts<Element>(s.own, v, kStride, vectors, own);
   }
   __syncthreads();
   return true;
@@ -324,7 +338,7 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
 template <class Element>
 __device__ void run(const Params& p, Shared& shared) {
   const Context& c = p.context;
-  start(c);
+  start(p);
   const auto lane = direction(c, p.shape.slots.combine);
   Entry entry;
   if ((p.halves & kSendHalf) != 0) {

@@ -59,16 +59,20 @@ struct Expansion {
 
 struct Shared {
   Plan plan;
-  Expansion rows[Team::kPerBlock][2];       // taken in turn
+  Expansion rows[Team::kMostPerBlock][2];   // taken in turn
   std::int32_t rows_to_rank[kMostRanks];    // send: so far
   std::int32_t total_to_rank[kMostRanks];   // send, first block: in all
   std::int32_t first_item[kMostRanks + 1];  // receive: rows before each source's, own rank first
 };
 
-/// Counters of experts lie behind Shared: [E] so far, [E] in all. The receive half keeps the first
-/// place of each (source, local expert) in the former.
+/// Counters of experts lie behind Shared: [E] so far, [E] in all; then, for the receive half, the
+/// first place of each (source, local expert) [E].
 __device__ std::int32_t* expert_counters(Shared* shared) {
   return reinterpret_cast<std::int32_t*>(shared + 1);
+}
+
+__device__ std::int32_t* first_places(const Params& p, Shared* shared) {
+  return expert_counters(shared) + 2 * p.shape.placement.experts;
 }
 
 // Roles: planner ---------------------------------------------------------------------------------
@@ -184,13 +188,13 @@ __device__ void write_payload(const Params& p, const PayloadPlaces& place, const
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   const std::byte* from = p.x + token * p.format.data_bytes;
   HeldRow row;
-  row.load(from, vectors, team.thread, Team::kThreads);
-  copy_held_row(row, from, vectors, team.thread, Team::kThreads, p.shape.width, place);
-  if (team.thread >= static_cast<int>(p.format.scales)) return;
-  const float scale = p.x_scales[token * p.format.scales + team.thread];
-  for (int i = 0; i < p.shape.width; ++i)
-    if (std::byte* to = place(i))
-      reinterpret_cast<float*>(to + p.format.data_bytes)[team.thread] = scale;
+  row.load(from, vectors, team.thread, team.threads);
+  copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width, place);
+  for (int j = team.thread; j < static_cast<int>(p.format.scales); j += team.threads) {
+    const float scale = p.x_scales[token * p.format.scales + j];
+    for (int i = 0; i < p.shape.width; ++i)
+      if (std::byte* to = place(i)) reinterpret_cast<float*>(to + p.format.data_bytes)[j] = scale;
+  }
 }
 
 /// The same, cast to fp8 on its way.
@@ -207,7 +211,7 @@ __device__ void write_cast(const Params& p, const PayloadPlaces& place, const Te
       if (std::byte* to = place(i))
         reinterpret_cast<float*>(to + p.format.data_bytes)[index] = scale;
   };
-  cast_row<Element>(from, static_cast<int>(p.format.data_bytes), team.thread, Team::kThreads, write,
+  cast_row<Element>(from, static_cast<int>(p.format.data_bytes), team.thread, team.threads, write,
                     write_scale);
 }
 
@@ -215,8 +219,8 @@ __device__ void write_cast(const Params& p, const PayloadPlaces& place, const Te
 /// whether they have a token or not: racecheck counts on it.
 __device__ void send_batch(const Params& p, const Plan& plan, const Part& tokens, Epoch n) {
   const Context& c = p.context;
-  const Team team;
-  for (int base = tokens.begin; base < tokens.end; base += Team::kPerBlock) {
+  const Team team = Team::for_items(tokens.end - tokens.begin, 1);
+  for (int base = tokens.begin; base < tokens.end; base += team.per_block) {
     const int token = base + team.in_block, b = token - tokens.begin;
     const bool mine = token < tokens.end;
     if (mine) {
@@ -348,10 +352,12 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   const LowLatencySlots& slots = p.shape.slots;
   const int local = p.shape.placement.local_experts();
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
-  std::int32_t* places = expert_counters(&s);
+  std::int32_t* places = first_places(p, &s);
   bool good = true;
-  if (threadIdx.x >= Team::kBlockThreads - 32) good = take_rows(p, s, n);
-  for (int e = threadIdx.x; e < local && good; e += blockDim.x) {
+  // The first warps of teams may still release flags, and the last one takes rows: leave them out.
+  const int thread = static_cast<int>(threadIdx.x) - 32, threads = Team::kBlockThreads - 64;
+  if (thread >= threads) good = take_rows(p, s, n);
+  for (int e = thread; thread >= 0 && thread < threads && e < local && good; e += threads) {
     std::int32_t sum = 0;
     for (int base = 0; base < c.size && good; base += kAtOnce) {
       std::int32_t counts[kAtOnce];
@@ -406,8 +412,8 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ar
   if (lane < top_k) {
     if (lane < header.count) {
       const std::int32_t in_expert =
-          expert_counters(
-              &s)[arrival.source * p.shape.placement.local_experts() + selection.local_expert] +
+          first_places(
+              p, &s)[arrival.source * p.shape.placement.local_experts() + selection.local_expert] +
           selection.position;
       note = in_expert < room ? selection.local_expert * room + in_expert
                               : LowLatencyRouting::kDropped;
@@ -429,12 +435,12 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ar
 __device__ void expand_row(const Params& p, const Expansion& row, const Team& team, HeldRow& held,
                            const std::byte* data, const float* scales) {
   copy_held_row(held, data, static_cast<int>(p.format.data_bytes / sizeof(uint4)), team.thread,
-                Team::kThreads, row.copies, [&](int i) -> void* {
+                team.threads, row.copies, [&](int i) -> void* {
                   const std::int64_t place = row.places[i];
                   return place >= 0 ? p.out_x + place * p.format.data_bytes : nullptr;
                 });
   const auto count = static_cast<int>(p.format.scales);
-  for (int i = team.thread; i < count * row.copies; i += Team::kThreads) {
+  for (int i = team.thread; i < count * row.copies; i += team.threads) {
     const std::int64_t place = row.places[i / count];
     if (place >= 0) p.out_scales[place * count + i % count] = scales[i % count];
   }
@@ -443,15 +449,14 @@ __device__ void expand_row(const Params& p, const Expansion& row, const Team& te
 __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
-  __syncthreads();  // shared memory changes hands
   if (!take_counts(p, s, n)) return;
   mark(c, kCounted);
-  const Team team;
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   bool good = true;
   int i = 0;
   const int rows = s.first_item[c.size];
-  for (int base = 0, turn = 0; base < rows && good; base += Team::count(), ++turn) {
+  const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
+  for (int base = 0, turn = 0; base < rows && good; base += team.count(), ++turn) {
     Expansion& row = s.rows[team.in_block][turn % 2];  // barriers as in send_batch
     const int item = base + team.index();
     while (item < rows && item >= s.first_item[i + 1]) ++i;
@@ -477,7 +482,7 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
         data = p.x + token * p.format.data_bytes;
         scales = p.x_scales + token * p.format.scales;
       }
-      held.load(data, vectors, team.thread, Team::kThreads);
+      held.load(data, vectors, team.thread, team.threads);
       if (team.first_warp()) find_places(p, s, row, {source, index, header});
     }
     team.sync();
@@ -499,7 +504,7 @@ __global__ void __launch_bounds__(Team::kBlockThreads, 1)
   extern __shared__ __align__(16) std::byte memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const Context& c = p.context;
-  start(c);
+  start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
   Entry entry;
   if ((p.halves & kSendHalf) != 0) {
@@ -524,7 +529,7 @@ __global__ void __launch_bounds__(Team::kBlockThreads, 1)
 namespace {
 
 std::size_t shared_bytes(int experts) {
-  return sizeof(Shared) + 2 * static_cast<std::size_t>(experts) * sizeof(std::int32_t);
+  return sizeof(Shared) + 3 * static_cast<std::size_t>(experts) * sizeof(std::int32_t);
 }
 
 }  // namespace

@@ -55,51 +55,57 @@ struct Piece {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// Moves `count` pieces; one warp. `piece(i)` is the same on all lanes; `land(i)` gives each lane a
-/// destination; `done(landing)` is called by all lanes when the piece is in the memory of all its
-/// destinations, so that a release of the calling lane covers it. `moved` is the number of pieces
-/// that the ring has carried before.
-template <class PieceOf, class LandingOf, class Done>
-__device__ __forceinline__ void move_by_bulk(const Ring& ring, int moved, int count, PieceOf piece,
+/// Moves pieces 0, 1, ... as long as `ready(i)` says that there is an i-th to be read; one warp.
+/// `ready` is asked once for each, ahead of its turn. `piece(i)` is the same on all lanes;
+/// `land(i)` gives each lane a destination; `done(i, landing)` is called by all lanes when the
+/// piece is in the memory of all its destinations, so that a release of the calling lane covers it.
+/// The ring is fresh and has two stages or more.
+template <class Ready, class PieceOf, class LandingOf, class Done>
+__device__ __forceinline__ void move_by_bulk(const Ring& ring, Ready ready, PieceOf piece,
                                              LandingOf land, Done done) {
   const bool first_lane = threadIdx.x % 32 == 0;
-  auto load = [&](int i) {
+  int loaded = 0;
+  bool ended = false;
+  auto load = [&] {
+    ended = ended || !ready(loaded);
+    if (ended) return;
+    const int i = loaded++;
     const Piece p = piece(i);
     if (first_lane) {
-      device::mbarrier_expect(ring.barrier(moved + i), p.bytes);
-      if (p.bytes > 0)
-        device::bulk_load(ring.stage(moved + i), p.from, p.bytes, ring.barrier(moved + i));
+      device::mbarrier_expect(ring.barrier(i), p.bytes);
+      if (p.bytes > 0) device::bulk_load(ring.stage(i), p.from, p.bytes, ring.barrier(i));
     }
   };
-  for (int i = 0; i < min(count, ring.stages); ++i) load(i);
+  for (int s = 0; s < ring.stages; ++s) load();
   Landing previous;
-  for (int i = 0; i < count; ++i) {
+  int i = 0;
+  for (; i < loaded; ++i) {
     const Landing current = land(i);
-    device::mbarrier_wait(ring.barrier(moved + i), ring.parity(moved + i));
-    if (current.to != nullptr)
-      device::bulk_store(current.to, ring.stage(moved + i), piece(i).bytes);
+    const std::uint32_t bytes = piece(i).bytes;
+    device::mbarrier_wait(ring.barrier(i), ring.parity(i));
+    if (current.to != nullptr) device::bulk_store(current.to, ring.stage(i), bytes);
     device::bulk_commit();
     if (i > 0) {
       device::bulk_wait<1>();
       __syncwarp();
-      done(previous);
-      if (i - 1 + ring.stages < count) load(i - 1 + ring.stages);
+      done(i - 1, previous);
+      load();
     }
     previous = current;
   }
   device::bulk_wait<0>();
   __syncwarp();
-  if (count > 0) done(previous);
+  if (i > 0) done(i - 1, previous);
 }
 
 #endif
 
 /// The same by loads and stores.
-template <class PieceOf, class LandingOf, class Done>
-__device__ __forceinline__ void move_by_vectors(int count, PieceOf piece, LandingOf land,
+template <class Ready, class PieceOf, class LandingOf, class Done>
+__device__ __forceinline__ void move_by_vectors(Ready ready, PieceOf piece, LandingOf land,
                                                 Done done) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; ready(i); ++i) {
     const Piece p = piece(i);
     const Landing landing = land(i);
     const unsigned landed = __ballot_sync(kAllLanes, landing.to != nullptr);
@@ -120,17 +126,17 @@ __device__ __forceinline__ void move_by_vectors(int count, PieceOf piece, Landin
       }
     }
     __syncwarp();
-    done(landing);
+    done(i, landing);
   }
 }
 
-template <class PieceOf, class LandingOf, class Done>
-__device__ __forceinline__ void move_pieces(const Ring& ring, bool bulk, int count, PieceOf piece,
-                                            LandingOf land, Done done, int moved = 0) {
+template <class Ready, class PieceOf, class LandingOf, class Done>
+__device__ __forceinline__ void move_pieces(const Ring& ring, bool bulk, Ready ready, PieceOf piece,
+                                            LandingOf land, Done done) {
   if constexpr (has_bulk_copies()) {
-    if (bulk) return move_by_bulk(ring, moved, count, piece, land, done);
+    if (bulk) return move_by_bulk(ring, ready, piece, land, done);
   }
-  move_by_vectors(count, piece, land, done);
+  move_by_vectors(ready, piece, land, done);
 }
 
 }  // namespace expertwire::ep::cuda

@@ -35,14 +35,18 @@ OperationTimes summarize(const std::string& operation, const std::uint64_t* laun
       }
   if (end == 0) return result;
   result.span_us = us(end - start);
-  for (int mark = 0; mark < kMarks; ++mark) {
-    const auto times = noted(launches + (count - 1) * kWords, mark);
-    if (times.empty()) continue;
-    double sum = 0;
-    for (std::uint64_t time : times) sum += us(time - start);
-    result.moments[mark] = {us(*std::min_element(times.begin(), times.end()) - start),
-                            sum / static_cast<double>(times.size()),
-                            us(*std::max_element(times.begin(), times.end()) - start)};
+  for (std::size_t l = 0; l < count; ++l) {
+    auto& moments = result.kernels.emplace_back();
+    for (int mark = 0; mark < kMarks; ++mark) {
+      const auto times = noted(launches + l * kWords, mark);
+      if (times.empty()) continue;
+      double sum = 0;
+      for (std::uint64_t time : times) sum += us(time - start);
+      moments[static_cast<std::size_t>(mark)] = {
+          us(*std::min_element(times.begin(), times.end()) - start),
+          sum / static_cast<double>(times.size()),
+          us(*std::max_element(times.begin(), times.end()) - start)};
+    }
   }
   return result;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -13,12 +14,12 @@ namespace expertwire::ep::cuda {
 struct OperationTimes {
   std::string operation;
   double span_us = 0;  ///< from the first start of a block to the last end, over all its kernels
-  /// Of its last kernel: when blocks came to each mark, after the operation's first start; the
-  /// first, the mean and the last block. 0 where no block noted it.
+  /// When blocks came to a mark, after the operation's first start: the first, the mean and the
+  /// last block. 0 where no block noted it.
   struct Moment {
     double first = 0, mean = 0, last = 0;
   };
-  Moment moments[kMarks];
+  std::vector<std::array<Moment, kMarks>> kernels;  ///< in the order of launches
 };
 
 /// Has kernels note when their blocks do what. While one lives, it traces what its thread's calls

@@ -80,17 +80,18 @@ __device__ __forceinline__ void for_vectors(int vectors, int thread, int threads
 
 /// The part of a row that a thread of a team holds in registers: loaded early, written late.
 struct HeldRow {
-  uint4 held[kInFlight];
+  static constexpr int kMost = 8;
+  uint4 held[kMost];
 
   __device__ __forceinline__ void load(const void* from, int vectors, int thread, int threads) {
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
+    for (int i = 0; i < kMost; ++i)
       if (thread + i * threads < vectors)
         held[i] = static_cast<const uint4*>(from)[thread + i * threads];
   }
   __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads) const {
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
+    for (int i = 0; i < kMost; ++i)
       if (thread + i * threads < vectors) static_cast<uint4*>(to)[thread + i * threads] = held[i];
   }
 };
@@ -104,7 +105,7 @@ __device__ __forceinline__ void copy_held_row(HeldRow& row, const void* from, in
     for (int i = 0; i < count; ++i)
       if (void* to = place(i))
         row.store(static_cast<uint4*>(to) + first, vectors - first, thread, threads);
-    first += kInFlight * threads;
+    first += HeldRow::kMost * threads;
     if (first >= vectors) return;
     row.load(static_cast<const uint4*>(from) + first, vectors - first, thread, threads);
   }
