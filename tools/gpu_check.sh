@@ -12,6 +12,7 @@ OUT=$(mktemp -d)
 trap 'rm -rf "$OUT"' EXIT
 mkdir -p "$results"
 quick=${1:-}
+[ -x .pack/unpack.sh ] && .pack/unpack.sh
 bin=$PWD/.pack/bin
 [ -x "$bin/gpu_tests" ] || { echo "gpu_check: no $bin/gpu_tests; run tools/pack.sh first" >&2; exit 2; }
 gpus=$(nvidia-smi -L | wc -l)

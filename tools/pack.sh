@@ -4,7 +4,8 @@
 # bare machine lacks. Under 60 MiB. There: .pack/run.sh checks that the binaries work.
 #
 #   .pack/src/       the sources, as git has them and as they are now
-#   .pack/bin/       expertwire and the tests, those for GPUs too where nvcc was at hand
+#   .pack/bin.tar.xz expertwire and the tests, those for GPUs too where nvcc was at hand;
+#                    .pack/unpack.sh puts them into .pack/bin/
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
 #   .pack/lib.tar.xz static GoogleTest and libcrypto
 #
@@ -41,10 +42,21 @@ for library in libgtest.a libgtest_main.a libcrypto.a; do
 done
 tar -C .pack -cJf .pack/lib.tar.xz lib && rm -r .pack/lib
 
+tar -C .pack --sort=name -cf - bin | xz -T2 --lzma2=preset=1,dict=96MiB >.pack/bin.tar.xz
+rm -r .pack/bin
+cat >.pack/unpack.sh <<'RUN'
+#!/usr/bin/env bash
+# Puts the binaries into bin/, once.
+cd "$(dirname "$0")"
+[ -d bin ] || tar -xf bin.tar.xz
+RUN
+chmod +x .pack/unpack.sh
+
 cat >.pack/run.sh <<'RUN'
 #!/usr/bin/env bash
 # Runs what was packed: the unit and rank tests, a minute of verify, the demo.
 set -euo pipefail
+"$(dirname "$0")/unpack.sh"
 cd "$(dirname "$0")/bin"
 export EXPERTWIRE_FIRST_EPOCH=0xFFFFFFF0
 ./unit_tests --gtest_brief=1 --gtest_filter=-Env.PageInDocsIsTheCodes

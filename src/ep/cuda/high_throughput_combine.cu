@@ -243,7 +243,7 @@ __device__ bool sum_by_bulk(Summer& w, int warp) {
       good = __all_sync(kAllLanes, found);
       ended = !good;
       if (ended) return;
-      device::fence_proxy_async();
+      let_bulk_copies_see();
     }
     ++loaded;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);

@@ -196,7 +196,7 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       if (lane == 0) good = await_chunk(p, rank, row / kChunk, n);
       __syncwarp();  // what lane 0 acquired, all may read
       good = __all_sync(kAllLanes, good);
-      if constexpr (has_bulk_copies()) device::fence_proxy_async();
+      let_bulk_copies_see();
     }
     known = row / kChunk;
     if (lane == i / pieces % 32) held = at_row;

@@ -41,6 +41,13 @@ __device__ __forceinline__ constexpr bool has_bulk_copies() {
 #endif
 }
 
+/// Between an acquire and a bulk copy of what it covers.
+__device__ __forceinline__ void let_bulk_copies_see() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  device::fence_proxy_async();
+#endif
+}
+
 /// Where a piece goes, for one lane: null if this lane has no destination.
 struct Landing {
   std::byte* to = nullptr;
