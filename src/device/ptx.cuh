@@ -74,6 +74,24 @@ __device__ __forceinline__ void barrier_sync(int threads) {
   asm volatile("barrier.sync %0, %1;" : : "n"(kId), "r"(threads) : "memory");
 }
 
+/// Arrives at such a barrier without waiting: those who sync there see what this thread wrote.
+template <int kId>
+__device__ __forceinline__ void barrier_arrive(int threads) {
+  asm volatile("barrier.arrive %0, %1;" : : "n"(kId), "r"(threads) : "memory");
+}
+/// Syncs, and says whether `value` was true on all threads.
+template <int kId>
+__device__ __forceinline__ bool barrier_and(int threads, bool value) {
+  std::uint32_t all = 0;
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; barrier.red.and.pred q, %2, %3, p; "
+      "selp.u32 %0, 1, 0, q; }"
+      : "=r"(all)
+      : "r"(value ? 1U : 0U), "n"(kId), "r"(threads)
+      : "memory");
+  return all != 0;
+}
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
 
 /// Two fp8-e4m3 of two fp32 values, round to nearest even, saturating at 448; see fp8.cuh.

@@ -90,9 +90,13 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
       else
         experts[i] = mine.active && token < r.tokens ? selection_of(r, token, mine.k) : -1;
     }
+    // Not unrolled: short kernels wait for every line of their code.
+#pragma unroll 1
+    for (int i = 0; i < kAtOnce && base + i * mine.step < r.tokens; ++i) {
+      count(base + i * mine.step + mine.token, experts[0]);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      if (base + i * mine.step < r.tokens) count(base + i * mine.step + mine.token, experts[i]);
+      for (int j = 0; j + 1 < kAtOnce; ++j) experts[j] = experts[j + 1];
+    }
   }
 #pragma unroll
   for (int m = 0; m < kMostRanks / 32; ++m)

@@ -2,8 +2,8 @@
 // token are added in ascending order of rank.
 //
 // Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
-// read them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources,
-// a few at a time and in order; summing warps share out the tokens and hold the rows of a token
+// read them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources, a
+// few at a time and in order; summing warps take tokens a grid apart and hold the rows of a token
 // side by side in stages of their rings, the next pieces on their way while one is added. When rows
 // are pulled all warps sum.
 //
@@ -97,8 +97,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
   const std::int64_t capacity = s.capacity[c.rank];
   const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
-  SharedRows items(
-      {p.tickets + kSendTicket, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
+  SharedRows items({p.row_ticket, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
   auto offset_of = [&](int i) {
     return static_cast<std::uint64_t>(i % pieces) * p.pushing.piece_bytes;
   };
@@ -146,7 +145,7 @@ struct Summer {
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
   int pieces;
-  SharedRows tokens;
+  OwnRows tokens;
 
   __device__ bool take(int item) { return item % pieces != 0 || tokens.take(item / pieces); }
   __device__ int token_of(int item) const { return tokens.at(item / pieces); }
@@ -312,19 +311,21 @@ __device__ bool sum_by_vectors(Summer& w) {
   return true;
 }
 
-/// `warp` of the block is one of `warps` that sum.
+/// The last `warps` warps of a block sum.
 template <class Element>
-__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, Epoch n) {
+__device__ bool sum_tokens(const Params& p, BlockShared& s, int warps, Epoch n) {
+  const int ring_warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = ring_warp - (kHighThroughputWarps - warps);
   if (!await_offers(p, n)) return false;
   Summer summer{p,
                 s,
                 n,
                 *p.epoch,
                 pieces_of(p.shape.slots.sizes.row_bytes, p.summing),
-                SharedRows({p.tickets + kSumTicket, p.tokens, warps * static_cast<int>(gridDim.x),
-                            p.summing.awaited})};
+                {warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
+                 warps * static_cast<int>(gridDim.x), p.tokens}};
   if constexpr (has_bulk_copies()) {
-    if (p.summing.bulk) return sum_by_bulk<Element>(summer, warp);
+    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp);
   }
   return sum_by_vectors<Element>(summer);
 }
@@ -362,15 +363,15 @@ __device__ void run(const Params& p, BlockShared& s) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
   if (p.pull)
-    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, n);
+    good = sum_tokens<Element>(p, s, kHighThroughputWarps, n);
   else if (warp < kPushers)
     push_rows(p, s, warp, n);
   else
-    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps - kPushers, n);
+    good = sum_tokens<Element>(p, s, kHighThroughputWarps - kPushers, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
-    return_tickets(p.tickets);
+    return_tickets(p.row_ticket);
     release_pool(p, lane, n);
   }
   mark(c, kEnded);

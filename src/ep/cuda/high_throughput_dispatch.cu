@@ -82,8 +82,8 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
   const std::uint64_t row_bytes = p.format.data_bytes;
   const int pieces = pieces_of(row_bytes, p.moving);
-  SharedRows tokens({p.tickets + kSendTicket, p.tokens, kSenders * static_cast<int>(gridDim.x),
-                     p.moving.awaited});
+  SharedRows tokens(
+      {p.row_ticket, p.tokens, kSenders * static_cast<int>(gridDim.x), p.moving.awaited});
 
   auto ready = [&](int i) { return i % pieces != 0 || tokens.take(i / pieces); };
   auto piece = [&](int i) -> Piece {
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
-  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.tickets);
+  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.row_ticket);
   mark(c, kEnded);
 }
 

@@ -61,7 +61,7 @@ class CudaEngine final : public HighThroughputEngine {
   struct Lane {
     std::shared_ptr<BlockPool> routings, epochs;
     std::uint32_t* chunk_rows = nullptr;
-    std::uint32_t* tickets = nullptr;
+    std::uint32_t* row_ticket = nullptr;
     std::shared_ptr<void> mirror_memory, chunk_memory, tally_memory;
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
@@ -119,10 +119,10 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
   lane.mirror.values = static_cast<std::int32_t*>(lane.mirror_memory.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
   const std::size_t chunks = sizes.ranks * shape_.slots.chunks();
-  const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
+  const std::size_t bytes = (chunks + 1) * sizeof(std::uint32_t);
   lane.chunk_memory = allocate_on_device(bytes, share->device(), share->memory_stream());
   lane.chunk_rows = static_cast<std::uint32_t*>(lane.chunk_memory.get());
-  lane.tickets = lane.chunk_rows + chunks;
+  lane.row_ticket = lane.chunk_rows + chunks;
   check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
              "cudaMemsetAsync");
   // Tallies carry an epoch, and at first the one before all.
@@ -269,7 +269,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
-  p.tickets = lane.tickets;
+  p.row_ticket = lane.row_ticket;
   p.x = work.x.as<std::byte>();
   p.x_scales = work.x_scales.as<float>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
@@ -321,7 +321,7 @@ void CudaEngine::combine(const Combine& work) {
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
   p.chunk_rows = lane.chunk_rows;
-  p.tickets = lane.tickets;
+  p.row_ticket = lane.row_ticket;
   p.y = work.y.as<std::byte>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
   p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;

@@ -179,7 +179,7 @@ __device__ void tell_tally(const Params& p, const Shared& s, Epoch n) {
 /// if the wait was given up.
 template <class CounterOf>
 __device__ bool add_tallies(const Params& p, int end, int width, Epoch n, CounterOf counter_of) {
-  constexpr int kAtOnce = 4;  // loads in flight
+  constexpr int kAtOnce = 8;  // loads in flight
   const int words = (end - 1) * width;
   bool good = true;
   for (int base = static_cast<int>(threadIdx.x); base < words && good; base += kAtOnce * kThreads) {

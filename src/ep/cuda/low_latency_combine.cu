@@ -4,7 +4,8 @@
 // Roles. The first block ships the weights if dispatch did not have them. A team sums one row that
 // came from another rank and writes the partial sum into that rank's slot. Then the whole block
 // adds the partial sums of one token after another; the own rank's share is made there, without a
-// slot, while the others are on the wire.
+// slot, while the others are on the wire. A warp of its own, the announcer, releases the flags of
+// what teams wrote last.
 //
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.
@@ -167,11 +168,70 @@ __device__ void sum_partial(const Params& p, const Team& team, const ExpertRows&
   }
 }
 
-/// The rows of one block, a team a row. Its first barrier is also that of credit.
+/// The rows of other ranks, as the teams of all blocks take them.
+struct Rows {
+  const Params& p;
+  const Shared& s;
+  Epoch n;
+  int count;
+
+  __device__ Rows(const Params& params, const Shared& shared, Epoch epoch)
+      : p(params), s(shared), n(epoch), count(shared.first_row[params.context.size]) {}
+  /// The source of an item and its row among those; `i` is the place of an earlier item's source.
+  __device__ Destination at_item(int item, int& i) const {
+    const Context& c = p.context;
+    while (item >= s.first_row[i + 1]) ++i;
+    const int source = c.rank + i;
+    return {source < c.size ? source : source - c.size, item - s.first_row[i]};
+  }
+  __device__ void announce(const Destination& row) const {
+    const Context& c = p.context;
+    publish<KernelAccess>(at<Epoch>(c, row.rank, p.shape.slots.partial_flag_of(n, c.rank, row.row)),
+                          n);
+  }
+};
+
+/// Sums rows and sends them home, a team a row. The last round is the announcer's.
+template <class Element>
+__device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
+  const Params& p = rows.p;
+  const Context& c = p.context;
+  ExpertRows& found = s.teams[team.in_block];
+  int i = 1;
+  for (int base = 0; base < rows.count; base += team.count()) {  // teams meet at the same barriers
+    const int item = base + team.index();
+    const bool mine = item < rows.count;
+    Destination row{-1, -1};
+    if (mine) row = rows.at_item(item, i);
+    if (mine && team.first_warp()) find_rows(p, found, row.rank, row.row, rows.n);
+    team.sync();
+    if (mine) {
+      auto* out = at<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, c.rank, row.row));
+      if (team.per_block == 1)
+        sum_partial<Element, 4, 2>(p, team, found, out);
+      else
+        sum_partial<Element, 2, 2>(p, team, found, out);
+    }
+    if (base + team.count() >= rows.count) return Block::hand_over();
+    team.sync();
+    if (mine && team.thread == 0) rows.announce(row);
+  }
+}
+
+/// The announcer's part: the last round of this block's teams, a lane a team.
+__device__ void announce_rows(const Rows& rows, const Team& team) {
+  if (rows.count == 0) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int item = (rows.count - 1) / team.count() * team.count() + Team::index_of(lane);
+  Block::await_workers();
+  int i = 1;
+  if (lane < team.per_block && item < rows.count) rows.announce(rows.at_item(item, i));
+}
+
+/// The rows of one block. Its first barrier is also that of credit.
 template <class Element>
 __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
   const Context& c = p.context;
-  const LowLatencySlots& slots = p.shape.slots;
   const Epoch credit = peek_credit(c, lane);
   if (threadIdx.x / 32 == 1) take_rows(p, s);  // the first warp has the epochs
   const Entry entry = enter(c, lane);
@@ -184,29 +244,12 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   *good = *good && !stops(c, Phase::combine_rows);
   mark(c, kAdmitted);
   if (!*good) return entry;
-  const int rows = s.first_row[c.size];
-  const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
-  ExpertRows& found = s.teams[team.in_block];
-  int i = 1;
-  for (int base = 0; base < rows; base += team.count()) {  // all teams meet at the same barriers
-    const int item = base + team.index();
-    const bool mine = item < rows;
-    while (mine && item >= s.first_row[i + 1]) ++i;
-    const int source = c.rank + i < c.size ? c.rank + i : c.rank + i - c.size;
-    const int row = item - s.first_row[i];
-    if (mine && team.first_warp()) find_rows(p, found, source, row, n);
-    team.sync();
-    if (mine) {
-      auto* out = at<std::byte>(c, source, slots.partial_of(n, c.rank, row));
-      if (team.per_block == 1)
-        sum_partial<Element, 4, 2>(p, team, found, out);
-      else
-        sum_partial<Element, 2, 4>(p, team, found, out);
-    }
-    team.sync();
-    if (mine && team.thread == 0)
-      publish<KernelAccess>(at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, row)), n);
-  }
+  const Rows rows(p, s, n);
+  const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
+  if (Block::announcer())
+    announce_rows(rows, team);
+  else
+    send_rows<Element>(rows, s, team);
   mark(c, kSent);
   return entry;
 }
@@ -290,7 +333,7 @@ __device__ __forceinline__ void sum_parts(const Parts& parts, const uint4* bias,
     if (v + i * stride < vectors) out[v + i * stride] = Element::round(acc[i]);
 }
 
-/// Sums one token; all threads. The own share of a thread's first vectors is made while the first
+/// Sums one token; all workers. The own share of a thread's first vectors is made while the first
 /// warp waits for the others.
 template <class Element>
 __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
@@ -299,10 +342,10 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   const auto* bias = p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
   auto* out = reinterpret_cast<uint4*>(p.out + offset);
   const auto vectors = static_cast<int>(row_bytes / sizeof(uint4));
-  constexpr int kStride = Team::kBlockThreads;
+  constexpr int kStride = Block::kWorkers;
   Destination from{-1, -1};
   if (threadIdx.x < 32) from = find_parts(p, s, token, n);
-  __syncthreads();
+  Block::sync_workers();
   int v = static_cast<int>(threadIdx.x);
   uint4 own[kTokenVectors];
   own_parts<Element>(s.own, v, kStride, vectors, own);
@@ -311,48 +354,36 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
     if (threadIdx.x == 0) s.parts.good = good;
   }
   __syncwarp();
-  __syncthreads();
+  Block::sync_workers();
   if (!s.parts.good) return false;
   while (v < vectors) {
     sum_parts<Element>(s.parts, bias, own, v, kStride, vectors, out);
     v += kTokenVectors * kStride;
     if (v < vectors) own_parts<Element>(s.own, v, kStride, vectors, own);
   }
-  __syncthreads();
+  Block::sync_workers();
   return true;
 }
 
 template <class Element>
-__device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
-  const Context& c = p.context;
-  __syncthreads();
-  // Split from its send half, it has not seen the weights of the own rank's rows yet.
-  if ((p.halves & kSendHalf) == 0 && p.topk_weights != nullptr && !await_weights(p, n)) return;
-  for (int token = blockIdx.x; token < p.tokens; token += gridDim.x)
-    if (!sum_token<Element>(p, s, token, n)) return;
-  mark(c, kReceived);
-  if (stops(c, Phase::release)) return;
-  leave_receive(c, lane, p.shape.slots.combine, n, false, (p.halves & kSendHalf) != 0);
-}
-
-template <class Element>
-__device__ void run(const Params& p, Shared& shared) {
+__device__ void run(const Params& p, Shared& s) {
   const Context& c = p.context;
   start(p);
   const auto lane = direction(c, p.shape.slots.combine);
-  Entry entry;
-  if ((p.halves & kSendHalf) != 0) {
-    bool good = true;
-    entry = send<Element>(p, shared, lane, &good);
-    if (!good) return;
-  } else {
-    entry = enter(c, lane);
-    if (!entry.usable) return;
-  }
-  if ((p.halves & kReceiveHalf) != 0)
-    receive<Element>(p, shared, entry.receive, lane);
-  else
-    leave_send(lane, entry.send);
+  const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
+  bool good = true;
+  const Entry entry = sends ? send<Element>(p, s, lane, &good) : enter(c, lane);
+  if (!good || !entry.usable) return;
+  if (!receives) return leave_send(lane, entry.send);
+  const Epoch n = entry.receive;
+  // Split from its send half, it has not seen the weights of the own rank's rows yet.
+  if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
+  if (!Block::announcer())
+    for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)
+      good = sum_token<Element>(p, s, token, n);
+  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
+  mark(c, kReceived);
+  leave_receive(c, lane, p.shape.slots.combine, n, false, sends);
   mark(c, kEnded);
 }
 
@@ -362,7 +393,7 @@ __device__ void run(const Params& p, Shared& shared) {
 
 namespace low_latency {
 
-__global__ void __launch_bounds__(Team::kBlockThreads, 1)
+__global__ void __launch_bounds__(Block::kThreads, 1)
     combine(const __grid_constant__ LowLatencyCombineParams p) {
   __shared__ Shared shared;
   if (p.shape.dtype == DType::bf16)
@@ -376,7 +407,7 @@ __global__ void __launch_bounds__(Team::kBlockThreads, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) {
-  low_latency::combine<<<launch.blocks, Team::kBlockThreads, 0, launch.stream>>>(params);
+  low_latency::combine<<<launch.blocks, Block::kThreads, 0, launch.stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -3,19 +3,21 @@
 // Roles. A block owns contiguous tokens and plans them: it counts the selections of all tokens
 // before its own, so that the row and position of each of its tokens follow without asking anybody.
 // The first block has none before its own; it counts all tokens and sends the counts. After that
-// the block is four teams. A team writes a token to all its ranks, token after token; then it
-// expands row after row as they arrive, its own rank's first.
+// the workers of a block form teams. A team writes a token to all its ranks, token after token;
+// then it expands row after row as they arrive, its own rank's first. A warp of its own, the
+// announcer, releases the flags of what teams wrote last, and writes the headers of the own rank's
+// rows, which can be expanded while the others are on the wire.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
 // one team; outputs and the handle's entries of a row by the team that expands it; ranges and
 // tokens_per_expert by the first block.
 //
 // Memory order. Counts carry their epoch. Rows: stores of the team, barrier, release of the row's
-// flag at system scope; the receiver's thread 0 acquires the flag, barrier, loads. Slots are
-// written after a credit was acquired, and the credit is released by the last block to finish,
-// after a barrier and an acq_rel count of all blocks. The own rank's rows carry a header through
-// the slot; their payload is read from x, which must not change until the receive half is done,
-// unless it is cast on its way.
+// flag at system scope by one thread; the receiver's thread 0 acquires the flag, barrier, loads.
+// Slots are written after a credit was acquired, and the credit is released by the last block to
+// finish, after a barrier and an acq_rel count of all blocks. The own rank's rows carry a header
+// through the slot; their payload is read from x, which must not change until the receive half is
+// done, unless it is cast on its way.
 //
 // Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; a block reads
 // topk_idx up to the end of its tokens, the first all of it. What a block must know from memory is
@@ -47,6 +49,7 @@ using Params = LowLatencyDispatchParams;
 struct Plan {
   std::int32_t experts[kBatch][kMostTopK];
   std::int32_t positions[kBatch][kMostTopK];  // index among my selections of that expert
+  float weights[kBatch][kMostTopK];
   Destination destinations[kBatch][kMostTopK];
 };
 
@@ -159,21 +162,27 @@ struct PayloadPlaces {
   }
 };
 
-/// Writes the headers of a token's rows; one warp.
-__device__ void write_headers(const Params& p, const Plan& plan, int b, int token, Epoch n) {
+/// Whether a row needs nothing but its header: the own rank reads the payload from x.
+__device__ __forceinline__ bool is_header_alone(const Params& p, const Destination& to) {
+  return to.rank == p.context.rank && !p.cast;
+}
+
+/// Writes the headers of a token's rows, of those that are headers alone or of the others; one
+/// warp.
+__device__ void write_headers(const Params& p, const Plan& plan, int b, int token, bool alone,
+                              Epoch n) {
   const Context& c = p.context;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int32_t expert = lane < p.shape.top_k ? plan.experts[b][lane] : -1;
   const std::int32_t rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
   Selection selection{};
-  if (expert >= 0) {
-    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
+  if (expert >= 0)
     selection = {p.shape.placement.local_index(expert), plan.positions[b][lane],
-                 p.topk_weights != nullptr ? p.topk_weights[i] : 1.0F};
-  }
+                 plan.weights[b][lane]};
   for (int i = 0; i < p.shape.width; ++i) {
     const Destination to = plan.destinations[b][i];
     if (to.rank < 0) break;
+    if (is_header_alone(p, to) != alone) continue;
     auto* header = at<RowHeader>(c, to.rank, p.shape.slots.row_of(n, c.rank, to.row));
     const unsigned all = __ballot_sync(kAllLanes, rank == to.rank);
     if (rank == to.rank)
@@ -182,13 +191,18 @@ __device__ void write_headers(const Params& p, const Plan& plan, int b, int toke
   }
 }
 
-/// Writes a token's payload to all its ranks; one team.
+/// The beginning of a token's row, as it goes to other ranks uncast.
+__device__ __forceinline__ void load_token(const Params& p, const Team& team, std::int64_t token,
+                                           HeldRow& row) {
+  row.load(p.x + token * p.format.data_bytes, static_cast<int>(p.format.data_bytes / sizeof(uint4)),
+           team.thread, team.threads);
+}
+
+/// Writes a token's payload to all its ranks; one team. `row` has been loaded.
 __device__ void write_payload(const Params& p, const PayloadPlaces& place, const Team& team,
-                              std::int64_t token) {
+                              std::int64_t token, HeldRow& row) {
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   const std::byte* from = p.x + token * p.format.data_bytes;
-  HeldRow row;
-  row.load(from, vectors, team.thread, team.threads);
   copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width, place);
   for (int j = team.thread; j < static_cast<int>(p.format.scales); j += team.threads) {
     const float scale = p.x_scales[token * p.format.scales + j];
@@ -215,40 +229,78 @@ __device__ void write_cast(const Params& p, const PayloadPlaces& place, const Te
                     write_scale);
 }
 
-/// Sends the tokens of a planned batch, a team a token. Teams meet at the same number of barriers,
-/// whether they have a token or not: racecheck counts on it.
-__device__ void send_batch(const Params& p, const Plan& plan, const Part& tokens, Epoch n) {
+/// A planned batch of tokens of a block.
+struct Batch {
+  Part tokens;
+  const Plan& plan;
+  Epoch n;
+};
+
+__device__ __forceinline__ int rounds_of(const Part& tokens, const Team& team) {
+  return (tokens.end - tokens.begin + team.per_block - 1) / team.per_block;
+}
+
+/// Releases the flag of a token's `i`-th row, if that is of the kind.
+__device__ __forceinline__ void announce(const Params& p, const Batch& batch, int b, int i,
+                                         bool alone) {
   const Context& c = p.context;
-  const Team team = Team::for_items(tokens.end - tokens.begin, 1);
-  for (int base = tokens.begin; base < tokens.end; base += team.per_block) {
-    const int token = base + team.in_block, b = token - tokens.begin;
-    const bool mine = token < tokens.end;
+  const Destination to = batch.plan.destinations[b][i];
+  if (to.rank < 0 || is_header_alone(p, to) != alone) return;
+  publish<KernelAccess>(at<Epoch>(c, to.rank, p.shape.slots.row_flag_of(batch.n, c.rank, to.row)),
+                        batch.n);
+}
+
+/// Sends the tokens of a batch, a team a token. Teams meet at the same number of barriers, whether
+/// they have a token or not: racecheck counts on it. The last round is the announcer's. The row of
+/// the first token of the team is in `row` already if `loaded`.
+__device__ void send_batch(const Params& p, const Batch& batch, const Team& team, HeldRow& row,
+                           bool loaded) {
+  const int rounds = rounds_of(batch.tokens, team);
+  for (int round = 0; round < rounds; ++round) {
+    const int b = round * team.per_block + team.in_block, token = batch.tokens.begin + b;
+    const bool mine = token < batch.tokens.end;
     if (mine) {
-      const PayloadPlaces places(p, plan.destinations[b], n);
-      if (team.first_warp()) write_headers(p, plan, b, token, n);
+      const PayloadPlaces places(p, batch.plan.destinations[b], batch.n);
+      if (!p.cast && !(loaded && round == 0)) load_token(p, team, token, row);
+      if (team.first_warp()) write_headers(p, batch.plan, b, token, false, batch.n);
       if (!p.cast)
-        write_payload(p, places, team, token);
+        write_payload(p, places, team, token, row);
       else if (p.shape.dtype == DType::bf16)
         write_cast<Bf16>(p, places, team, token);
       else
         write_cast<Fp32>(p, places, team, token);
     }
+    if (round == rounds - 1) return Block::hand_over();
     team.sync();
-    if (!mine || team.thread >= p.shape.width) continue;
-    const Destination to = plan.destinations[b][team.thread];
-    if (to.rank >= 0)
-      publish<KernelAccess>(at<Epoch>(c, to.rank, p.shape.slots.row_flag_of(n, c.rank, to.row)), n);
+    if (mine && team.thread < p.shape.width) announce(p, batch, b, team.thread, false);
   }
 }
 
-/// Puts the experts of a batch into the plan; a thread a selection.
-__device__ void take_experts(const Params& p, Plan& plan, const Part& tokens) {
+/// The announcer's part of a batch.
+__device__ void announce_batch(const Params& p, const Batch& batch, const Team& team) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
+  const int count = batch.tokens.end - batch.tokens.begin;
+  if (!p.cast) {
+    for (int b = 0; b < count; ++b)
+      write_headers(p, batch.plan, b, batch.tokens.begin + b, true, batch.n);
+    __syncwarp();
+    for (int i = lane; i < count * width; i += 32) announce(p, batch, i / width, i % width, true);
+  }
+  Block::await_workers();
+  const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
+  for (int i = lane; i < (count - first) * width; i += 32)
+    announce(p, batch, first + i / width, i % width, false);
+}
+
+/// Puts the selections of a batch into the plan; a thread a selection.
+__device__ void take_selections(const Params& p, Plan& plan, const Part& tokens) {
   const auto i = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
-  static_assert(kBatch * kMostTopK <= Team::kBlockThreads);
+  static_assert(kBatch * kMostTopK <= Block::kWorkers);
   if (i >= (tokens.end - tokens.begin) * top_k) return;
+  const std::int64_t at = static_cast<std::int64_t>(tokens.begin) * top_k + i;
   bool valid = true;
-  plan.experts[i / top_k][i % top_k] = p.ids.at(static_cast<std::int64_t>(tokens.begin) * top_k + i,
-                                                p.shape.placement.experts, &valid);
+  plan.experts[i / top_k][i % top_k] = p.ids.at(at, p.shape.placement.experts, &valid);
+  plan.weights[i / top_k][i % top_k] = p.topk_weights != nullptr ? p.topk_weights[at] : 1.0F;
 }
 
 /// The tokens of one block. What is loaded before the first barrier is in flight together.
@@ -257,15 +309,20 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const int experts = p.shape.placement.experts;
   const bool first = blockIdx.x == 0;
   const Part own = part_of(p.tokens, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  const Team team = Team::for_items(min(own.end - own.begin, kBatch), 1);
   auto batch_at = [&](int begin) -> Part { return {begin, min(begin + kBatch, own.end)}; };
-  prefetch_rows(p, batch_at(own.begin));
+  HeldRow row;
+  if (p.cast)
+    prefetch_rows(p, batch_at(own.begin));
+  else if (!Block::announcer() && own.begin + team.in_block < own.end)
+    load_token(p, team, own.begin + team.in_block, row);
   const int before = own.begin < own.end ? own.begin : 0;
   const CountRequest request{p.ids, p.shape.placement, p.shape.top_k, first ? p.tokens : before,
                              first};
   const Selections mine(p.shape.top_k);
   const std::int32_t peeked = peek_selection(request, mine);
   const Epoch credit = peek_credit(c, lane);
-  take_experts(p, s.plan, batch_at(own.begin));
+  take_selections(p, s.plan, batch_at(own.begin));
   std::int32_t* so_far = expert_counters(&s);
   for (int i = threadIdx.x; i < 2 * experts; i += blockDim.x) so_far[i] = 0;
   for (int i = threadIdx.x; i < c.size; i += blockDim.x) {
@@ -284,17 +341,20 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   if (first) send_counts(p, s, entry.send);
   *good = !stops(c, Phase::dispatch_rows);
   for (int begin = own.begin; begin < own.end && *good; begin += kBatch) {
-    const Part batch = batch_at(begin);
+    const Batch batch{batch_at(begin), s.plan, entry.send};
     if (begin > own.begin) {
       __syncthreads();  // the plan before has been used
-      take_experts(p, s.plan, batch);
+      take_selections(p, s.plan, batch.tokens);
       __syncthreads();
     }
     if (threadIdx.x < 32)
-      for (int token = batch.begin; token < batch.end; ++token)
-        plan_token(p, s, token - batch.begin, token);
+      for (int token = batch.tokens.begin; token < batch.tokens.end; ++token)
+        plan_token(p, s, token - batch.tokens.begin, token);
     __syncthreads();
-    send_batch(p, s.plan, batch, entry.send);
+    if (Block::announcer())
+      announce_batch(p, batch, team);
+    else
+      send_batch(p, batch, team, row, begin == own.begin);
   }
   mark(c, kSent);
   return entry;
@@ -345,7 +405,7 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
 }
 
 /// Turns the sources' counts into the first place of each (source, local expert); the first block
-/// also writes the outputs that tell it. All threads; false if counts did not come.
+/// also writes the outputs that tell it. All workers; false if counts did not come.
 __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   constexpr int kAtOnce = 4;
   const Context& c = p.context;
@@ -354,10 +414,9 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
   std::int32_t* places = first_places(p, &s);
   bool good = true;
-  // The first warps of teams may still release flags, and the last one takes rows: leave them out.
-  const int thread = static_cast<int>(threadIdx.x) - 32, threads = Team::kBlockThreads - 64;
-  if (thread >= threads) good = take_rows(p, s, n);
-  for (int e = thread; thread >= 0 && thread < threads && e < local && good; e += threads) {
+  const int thread = static_cast<int>(threadIdx.x), threads = Block::kWorkers - 32;
+  if (thread >= threads) good = take_rows(p, s, n);  // the last warp
+  for (int e = thread; thread < threads && e < local && good; e += threads) {
     std::int32_t sum = 0;
     for (int base = 0; base < c.size && good; base += kAtOnce) {
       std::int32_t counts[kAtOnce];
@@ -389,7 +448,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
     if (blockIdx.x == 0 && good) p.tokens_per_expert[e] = sum;
   }
   __syncwarp();
-  return __syncthreads_and(good);
+  return Block::all_workers(good);
 }
 
 /// A row that has come.
@@ -446,10 +505,11 @@ __device__ void expand_row(const Params& p, const Expansion& row, const Team& te
   }
 }
 
-__device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<KernelAccess>& lane) {
+/// The workers' part. False if the wait was given up.
+__device__ bool receive(const Params& p, Shared& s, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
-  if (!take_counts(p, s, n)) return;
+  if (!take_counts(p, s, n)) return false;
   mark(c, kCounted);
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   bool good = true;
@@ -488,9 +548,7 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
     team.sync();
     if (mine) expand_row(p, row, team, held, data, scales);
   }
-  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
-  mark(c, kReceived);
-  leave_receive(c, lane, slots.dispatch, n, false, (p.halves & kSendHalf) != 0);
+  return good;
 }
 
 }  // namespace
@@ -499,26 +557,22 @@ __device__ void receive(const Params& p, Shared& s, Epoch n, const Direction<Ker
 
 namespace low_latency {
 
-__global__ void __launch_bounds__(Team::kBlockThreads, 1)
+__global__ void __launch_bounds__(Block::kThreads, 1)
     dispatch(const __grid_constant__ LowLatencyDispatchParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const Context& c = p.context;
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
-  Entry entry;
-  if ((p.halves & kSendHalf) != 0) {
-    bool good = true;
-    entry = send(p, shared, lane, &good);
-    if (!good) return;
-  } else {
-    entry = enter(c, lane);
-    if (!entry.usable) return;
-  }
-  if ((p.halves & kReceiveHalf) != 0)
-    receive(p, shared, entry.receive, lane);
-  else
-    leave_send(lane, entry.send);
+  const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
+  bool good = true;
+  const Entry entry = sends ? send(p, shared, lane, &good) : enter(c, lane);
+  if (!good || !entry.usable) return;
+  if (!receives) return leave_send(lane, entry.send);
+  if (!Block::announcer()) good = receive(p, shared, entry.receive);
+  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
+  mark(c, kReceived);
+  leave_receive(c, lane, p.shape.slots.dispatch, entry.receive, false, sends);
   mark(c, kEnded);
 }
 
@@ -535,7 +589,7 @@ std::size_t shared_bytes(int experts) {
 }  // namespace
 
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch) {
-  low_latency::dispatch<<<launch.blocks, Team::kBlockThreads,
+  low_latency::dispatch<<<launch.blocks, Block::kThreads,
                           shared_bytes(params.shape.placement.experts), launch.stream>>>(params);
   return cudaGetLastError();
 }
