@@ -140,13 +140,9 @@ EXPERTWIRE_HOST_DEVICE void tell(Tagged* word, std::int32_t value, Epoch n) {
   Access::store(word, Tagged{value, n});
 }
 
-/// Whether `word` has been told for epoch `n`; then `value` is set.
-template <class Access>
-EXPERTWIRE_HOST_DEVICE bool told(const Tagged* word, Epoch n, std::int32_t* value) {
-  const Tagged seen = Access::load(word);
-  if (seen.epoch != n && !Access::removed(Fault::flag)) return false;
-  *value = seen.value;
-  return true;
+/// Whether what was read from such a word has been told for epoch `n`.
+EXPERTWIRE_HOST_DEVICE inline bool belongs_to(const Tagged& seen, Epoch n) {
+  return seen.epoch == n;
 }
 
 /// Tells a sender, whose `consumed` word for this rank is given, that `n` has been read.

@@ -12,13 +12,14 @@ namespace expertwire::ep {
 struct Placement {
   std::int32_t ranks = 1;
   std::int32_t experts = 1;
+  std::int32_t local = 1;  ///< L
 
-  EXPERTWIRE_HOST_DEVICE std::int32_t local_experts() const { return experts / ranks; }
-  EXPERTWIRE_HOST_DEVICE std::int32_t rank_of(std::int32_t expert) const {
-    return expert / local_experts();
-  }
+  constexpr Placement() = default;
+  constexpr Placement(std::int32_t r, std::int32_t e) : ranks(r), experts(e), local(e / r) {}
+  EXPERTWIRE_HOST_DEVICE std::int32_t local_experts() const { return local; }
+  EXPERTWIRE_HOST_DEVICE std::int32_t rank_of(std::int32_t expert) const { return expert / local; }
   EXPERTWIRE_HOST_DEVICE std::int32_t local_index(std::int32_t expert) const {
-    return expert % local_experts();
+    return expert % local;
   }
 };
 

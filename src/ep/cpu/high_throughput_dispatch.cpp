@@ -73,10 +73,12 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   for (int source = 0; source < size; ++source) {
     const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
     auto count = [&](int i) {
-      std::int32_t value = 0;
-      wait_until(context, source, Phase::counts, n,
-                 [&] { return told<HostAccess>(counts + i, n, &value); });
-      return value;
+      Tagged seen{};
+      wait_until(context, source, Phase::counts, n, [&] {
+        seen = HostAccess::load(counts + i);
+        return belongs_to(seen, n);
+      });
+      return seen.value;
     };
     const std::int32_t told_capacity = count(slots.kCapacity);
     if ((told_capacity < 0) != strict)

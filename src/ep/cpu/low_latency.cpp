@@ -153,10 +153,12 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   auto* ranges = op.outputs.ranges.as<std::int32_t>();
   const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
   auto count = [&](int i) {
-    std::int32_t value = 0;
-    wait_until(context, source, Phase::counts, n,
-               [&] { return told<HostAccess>(counts + i, n, &value); });
-    return value;
+    Tagged seen{};
+    wait_until(context, source, Phase::counts, n, [&] {
+      seen = HostAccess::load(counts + i);
+      return belongs_to(seen, n);
+    });
+    return seen.value;
   };
   const auto format = static_cast<DType>(count(slots.kFormat));
   check_same_format(format, op.format.dtype, {memory_.rank(), source, Phase::counts});

@@ -21,6 +21,7 @@ __device__ __forceinline__ void cast_row(const std::byte* row, int hidden, int t
                                          Write write, WriteScale write_scale) {
   constexpr int kVectors = kCastChannels / Element::kLanes;
   const int chunks = hidden / kCastChannels;
+#pragma unroll 1
   for (int base = 0; base < chunks; base += threads) {  // alike on all lanes, for the shuffles
     const int chunk = base + thread;
     float x[kCastChannels] = {};

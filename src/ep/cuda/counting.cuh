@@ -71,6 +71,7 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
       note_invalid_id(context, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
     if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
     const bool leads = rank >= 0 && (same & before) == 0;
+#pragma unroll 1
     for (unsigned rest = __ballot_sync(0xFFFFFFFFU, leads); rest != 0;) {
       const std::int32_t one = __shfl_sync(0xFFFFFFFFU, rank, __ffs(static_cast<int>(rest)) - 1);
       const unsigned all = __ballot_sync(0xFFFFFFFFU, leads && rank == one);

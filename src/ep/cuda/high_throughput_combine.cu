@@ -144,11 +144,9 @@ struct Summer {
   const Params& p;
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
-  int pieces;
-  OwnRows tokens;
+  int first, stride, pieces;
 
-  __device__ bool take(int item) { return item % pieces != 0 || tokens.take(item / pieces); }
-  __device__ int token_of(int item) const { return tokens.at(item / pieces); }
+  __device__ int token_of(int item) const { return first + item / pieces * stride; }
   __device__ std::uint64_t offset_of(int item) const {
     return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
   }
@@ -224,27 +222,22 @@ __device__ __forceinline__ uint4 add_rows(int count, RowOf row, const uint4* bia
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 template <class Element>
-__device__ bool sum_by_bulk(Summer& w, int warp) {
+__device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
+  const Ring ring = ring_of(w.s, p.summing, ring_warp, p.shape.width);
   std::int32_t* held = w.s.held[warp];
-  int loaded = 0;
-  bool good = true, ended = false;
+  int issued = 0;
+  bool good = true;
   const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
-  auto load = [&] {
-    ended = ended || !w.take(loaded);
-    if (ended) return;
-    const int i = loaded;
+  auto load = [&](int i) {
     if (i % w.pieces == 0) {
       bool found = true;
       row = w.find_row(w.token_of(i), lane, &found);
       good = __all_sync(kAllLanes, found);
-      ended = !good;
-      if (ended) return;
+      if (!good) return;
       let_bulk_copies_see();
     }
-    ++loaded;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint32_t bytes = w.bytes_of(i);
     if (lane == 0) {
@@ -256,12 +249,14 @@ __device__ bool sum_by_bulk(Summer& w, int warp) {
       device::bulk_load(
           ring.stage(i) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
           row + w.offset_of(i), bytes, ring.barrier(i));
+    ++issued;
   };
-  for (int s = 0; s < ring.stages; ++s) load();
-  for (int i = 0; i < loaded; ++i) {  // after a failure, too: loads must not outlive the block
+  for (int i = 0; i < min(count, ring.stages) && good; ++i) load(i);
+  int taken = 0;
+  for (; taken < count && good; ++taken) {
+    const int i = taken, token = w.token_of(i);
     device::mbarrier_wait(ring.barrier(i), ring.parity(i));
-    if (!good) continue;
-    const int token = w.token_of(i), rows = held[i % ring.stages];
+    const int rows = held[i % ring.stages];
     const std::uint64_t offset =
         static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes + w.offset_of(i);
     const auto* bias =
@@ -275,18 +270,20 @@ __device__ bool sum_by_bulk(Summer& w, int warp) {
       out[v] = add_rows<Element>(rows, row_at, bias, v);
     if (i % w.pieces == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
     __syncwarp();
-    load();
+    if (i + ring.stages < count) load(i + ring.stages);
   }
+  for (; taken < issued; ++taken)  // after a failure: loads must not outlive the block
+    device::mbarrier_wait(ring.barrier(taken), ring.parity(taken));
   return good;
 }
 
 #endif
 
 template <class Element>
-__device__ bool sum_by_vectors(Summer& w) {
+__device__ bool sum_by_vectors(const Summer& w, int count) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = 0; w.take(i); i += w.pieces) {
+  for (int i = 0; i < count; i += w.pieces) {
     const int token = w.token_of(i);
     bool found = true;
     const std::byte* row = w.find_row(token, lane, &found);
@@ -311,23 +308,25 @@ __device__ bool sum_by_vectors(Summer& w) {
   return true;
 }
 
-/// The last `warps` warps of a block sum.
+/// `warp` of `warps` summing warps of this block; `ring_warp` says whose ring it has.
 template <class Element>
-__device__ bool sum_tokens(const Params& p, BlockShared& s, int warps, Epoch n) {
-  const int ring_warp = static_cast<int>(threadIdx.x) / 32;
-  const int warp = ring_warp - (kHighThroughputWarps - warps);
+__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, int ring_warp,
+                           Epoch n) {
   if (!await_offers(p, n)) return false;
-  Summer summer{p,
-                s,
-                n,
-                *p.epoch,
-                pieces_of(p.shape.slots.sizes.row_bytes, p.summing),
-                {warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
-                 warps * static_cast<int>(gridDim.x), p.tokens}};
+  const int pieces = pieces_of(p.shape.slots.sizes.row_bytes, p.summing);
+  const Summer summer{p,
+                      s,
+                      n,
+                      *p.epoch,
+                      warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
+                      warps * static_cast<int>(gridDim.x),
+                      pieces};
+  const int tokens =
+      summer.first < p.tokens ? (p.tokens - summer.first - 1) / summer.stride + 1 : 0;
   if constexpr (has_bulk_copies()) {
-    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp);
+    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp, ring_warp, tokens * pieces);
   }
-  return sum_by_vectors<Element>(summer);
+  return sum_by_vectors<Element>(summer, tokens * pieces);
 }
 
 // Roles: release ---------------------------------------------------------------------------------
@@ -362,12 +361,14 @@ __device__ void run(const Params& p, BlockShared& s) {
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
-  if (p.pull)
-    good = sum_tokens<Element>(p, s, kHighThroughputWarps, n);
-  else if (warp < kPushers)
+  if (p.pull) {
+    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, warp, n);
+  } else if (warp < kPushers) {
     push_rows(p, s, warp, n);
-  else
-    good = sum_tokens<Element>(p, s, kHighThroughputWarps - kPushers, n);
+    mark(c, kSent);
+  } else {
+    good = sum_tokens<Element>(p, s, warp - kPushers, kHighThroughputWarps - kPushers, warp, n);
+  }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {

@@ -258,6 +258,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     // Nothing is sent, on any rank; the epoch ends all the same.
   } else if (warp < kSenders) {
     send_rows(p, s, warp, n);
+    mark(c, kSent);
   } else {
     good = p.out_x == nullptr ? await_rows(p, warp - kSenders, n)
                               : take_rows(p, s, warp - kSenders, n);

@@ -115,11 +115,13 @@ __device__ RankSet take_tokens(const Params& p, const Shared& s, const Part& tok
   const int size = p.context.size, token = tokens.begin + static_cast<int>(threadIdx.x);
   RankSet ranks;
   if (token < tokens.end) ranks = take_experts(p, s, token, count);
+#pragma unroll 1
   for (int rank = 0; rank < size; ++rank) {
     const unsigned going = __ballot_sync(kAll, ranks.has(rank));
     if (lane == 0) s.warp_rows[warp * size + rank] = __popc(going);
   }
   __syncthreads();
+#pragma unroll 1
   for (int rank = warp; rank < size; rank += kWarps) {  // a warp a rank, a lane a warp
     static_assert(kWarps == 32);
     const std::int32_t rows = s.warp_rows[lane * size + rank];
@@ -143,6 +145,7 @@ __device__ void place_tokens(const Params& p, const Shared& s, const Part& token
   const int token = tokens.begin + static_cast<int>(threadIdx.x);
   Destination* list = p.routing.destinations + static_cast<std::int64_t>(token) * width;
   int found = 0;
+#pragma unroll 1
   for (int rank = 0; rank < size; ++rank) {
     const unsigned going = __ballot_sync(kAll, ranks.has(rank));
     if (ranks.has(rank))
@@ -150,6 +153,7 @@ __device__ void place_tokens(const Params& p, const Shared& s, const Part& token
                                  __popc(going & ((1U << lane) - 1))};
   }
   if (token < tokens.end)
+#pragma unroll 1
     for (; found < width; ++found) list[found] = {-1, -1};
 }
 
@@ -171,6 +175,7 @@ __device__ Tagged* tally_of(const Params& p, int block) {
 __device__ void tell_tally(const Params& p, const Shared& s, Epoch n) {
   Tagged* tally = tally_of(p, static_cast<int>(blockIdx.x));
   const int size = p.context.size;
+#pragma unroll 1
   for (int i = threadIdx.x; i < size + p.shape.placement.experts; i += kThreads)
     tell<KernelAccess>(tally + i, i < size ? s.ranks[i] : s.experts[i - size], n);
 }
@@ -179,25 +184,21 @@ __device__ void tell_tally(const Params& p, const Shared& s, Epoch n) {
 /// if the wait was given up.
 template <class CounterOf>
 __device__ bool add_tallies(const Params& p, int end, int width, Epoch n, CounterOf counter_of) {
-  constexpr int kAtOnce = 8;  // loads in flight
+  constexpr int kAtOnce = 5;  // for 16 blocks and 256 experts
   const int words = (end - 1) * width;
   bool good = true;
   for (int base = static_cast<int>(threadIdx.x); base < words && good; base += kAtOnce * kThreads) {
     std::int32_t values[kAtOnce];
-    bool there[kAtOnce];
-    auto word = [&](int i) {
-      const int at = base + i * kThreads;
-      return tally_of(p, 1 + at / width) + at % width;
-    };
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      there[i] = base + i * kThreads < words && told<KernelAccess>(word(i), n, &values[i]);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (base + i * kThreads >= words || !good) continue;
-      if (!there[i]) good = await_told(p.context, p.context.rank, word(i), n, &values[i]);
-      if (good && values[i] != 0) atomicAdd(counter_of((base + i * kThreads) % width), values[i]);
-    }
+    good = await_told<kAtOnce>(
+        p.context, n,
+        [&](int i) {
+          const int at = base + i * kThreads;
+          return at < words ? tally_of(p, 1 + at / width) + at % width : nullptr;
+        },
+        [&](int) { return p.context.rank; }, values);
+    for (int i = 0; i < kAtOnce && good; ++i)
+      if (base + i * kThreads < words && values[i] != 0)
+        atomicAdd(counter_of((base + i * kThreads) % width), values[i]);
   }
   return __syncthreads_and(good);
 }
@@ -208,6 +209,7 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
   using Slots = HighThroughputSlots;
   const Context& c = p.context;
   const int size = c.size, local = p.shape.placement.local_experts();
+#pragma unroll 1
   for (int i = threadIdx.x; i < size * s.entries; i += kThreads) {
     const int peer = i / s.entries, entry = i % s.entries;
     std::int32_t value = p.strict ? -1 - p.capacity : p.capacity;
@@ -218,6 +220,7 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
       value = s.ranks[entry - Slots::kHeader];
     tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + entry, value, n);
   }
+#pragma unroll 1
   for (int rank = threadIdx.x; rank < size; rank += kThreads)
     p.routing.rows_to[rank] = s.ranks[rank];
 }
@@ -226,11 +229,13 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
 __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
   const Context& c = p.context;
   bool good = true;
+#pragma unroll 1
   for (int i = threadIdx.x; i < c.size * s.entries && good; i += kThreads) {
     const int source = i / s.entries;
     const auto* counts = at<const Tagged>(c, c.rank, p.shape.slots.counts_of(n, source));
     std::int32_t value = 0;
-    good = await_told(c, source, counts + i % s.entries, n, &value);
+    good = await_told<1>(
+        c, n, [&](int) { return counts + i % s.entries; }, [&](int) { return source; }, &value);
     s.told[i] = value;
   }
   return __syncthreads_and(good);
@@ -242,6 +247,7 @@ __device__ bool sum_up(const Params& p, const Shared& s) {
   const Context& c = p.context;
   const HighThroughputRouting& r = p.routing;
   bool agree = true, overflow = false;
+#pragma unroll 1
   for (int to = threadIdx.x; to < c.size; to += kThreads) {
     const std::int32_t told = s.count_from(to, Slots::kCapacity);
     const std::int32_t format = s.count_from(to, Slots::kFormat);
@@ -254,6 +260,7 @@ __device__ bool sum_up(const Params& p, const Shared& s) {
     const std::int32_t capacity = told < 0 ? -1 - told : told;
     std::int64_t sum = 0;
     std::int32_t first_from = 0;
+#pragma unroll 1
     for (int source = 0; source < c.size; ++source) {
       if (source == c.rank) r.first_at[to] = static_cast<std::int32_t>(sum);
       sum += s.count_from(source, Slots::kHeader + to);
@@ -276,11 +283,13 @@ __device__ void mirror(const Params& p, const Shared& s, Epoch n) {
   const Context& c = p.context;
   const int local = p.shape.placement.local_experts();
   std::int32_t* values = p.mirror.values;
+#pragma unroll 1
   for (int i = threadIdx.x; i < c.size + local; i += kThreads) {
     std::int32_t value = 0;
     if (i < c.size)
       value = s.count_from(i, Slots::kHeader + c.rank);
     else
+#pragma unroll 1
       for (int source = 0; source < c.size; ++source)
         value += s.count_from(source, Slots::kHeader + i);
     values[CountsMirror::kHeader + i] = value;
@@ -317,6 +326,7 @@ __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, E
   const bool alone = gridDim.x == 1;
   const bool at_once = own.end - own.begin <= kThreads;
   RankSet ranks;
+#pragma unroll 1
   for (int begin = own.begin; begin < own.end; begin += kThreads)
     ranks = take_tokens(p, s, {begin, min(begin + kThreads, own.end)}, true, s.ranks);
   if (!alone) {
@@ -328,15 +338,18 @@ __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, E
     mark(p.context, kCounted);
   }
   if (at_once) return place_tokens(p, s, own, ranks, s.before);
+#pragma unroll 1
   for (int begin = own.begin; begin < own.end; begin += kThreads) {
     const Part tokens{begin, min(begin + kThreads, own.end)};
     __syncthreads();
     std::int32_t* so_far = s.told;  // free here; sums of this round come to it
+#pragma unroll 1
     for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads) so_far[rank] = 0;
     __syncthreads();
     ranks = take_tokens(p, s, tokens, false, so_far);
     place_tokens(p, s, tokens, ranks, s.before);
     __syncthreads();
+#pragma unroll 1
     for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads)
       s.before[rank] += so_far[rank];
   }
@@ -356,10 +369,12 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   const auto lane = direction(c, p.shape.slots.dispatch);
   const Epoch credit = peek_credit(c, lane);
   const int counters = p.shape.placement.experts + 2 * c.size;
+#pragma unroll 1
   for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;
   const Entry entry = enter(c, lane);
   if (!entry.usable) return;
   if (p.release != nullptr) {
+#pragma unroll 1
     for (int peer = threadIdx.x; peer < c.size; peer += kThreads)
       grant<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.dispatch.consumed) + c.rank, *p.release);
     return;

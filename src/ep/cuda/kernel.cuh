@@ -23,8 +23,9 @@ __device__ __forceinline__ Direction<KernelAccess> direction(const Context& cont
 }
 
 /// Leaves a report for the host, if nobody has before, and makes all kernels of the object leave.
-__device__ inline void report_failure(const Context& context, ErrorCode code, int peer, Phase phase,
-                                      std::uint64_t detail, std::uint64_t waited_ns) {
+__device__ __noinline__ inline void report_failure(const Context& context, ErrorCode code, int peer,
+                                                   Phase phase, std::uint64_t detail,
+                                                   std::uint64_t waited_ns) {
   if (atomicCAS(context.failed, 0U, 1U) != 0U) return;
   HostWords& host = *context.host;
   host.code = static_cast<std::int32_t>(code);
@@ -35,29 +36,54 @@ __device__ inline void report_failure(const Context& context, ErrorCode code, in
   device::store_release_system(&host.failed, 1);
 }
 
+/// How long a thread has waited, and what it does about it. Not inlined: short kernels wait for
+/// every line of their code.
+struct Patience {
+  std::uint64_t start = 0, next_look = 0;  // 0: has not begun
+
+  enum Verdict { kGoOn, kLastLook, kGiveUp };
+  /// After polls in vain.
+  __device__ __noinline__ Verdict judge(const Context& context, int peer) {
+    constexpr std::uint64_t kLookEveryNs = 100'000;  // words of the host are far away
+    const std::uint64_t now = device::now_ns();
+    if (start == 0) {
+      start = now;
+      next_look = now + kLookEveryNs;
+    }
+    if (now < next_look) return kGoOn;
+    next_look = now + kLookEveryNs;
+    if (device::load_relaxed_system(context.failed) != 0) return kGiveUp;
+    device::store_relaxed_system(&context.host->awaited[peer], 1);
+    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
+    return aborted || now - start >= context.timeout_ns ? kLastLook : kGoOn;
+  }
+  __device__ __noinline__ void report(const Context& context, int peer, Phase phase,
+                                      std::uint64_t detail) const {
+    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
+    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase,
+                   detail, device::now_ns() - start);
+  }
+};
+
 /// Polls `ready()` until it is true; called by one thread. False when the wait is given up: at the
 /// deadline, when another thread of the object failed, or when the host says so.
 template <class Ready>
-__device__ bool wait_until(const Context& context, int peer, Phase phase, std::uint64_t detail,
-                           Ready ready) {
-  constexpr std::uint64_t kLookEveryNs = 100'000;  // words of the host are far away
+__device__ __forceinline__ bool wait_until(const Context& context, int peer, Phase phase,
+                                           std::uint64_t detail, Ready ready) {
   constexpr int kPolls = 16;
-  if (ready()) return true;
-  const std::uint64_t start = device::now_ns();
-  for (std::uint64_t next_look = kLookEveryNs;;) {
+  Patience patience;
+#pragma unroll 1
+  for (bool last = false;;) {
+#pragma unroll 1
     for (int i = 0; i < kPolls; ++i)
       if (ready()) return true;
-    const std::uint64_t waited = device::now_ns() - start;
-    if (waited < next_look) continue;
-    next_look = waited + kLookEveryNs;
-    if (device::load_relaxed_system(context.failed) != 0) return false;
-    device::store_relaxed_system(&context.host->awaited[peer], 1);
-    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
-    if (!aborted && waited < context.timeout_ns) continue;
-    if (ready()) return true;
-    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase,
-                   detail, waited);
-    return false;
+    if (last) {
+      patience.report(context, peer, phase, detail);
+      return false;
+    }
+    const Patience::Verdict verdict = patience.judge(context, peer);
+    if (verdict == Patience::kGiveUp) return false;
+    last = verdict == Patience::kLastLook;
   }
 }
 
@@ -68,8 +94,8 @@ __device__ __forceinline__ void mark(const Context& context, Mark moment) {
 }
 
 /// Remembers an id that is out of range; it counts as "no selection".
-__device__ inline void note_invalid_id(const Context& context, const ExpertIds& ids,
-                                       std::int64_t i) {
+__device__ __noinline__ inline void note_invalid_id(const Context& context, const ExpertIds& ids,
+                                                    std::int64_t i) {
   HostWords& host = *context.host;
   atomicAdd_system(&host.invalid_ids, 1ULL);
   if (atomicCAS_system(reinterpret_cast<unsigned long long*>(&host.first_invalid_at), 0ULL,
@@ -94,21 +120,32 @@ __device__ __forceinline__ void start(const Params& p) {
 #endif
   mark(p.context, kStarted);
   // A miss of the parameters takes as long as any load: warps ask for their lines side by side.
-  constexpr int kLine = 64 / sizeof(std::uint32_t), kWords = sizeof(Params) / sizeof(std::uint32_t);
-  const auto* words = reinterpret_cast<const std::uint32_t*>(&p);
-  for (int at = static_cast<int>(threadIdx.x) / 32 * kLine; at < kWords;
-       at += static_cast<int>(blockDim.x) / 32 * kLine)
-    device::use(words[at]);
 }
 
-/// Reads the epochs once, before anybody can advance them. All threads call, after start().
-__device__ __forceinline__ Entry enter(const Context& context,
-                                       const Direction<KernelAccess>& lane) {
-  __shared__ Entry entry;
+/// The words of an entry, asked for; one thread has them.
+struct EntryWords {
+  Epoch send, receive;
+  std::uint32_t failed;
+};
+__device__ __forceinline__ EntryWords peek_entry(const Context& context,
+                                                 const Direction<KernelAccess>& lane) {
+  EntryWords words{};
   if (threadIdx.x == 0)
-    entry = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed) == 0};
+    words = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed)};
+  return words;
+}
+
+/// Reads the epochs once, before anybody can advance them. All threads call, after start(); what
+/// was peeked at may have been loading meanwhile.
+__device__ __forceinline__ Entry enter(const EntryWords& peeked) {
+  __shared__ Entry entry;
+  if (threadIdx.x == 0) entry = {peeked.send, peeked.receive, peeked.failed == 0};
   __syncthreads();
   return entry;
+}
+__device__ __forceinline__ Entry enter(const Context& context,
+                                       const Direction<KernelAccess>& lane) {
+  return enter(peek_entry(context, lane));
 }
 
 /// Test builds: whether this rank is to vanish here.
@@ -139,12 +176,41 @@ __device__ __forceinline__ bool await_credits(const Context& context,
   return __syncthreads_and(good);
 }
 
-/// Waits for a value that `peer` tells for epoch `n`; called by one thread, or by several for words
-/// of their own.
-__device__ __forceinline__ bool await_told(const Context& context, int peer, const Tagged* word,
-                                           Epoch n, std::int32_t* value) {
-  return wait_until(context, peer, Phase::counts, n,
-                    [&] { return told<KernelAccess>(word, n, value); });
+/// Waits for up to kMost values of epoch `n`: `word(i)` is null where there is none, and told by
+/// `peer(i)`. Called by one thread, or by several for words of their own. All are asked for
+/// together, and as long as one is waited for, so are the others.
+template <int kMost, class WordOf, class PeerOf>
+__device__ __forceinline__ bool await_told(const Context& context, Epoch n, WordOf word,
+                                           PeerOf peer, std::int32_t* values) {
+  const Tagged* words[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) words[i] = word(i);
+  auto look = [&] {
+    Tagged seen[kMost] = {};
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (words[i] != nullptr) seen[i] = KernelAccess::load(words[i]);
+    int missing = kMost;
+#pragma unroll
+    for (int i = kMost - 1; i >= 0; --i) {
+      if (words[i] == nullptr) continue;
+      if (belongs_to(seen[i], n))
+        values[i] = seen[i].value;
+      else
+        missing = i;
+    }
+    return missing;
+  };
+  int missing = look();
+  while (missing < kMost) {  // another one each time round
+    const int awaited = missing;
+    if (!wait_until(context, peer(awaited), Phase::counts, n, [&] {
+          missing = look();
+          return missing != awaited;
+        }))
+      return false;
+  }
+  return true;
 }
 
 /// Waits for flags that have one word a peer, `flag_of(peer)` apart. All threads call.
@@ -152,6 +218,7 @@ template <class FlagOf, class Wanted>
 __device__ __forceinline__ bool await_flags(const Context& context, Phase phase, Epoch n,
                                             FlagOf flag_of, Wanted wanted) {
   bool good = true;
+#pragma unroll 1
   for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x) {
     if (!wanted(peer)) continue;
     const auto* flag = at<Epoch>(context, context.rank, flag_of(peer));
@@ -173,6 +240,7 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
   __syncwarp();  // racecheck follows barriers by warp: meet before one
   __syncthreads();
   if (!last) return false;
+#pragma unroll 1
   for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)
     grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
   __syncthreads();
@@ -194,8 +262,8 @@ struct Part {
   int end;
 };
 __device__ __forceinline__ Part part_of(int count, int index, int parts) {
-  return {static_cast<int>(static_cast<std::int64_t>(count) * index / parts),
-          static_cast<int>(static_cast<std::int64_t>(count) * (index + 1) / parts)};
+  const int each = count / parts, more = count % parts;
+  return {index * each + min(index, more), (index + 1) * each + min(index + 1, more)};
 }
 
 }  // namespace expertwire::ep::cuda

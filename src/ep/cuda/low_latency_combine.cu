@@ -62,11 +62,13 @@ struct Shared {
 __device__ void send_weights(const Params& p, Epoch n) {
   const Context& c = p.context;
   const int width = p.shape.width, top_k = p.shape.top_k;
+#pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * width; i += blockDim.x) {
     const Destination to = p.routing.destinations[i];
     if (to.rank < 0) continue;
     const std::int64_t first = static_cast<std::int64_t>(i / width) * top_k;
     float* weights = at<float>(c, to.rank, p.shape.slots.weights_of(n, c.rank, to.row));
+#pragma unroll 1
     for (int k = 0; k < top_k; ++k) {
       const std::int32_t expert = p.routing.experts[first + k];
       if (expert >= 0 && p.shape.placement.rank_of(expert) == to.rank)
@@ -74,6 +76,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
     }
   }
   __syncthreads();
+#pragma unroll 1
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     publish<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.weight_flag_of(n, c.rank)), n);
 }
@@ -93,6 +96,7 @@ __device__ void take_rows(const Params& p, Shared& s) {
   const Context& c = p.context;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   std::int32_t before = 0;
+#pragma unroll 1
   for (int base = 1; base < c.size; base += 32) {
     const int i = base + lane, source = c.rank + i;
     std::int32_t sum = 0;
@@ -198,6 +202,7 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
   const Context& c = p.context;
   ExpertRows& found = s.teams[team.in_block];
   int i = 1;
+#pragma unroll 1
   for (int base = 0; base < rows.count; base += team.count()) {  // teams meet at the same barriers
     const int item = base + team.index();
     const bool mine = item < rows.count;
@@ -379,6 +384,7 @@ __device__ void run(const Params& p, Shared& s) {
   // Split from its send half, it has not seen the weights of the own rank's rows yet.
   if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
   if (!Block::announcer())
+#pragma unroll 1
     for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)
       good = sum_token<Element>(p, s, token, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;

@@ -51,6 +51,9 @@ struct Plan {
   std::int32_t positions[kBatch][kMostTopK];  // index among my selections of that expert
   float weights[kBatch][kMostTopK];
   Destination destinations[kBatch][kMostTopK];
+  /// Where the payload of a row goes; null where there is nothing to write. Every rank begins with
+  /// another destination.
+  std::byte* payloads[kBatch][kMostTopK];
 };
 
 /// What a team knows of the row that it expands.
@@ -80,8 +83,13 @@ __device__ std::int32_t* first_places(const Params& p, Shared* shared) {
 
 // Roles: planner ---------------------------------------------------------------------------------
 
+/// Whether a row needs nothing but its header: the own rank reads the payload from x.
+__device__ __forceinline__ bool is_header_alone(const Params& p, const Destination& to) {
+  return to.rank == p.context.rank && !p.cast;
+}
+
 /// Plans one token whose experts are in the plan already; one warp.
-__device__ void plan_token(const Params& p, Shared& s, int b, int token) {
+__device__ void plan_token(const Params& p, Shared& s, int b, int token, Epoch n) {
   const int lane = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
   const unsigned before = (1U << lane) - 1;
   std::int32_t* so_far = expert_counters(&s);
@@ -96,6 +104,7 @@ __device__ void plan_token(const Params& p, Shared& s, int b, int token) {
   // Destinations go in ascending order of rank.
   const unsigned leaders = __ballot_sync(kAllLanes, leads_rank);
   int place = 0;
+#pragma unroll 1
   for (unsigned rest = leaders; rest != 0; rest &= rest - 1) {
     const std::int32_t other = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(rest)) - 1);
     place += other < rank ? 1 : 0;
@@ -110,6 +119,16 @@ __device__ void plan_token(const Params& p, Shared& s, int b, int token) {
     p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] =
         s.plan.destinations[b][lane];
   if (lane < top_k) p.routing.experts[static_cast<std::int64_t>(token) * top_k + lane] = expert;
+  if (lane < p.shape.width) {
+    const Context& c = p.context;
+    const LowLatencySlots& slots = p.shape.slots;
+    const Destination to = s.plan.destinations[b][lane];
+    std::byte* payload = nullptr;
+    if (to.rank >= 0 && !is_header_alone(p, to))
+      payload = at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
+    const int turned = lane - c.rank % p.shape.width;
+    s.plan.payloads[b][turned < 0 ? turned + p.shape.width : turned] = payload;
+  }
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -122,6 +141,7 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
   const int local = p.shape.placement.local_experts();
   const int entries = LowLatencySlots::kHeader + local;
   const std::int32_t* total = expert_counters(&s) + p.shape.placement.experts;
+#pragma unroll 1
   for (int i = threadIdx.x; i < entries * c.size; i += blockDim.x) {
     const int peer = i / entries, entry = i % entries;
     std::int32_t value = s.total_to_rank[peer];
@@ -138,33 +158,9 @@ __device__ void prefetch_rows(const Params& p, const Part& tokens) {
   const std::uint64_t row = p.cast ? p.shape.slots.sizes.row_bytes : p.format.data_bytes;
   const std::byte* begin = p.x + static_cast<std::uint64_t>(tokens.begin) * row;
   const std::byte* end = p.x + static_cast<std::uint64_t>(tokens.end) * row;
+#pragma unroll 1
   for (const std::byte* at = begin + threadIdx.x * kLine; at < end; at += blockDim.x * kLine)
     device::prefetch_l2(at);
-}
-
-/// Where the payload of a token goes: `at(i)` for all i below the width, null if there is nothing
-/// to write. At the own rank it is read from x. Every rank begins with another one.
-struct PayloadPlaces {
-  const Params& p;
-  const Destination* list;
-  Epoch n;
-  int turn;
-
-  __device__ PayloadPlaces(const Params& params, const Destination* destinations, Epoch epoch)
-      : p(params), list(destinations), n(epoch), turn(params.context.rank % params.shape.width) {}
-  __device__ __forceinline__ std::byte* operator()(int i) const {
-    const Context& c = p.context;
-    const int turned = i + turn;
-    const Destination to = list[turned < p.shape.width ? turned : turned - p.shape.width];
-    if (to.rank < 0 || (to.rank == c.rank && !p.cast)) return nullptr;
-    const LowLatencySlots& slots = p.shape.slots;
-    return at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
-  }
-};
-
-/// Whether a row needs nothing but its header: the own rank reads the payload from x.
-__device__ __forceinline__ bool is_header_alone(const Params& p, const Destination& to) {
-  return to.rank == p.context.rank && !p.cast;
 }
 
 /// Writes the headers of a token's rows, of those that are headers alone or of the others; one
@@ -179,6 +175,7 @@ __device__ void write_headers(const Params& p, const Plan& plan, int b, int toke
   if (expert >= 0)
     selection = {p.shape.placement.local_index(expert), plan.positions[b][lane],
                  plan.weights[b][lane]};
+#pragma unroll 1
   for (int i = 0; i < p.shape.width; ++i) {
     const Destination to = plan.destinations[b][i];
     if (to.rank < 0) break;
@@ -199,30 +196,36 @@ __device__ __forceinline__ void load_token(const Params& p, const Team& team, st
 }
 
 /// Writes a token's payload to all its ranks; one team. `row` has been loaded.
-__device__ void write_payload(const Params& p, const PayloadPlaces& place, const Team& team,
+__device__ void write_payload(const Params& p, std::byte* const* payloads, const Team& team,
                               std::int64_t token, HeldRow& row) {
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   const std::byte* from = p.x + token * p.format.data_bytes;
-  copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width, place);
+  copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width,
+                [&](int i) { return payloads[i]; });
+#pragma unroll 1
   for (int j = team.thread; j < static_cast<int>(p.format.scales); j += team.threads) {
     const float scale = p.x_scales[token * p.format.scales + j];
+#pragma unroll 1
     for (int i = 0; i < p.shape.width; ++i)
-      if (std::byte* to = place(i)) reinterpret_cast<float*>(to + p.format.data_bytes)[j] = scale;
+      if (std::byte* to = payloads[i])
+        reinterpret_cast<float*>(to + p.format.data_bytes)[j] = scale;
   }
 }
 
 /// The same, cast to fp8 on its way.
 template <class Element>
-__device__ void write_cast(const Params& p, const PayloadPlaces& place, const Team& team,
+__device__ void write_cast(const Params& p, std::byte* const* payloads, const Team& team,
                            std::int64_t token) {
   const std::byte* from = p.x + token * static_cast<std::int64_t>(p.shape.slots.sizes.row_bytes);
   auto write = [&](int chunk, const uint4& codes) {
+#pragma unroll 1
     for (int i = 0; i < p.shape.width; ++i)
-      if (std::byte* to = place(i)) reinterpret_cast<uint4*>(to)[chunk] = codes;
+      if (std::byte* to = payloads[i]) reinterpret_cast<uint4*>(to)[chunk] = codes;
   };
   auto write_scale = [&](int index, float scale) {
+#pragma unroll 1
     for (int i = 0; i < p.shape.width; ++i)
-      if (std::byte* to = place(i))
+      if (std::byte* to = payloads[i])
         reinterpret_cast<float*>(to + p.format.data_bytes)[index] = scale;
   };
   cast_row<Element>(from, static_cast<int>(p.format.data_bytes), team.thread, team.threads, write,
@@ -256,19 +259,20 @@ __device__ __forceinline__ void announce(const Params& p, const Batch& batch, in
 __device__ void send_batch(const Params& p, const Batch& batch, const Team& team, HeldRow& row,
                            bool loaded) {
   const int rounds = rounds_of(batch.tokens, team);
+#pragma unroll 1
   for (int round = 0; round < rounds; ++round) {
     const int b = round * team.per_block + team.in_block, token = batch.tokens.begin + b;
     const bool mine = token < batch.tokens.end;
     if (mine) {
-      const PayloadPlaces places(p, batch.plan.destinations[b], batch.n);
+      std::byte* const* payloads = batch.plan.payloads[b];
       if (!p.cast && !(loaded && round == 0)) load_token(p, team, token, row);
       if (team.first_warp()) write_headers(p, batch.plan, b, token, false, batch.n);
       if (!p.cast)
-        write_payload(p, places, team, token, row);
+        write_payload(p, payloads, team, token, row);
       else if (p.shape.dtype == DType::bf16)
-        write_cast<Bf16>(p, places, team, token);
+        write_cast<Bf16>(p, payloads, team, token);
       else
-        write_cast<Fp32>(p, places, team, token);
+        write_cast<Fp32>(p, payloads, team, token);
     }
     if (round == rounds - 1) return Block::hand_over();
     team.sync();
@@ -281,13 +285,16 @@ __device__ void announce_batch(const Params& p, const Batch& batch, const Team& 
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
   const int count = batch.tokens.end - batch.tokens.begin;
   if (!p.cast) {
+#pragma unroll 1
     for (int b = 0; b < count; ++b)
       write_headers(p, batch.plan, b, batch.tokens.begin + b, true, batch.n);
     __syncwarp();
+#pragma unroll 1
     for (int i = lane; i < count * width; i += 32) announce(p, batch, i / width, i % width, true);
   }
   Block::await_workers();
   const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
+#pragma unroll 1
   for (int i = lane; i < (count - first) * width; i += 32)
     announce(p, batch, first + i / width, i % width, false);
 }
@@ -303,12 +310,19 @@ __device__ void take_selections(const Params& p, Plan& plan, const Part& tokens)
   plan.weights[i / top_k][i % top_k] = p.topk_weights != nullptr ? p.topk_weights[at] : 1.0F;
 }
 
+/// The tokens that a block owns: where there are few, none for the first, which sends the counts.
+__device__ Part tokens_of_block(const Params& p) {
+  const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  if (p.tokens >= blocks) return part_of(p.tokens, block, blocks);
+  return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
+}
+
 /// The tokens of one block. What is loaded before the first barrier is in flight together.
 __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
   const Context& c = p.context;
   const int experts = p.shape.placement.experts;
   const bool first = blockIdx.x == 0;
-  const Part own = part_of(p.tokens, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  const Part own = tokens_of_block(p);
   const Team team = Team::for_items(min(own.end - own.begin, kBatch), 1);
   auto batch_at = [&](int begin) -> Part { return {begin, min(begin + kBatch, own.end)}; };
   HeldRow row;
@@ -321,25 +335,30 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
                              first};
   const Selections mine(p.shape.top_k);
   const std::int32_t peeked = peek_selection(request, mine);
+  const EntryWords words = peek_entry(c, lane);
   const Epoch credit = peek_credit(c, lane);
-  take_selections(p, s.plan, batch_at(own.begin));
   std::int32_t* so_far = expert_counters(&s);
+#pragma unroll 1
   for (int i = threadIdx.x; i < 2 * experts; i += blockDim.x) so_far[i] = 0;
+#pragma unroll 1
   for (int i = threadIdx.x; i < c.size; i += blockDim.x) {
     s.rows_to_rank[i] = 0;
     s.total_to_rank[i] = 0;
   }
-  const Entry entry = enter(c, lane);
-  *good = entry.usable && !stops(c, Phase::credit);
-  if (!*good) return entry;
+  __syncthreads();  // counters are zero; the loads go on
   const Counters counters =
       first ? Counters{so_far + experts, s.total_to_rank} : Counters{so_far, s.rows_to_rank};
   count_tokens(c, request, mine, peeked, counters);
+  take_selections(p, s.plan, batch_at(own.begin));
+  const Entry entry = enter(words);
+  *good = entry.usable && !stops(c, Phase::credit);
+  if (!*good) return entry;
   *good = await_credits(c, lane, entry.send, credit) && !stops(c, Phase::counts);
   mark(c, kAdmitted);
   if (!*good) return entry;
   if (first) send_counts(p, s, entry.send);
   *good = !stops(c, Phase::dispatch_rows);
+#pragma unroll 1
   for (int begin = own.begin; begin < own.end && *good; begin += kBatch) {
     const Batch batch{batch_at(begin), s.plan, entry.send};
     if (begin > own.begin) {
@@ -348,8 +367,9 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
       __syncthreads();
     }
     if (threadIdx.x < 32)
+#pragma unroll 1
       for (int token = batch.tokens.begin; token < batch.tokens.end; ++token)
-        plan_token(p, s, token - batch.tokens.begin, token);
+        plan_token(p, s, token - batch.tokens.begin, token, batch.n);
     __syncthreads();
     if (Block::announcer())
       announce_batch(p, batch, team);
@@ -378,21 +398,23 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   bool good = true;
   std::int32_t before = 0;
+#pragma unroll 1
   for (int base = 0; base < c.size; base += 32) {
     const int i = base + lane, source = source_at(c, min(i, c.size - 1));
-    std::int32_t rows = 0, format = 0;
+    std::int32_t told[2] = {};  // rows and format
+    static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kFormat == 1);
     if (i < c.size) {
-      const Tagged* counts = counts_from(p, source, n);
-      good = await_told(c, source, counts + LowLatencySlots::kRows, n, &rows) &&
-             await_told(c, source, counts + LowLatencySlots::kFormat, n, &format);
-      if (good && format != static_cast<std::int32_t>(p.format.dtype)) {
+      good = await_told<2>(
+          c, n, [&](int word) { return counts_from(p, source, n) + word; },
+          [&](int) { return source; }, told);
+      if (good && told[1] != static_cast<std::int32_t>(p.format.dtype)) {
         report_failure(c, ErrorCode::mismatch, source, Phase::counts,
-                       static_cast<std::uint64_t>(format) + 1, 0);
+                       static_cast<std::uint64_t>(told[1]) + 1, 0);
         good = false;
       }
-      if (blockIdx.x == 0) p.routing.rows_from[source] = rows;
+      if (blockIdx.x == 0) p.routing.rows_from[source] = told[0];
     }
-    std::int32_t sum = rows;
+    std::int32_t sum = told[0];
     for (int step = 1; step < 32; step *= 2) {
       const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
       if (lane >= step) sum += lower;
@@ -416,24 +438,22 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   bool good = true;
   const int thread = static_cast<int>(threadIdx.x), threads = Block::kWorkers - 32;
   if (thread >= threads) good = take_rows(p, s, n);  // the last warp
+#pragma unroll 1
   for (int e = thread; thread < threads && e < local && good; e += threads) {
     std::int32_t sum = 0;
     for (int base = 0; base < c.size && good; base += kAtOnce) {
       std::int32_t counts[kAtOnce];
-      bool there[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        there[i] = base + i < c.size &&
-                   told<KernelAccess>(counts_from(p, base + i, n) + LowLatencySlots::kHeader + e, n,
-                                      &counts[i]);
+      good = await_told<kAtOnce>(
+          c, n,
+          [&](int i) {
+            return base + i < c.size ? counts_from(p, base + i, n) + LowLatencySlots::kHeader + e
+                                     : nullptr;
+          },
+          [&](int i) { return base + i; }, counts);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int source = base + i;
         if (source >= c.size || !good) continue;
-        if (!there[i])
-          good = await_told(c, source, counts_from(p, source, n) + LowLatencySlots::kHeader + e, n,
-                            &counts[i]);
-        if (!good) continue;
         const std::int32_t taken = min(counts[i], room - sum);
         places[source * local + e] = sum;
         if (blockIdx.x == 0) {
@@ -499,6 +519,7 @@ __device__ void expand_row(const Params& p, const Expansion& row, const Team& te
                   return place >= 0 ? p.out_x + place * p.format.data_bytes : nullptr;
                 });
   const auto count = static_cast<int>(p.format.scales);
+#pragma unroll 1
   for (int i = team.thread; i < count * row.copies; i += team.threads) {
     const std::int64_t place = row.places[i / count];
     if (place >= 0) p.out_scales[place * count + i % count] = scales[i % count];
@@ -516,6 +537,7 @@ __device__ bool receive(const Params& p, Shared& s, Epoch n) {
   int i = 0;
   const int rows = s.first_item[c.size];
   const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
+#pragma unroll 1
   for (int base = 0, turn = 0; base < rows && good; base += team.count(), ++turn) {
     Expansion& row = s.rows[team.in_block][turn % 2];  // barriers as in send_batch
     const int item = base + team.index();

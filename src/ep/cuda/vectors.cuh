@@ -101,7 +101,9 @@ struct HeldRow {
 template <class Place>
 __device__ __forceinline__ void copy_held_row(HeldRow& row, const void* from, int vectors,
                                               int thread, int threads, int count, Place place) {
+#pragma unroll 1
   for (int first = 0;;) {
+#pragma unroll 1
     for (int i = 0; i < count; ++i)
       if (void* to = place(i))
         row.store(static_cast<uint4*>(to) + first, vectors - first, thread, threads);
@@ -120,6 +122,7 @@ __device__ __forceinline__ void copy_row(const void* from, int vectors, int thre
       vectors, thread, threads,
       [&](int slot, int v) { held[slot] = static_cast<const uint4*>(from)[v]; },
       [&](int slot, int v) {
+#pragma unroll 1
         for (int i = 0; i < count; ++i)
           if (void* to = place(i)) static_cast<uint4*>(to)[v] = held[slot];
       });
