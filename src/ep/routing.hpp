@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ep/divider.hpp"
 #include "expertwire/host_device.hpp"
 
 namespace expertwire::ep {
@@ -13,13 +14,17 @@ struct Placement {
   std::int32_t ranks = 1;
   std::int32_t experts = 1;
   std::int32_t local = 1;  ///< L
+  Divider by_local;
 
   constexpr Placement() = default;
-  constexpr Placement(std::int32_t r, std::int32_t e) : ranks(r), experts(e), local(e / r) {}
+  constexpr Placement(std::int32_t r, std::int32_t e)
+      : ranks(r), experts(e), local(e / r), by_local(e / r) {}
   EXPERTWIRE_HOST_DEVICE std::int32_t local_experts() const { return local; }
-  EXPERTWIRE_HOST_DEVICE std::int32_t rank_of(std::int32_t expert) const { return expert / local; }
+  EXPERTWIRE_HOST_DEVICE std::int32_t rank_of(std::int32_t expert) const {
+    return by_local.quotient(expert);
+  }
   EXPERTWIRE_HOST_DEVICE std::int32_t local_index(std::int32_t expert) const {
-    return expert % local;
+    return by_local.rest(expert);
   }
 };
 
@@ -30,17 +35,19 @@ struct Destination {
 };
 static_assert(sizeof(Destination) == 8);
 
-/// `topk_idx` as the caller gave it: 32 or 64 bits a selection.
+/// `topk_idx` as the caller gave it: 32 or 64 bits a selection, low word first.
 struct ExpertIds {
   const void* data = nullptr;
   bool wide = false;
 
   /// Selection `i`, or -1 if it is "no selection" or out of range; `valid` tells the two apart.
   EXPERTWIRE_HOST_DEVICE std::int32_t at(std::int64_t i, std::int32_t experts, bool* valid) const {
-    const std::int64_t id = wide ? static_cast<const std::int64_t*>(data)[i]
-                                 : static_cast<const std::int32_t*>(data)[i];
-    *valid = id >= -1 && id < experts;
-    return *valid ? static_cast<std::int32_t>(id) : -1;
+    // One path for both widths: the low word, and the high one or the sign in its place.
+    const auto* words = static_cast<const std::int32_t*>(data);
+    const std::int32_t low = words[wide ? 2 * i : i];
+    const std::int32_t high = wide ? words[2 * i + 1] : low >> 31;
+    *valid = high == low >> 31 && low >= -1 && low < experts;
+    return *valid ? low : -1;
   }
 };
 

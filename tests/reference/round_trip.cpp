@@ -148,7 +148,10 @@ void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std
   const int local = static_cast<int>(outputs.x.size(0));
   const std::size_t rows = at(outputs.x.size(1)), bytes = shape.row_bytes();
   for (int e = 0; e < local; ++e)
-    for (int i = 0; i < outputs.tokens_per_expert.as<std::int32_t>()[e]; ++i) {
+    // What an operation that failed has left may be anything.
+    for (int i = 0; i < std::min(outputs.tokens_per_expert.as<std::int32_t>()[e],
+                                 static_cast<std::int32_t>(rows));
+         ++i) {
       const std::size_t place = at(e) * rows + at(i);
       const Row x = values_of(outputs.x, outputs.scales, static_cast<std::int64_t>(place));
       encode(shape.dtype, apply_expert(shape.dtype, pass.rank * local + e, x), y + place * bytes);

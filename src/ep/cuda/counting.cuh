@@ -9,16 +9,17 @@ namespace expertwire::ep::cuda {
 
 /// The selections that a thread looks at: the same one of every `step` tokens.
 struct Selections {
-  int token, k, step;
+  int token, k, step, in_warp;
   bool active;
 
-  __device__ explicit Selections(int top_k) {
+  __device__ Selections(int top_k, const Divider& by_top_k) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int tokens = 32 / top_k;  // of a warp at a time; K is at most 32
-    k = lane % top_k;
-    token = warp * tokens + lane / top_k;
+    const int tokens = by_top_k.quotient(32);  // of a warp at a time; K is at most 32
+    in_warp = by_top_k.quotient(lane);
+    k = lane - in_warp * top_k;
+    token = warp * tokens + in_warp;
     step = static_cast<int>(blockDim.x) / 32 * tokens;
-    active = lane / top_k < tokens;
+    active = in_warp < tokens;
   }
 };
 
@@ -32,6 +33,7 @@ struct CountRequest {
   ExpertIds ids;
   Placement placement;
   int top_k;
+  Divider by_top_k;
   int tokens;  ///< count [0, tokens)
   bool note;   ///< remember ids that are out of range
 };
@@ -59,13 +61,12 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
   constexpr int kAtOnce = 4;  // loads in flight
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned before = (1U << lane) - 1;
-  const int local = r.placement.local_experts();
   // Tokens of rank m * 32 + lane; added up at the end, because all warps count the same few ranks.
   std::int32_t of_rank[kMostRanks / 32] = {};
   auto count = [&](int token, std::int32_t expert) {
-    const std::int32_t rank = expert >= 0 ? expert / local : -1;
+    const std::int32_t rank = expert >= 0 ? r.placement.rank_of(expert) : -1;
     // Selections of one token that go to one rank have the same key; no others have.
-    const int key = rank >= 0 ? lane / r.top_k * kMostRanks + rank : -1 - lane;
+    const int key = rank >= 0 ? mine.in_warp * kMostRanks + rank : -1 - lane;
     const unsigned same = __match_any_sync(0xFFFFFFFFU, key);
     if (expert == kOutOfRange && r.note)
       note_invalid_id(context, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);

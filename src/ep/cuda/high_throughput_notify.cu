@@ -85,7 +85,6 @@ struct RankSet {
 __device__ RankSet take_experts(const Params& p, const Shared& s, int token, bool count) {
   constexpr int kAtOnce = 8;  // loads that a lane has in flight
   const std::int64_t first = static_cast<std::int64_t>(token) * p.shape.top_k;
-  const int local = p.shape.placement.local_experts();
   RankSet ranks;
   for (int base = 0; base < p.shape.top_k; base += kAtOnce) {
     std::int32_t experts[kAtOnce];
@@ -101,7 +100,7 @@ __device__ RankSet take_experts(const Params& p, const Shared& s, int token, boo
       p.routing.experts[first + base + k] = experts[k];
       if (experts[k] < 0) continue;
       if (count) atomicAdd(&s.experts[experts[k]], 1);
-      ranks.add(experts[k] / local);
+      ranks.add(p.shape.placement.rank_of(experts[k]));
     }
   }
   return ranks;

@@ -66,7 +66,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
   for (int i = threadIdx.x; i < p.tokens * width; i += blockDim.x) {
     const Destination to = p.routing.destinations[i];
     if (to.rank < 0) continue;
-    const std::int64_t first = static_cast<std::int64_t>(i / width) * top_k;
+    const std::int64_t first = static_cast<std::int64_t>(p.shape.by_width.quotient(i)) * top_k;
     float* weights = at<float>(c, to.rank, p.shape.slots.weights_of(n, c.rank, to.row));
 #pragma unroll 1
     for (int k = 0; k < top_k; ++k) {

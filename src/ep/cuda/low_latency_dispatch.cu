@@ -126,7 +126,7 @@ __device__ void plan_token(const Params& p, Shared& s, int b, int token, Epoch n
     std::byte* payload = nullptr;
     if (to.rank >= 0 && !is_header_alone(p, to))
       payload = at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
-    const int turned = lane - c.rank % p.shape.width;
+    const int turned = lane - p.shape.turn;
     s.plan.payloads[b][turned < 0 ? turned + p.shape.width : turned] = payload;
   }
 }
@@ -142,13 +142,16 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
   const int entries = LowLatencySlots::kHeader + local;
   const std::int32_t* total = expert_counters(&s) + p.shape.placement.experts;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < entries * c.size; i += blockDim.x) {
-    const int peer = i / entries, entry = i % entries;
-    std::int32_t value = s.total_to_rank[peer];
-    if (entry == LowLatencySlots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
-    if (entry >= LowLatencySlots::kHeader)
-      value = total[peer * local + entry - LowLatencySlots::kHeader];
-    tell<KernelAccess>(at<Tagged>(c, peer, slots.counts_of(n, c.rank)) + entry, value, n);
+  for (int peer = 0; peer < c.size; ++peer) {
+    Tagged* counts = at<Tagged>(c, peer, slots.counts_of(n, c.rank));
+#pragma unroll 1
+    for (int entry = threadIdx.x; entry < entries; entry += blockDim.x) {
+      std::int32_t value = s.total_to_rank[peer];
+      if (entry == LowLatencySlots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
+      if (entry >= LowLatencySlots::kHeader)
+        value = total[peer * local + entry - LowLatencySlots::kHeader];
+      tell<KernelAccess>(counts + entry, value, n);
+    }
   }
 }
 
@@ -290,13 +293,14 @@ __device__ void announce_batch(const Params& p, const Batch& batch, const Team& 
       write_headers(p, batch.plan, b, batch.tokens.begin + b, true, batch.n);
     __syncwarp();
 #pragma unroll 1
-    for (int i = lane; i < count * width; i += 32) announce(p, batch, i / width, i % width, true);
+    for (int i = lane; i < count * width; i += 32)
+      announce(p, batch, p.shape.by_width.quotient(i), p.shape.by_width.rest(i), true);
   }
   Block::await_workers();
   const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
 #pragma unroll 1
   for (int i = lane; i < (count - first) * width; i += 32)
-    announce(p, batch, first + i / width, i % width, false);
+    announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
 }
 
 /// Puts the selections of a batch into the plan; a thread a selection.
@@ -305,9 +309,10 @@ __device__ void take_selections(const Params& p, Plan& plan, const Part& tokens)
   static_assert(kBatch * kMostTopK <= Block::kWorkers);
   if (i >= (tokens.end - tokens.begin) * top_k) return;
   const std::int64_t at = static_cast<std::int64_t>(tokens.begin) * top_k + i;
+  const int b = p.shape.by_top_k.quotient(i), k = i - b * top_k;
   bool valid = true;
-  plan.experts[i / top_k][i % top_k] = p.ids.at(at, p.shape.placement.experts, &valid);
-  plan.weights[i / top_k][i % top_k] = p.topk_weights != nullptr ? p.topk_weights[at] : 1.0F;
+  plan.experts[b][k] = p.ids.at(at, p.shape.placement.experts, &valid);
+  plan.weights[b][k] = p.topk_weights != nullptr ? p.topk_weights[at] : 1.0F;
 }
 
 /// The tokens that a block owns: where there are few, none for the first, which sends the counts.
@@ -331,9 +336,9 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   else if (!Block::announcer() && own.begin + team.in_block < own.end)
     load_token(p, team, own.begin + team.in_block, row);
   const int before = own.begin < own.end ? own.begin : 0;
-  const CountRequest request{p.ids, p.shape.placement, p.shape.top_k, first ? p.tokens : before,
-                             first};
-  const Selections mine(p.shape.top_k);
+  const CountRequest request{
+      p.ids, p.shape.placement, p.shape.top_k, p.shape.by_top_k, first ? p.tokens : before, first};
+  const Selections mine(p.shape.top_k, p.shape.by_top_k);
   const std::int32_t peeked = peek_selection(request, mine);
   const EntryWords words = peek_entry(c, lane);
   const Epoch credit = peek_credit(c, lane);

@@ -35,6 +35,9 @@ class CudaEngine final : public LowLatencyEngine {
     shape_.placement = {ranks, options.shape.experts};
     shape_.top_k = options.shape.top_k;
     shape_.width = std::min(options.shape.top_k, ranks);
+    shape_.turn = object.communicator()->rank() % shape_.width;
+    shape_.by_top_k = Divider(shape_.top_k);
+    shape_.by_width = Divider(shape_.width);
     shape_.dtype = options.shape.dtype;
     const DeviceGuard guard(runtime_.share().device());
     check_cuda(cuda::prepare_low_latency(), "loading the low-latency kernels");

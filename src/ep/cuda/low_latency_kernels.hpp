@@ -29,6 +29,8 @@ struct LowLatencyShape {
   Placement placement;
   std::int32_t top_k;
   std::int32_t width;  ///< most destinations of a token: min(K, R)
+  std::int32_t turn;   ///< this rank's number modulo the width
+  Divider by_top_k, by_width;
   DType dtype;
 };
 
