@@ -71,12 +71,15 @@ done
 bench() { # bench NAME ARGUMENTS...
   local name=$1
   shift
-  step "bench_$name" 60 "$bin/expertwire" bench "$@" --device cuda --json "$OUT/bench_$name.json"
+  step "bench_$name" 60 "$bin/expertwire" bench "$@" --device cuda --trace --json "$OUT/bench_$name.json"
 }
 if [ "$gpus" -gt 1 ]; then
   for sms in 0 24 16 8; do bench "ht_pool_$sms" ht --sms $sms --iters 30; done
   bench ht_owned_24 ht --sms 24 --output owned --iters 30
+  bench ht_fp8_24 ht --sms 24 --fp8 --iters 30
   for tokens in 1 8 32 128; do bench "ll_$tokens" ll --tokens $tokens --iters 200; done
+  bench ll_256 ll --tokens 256 --iters 200
+  bench ll_128_fp8 ll --fp8 --iters 200
   bench ll_128_combine ll --weights combine --iters 200
 fi
 
@@ -94,7 +97,7 @@ def last_line(step, words):
     found = [line for line in log if words in line]
     return found[-1] if found else ""
 
-tests = []
+tests, removals = [], {}
 for file in ("tests.json", "faults.json"):
     if not (out / file).exists():
         continue
@@ -103,11 +106,13 @@ for file in ("tests.json", "faults.json"):
             result = "failed" if test.get("failures") else test["result"].lower()
             tests.append({"name": f"{suite['name']}.{test['name']}", "result": result,
                           "time": test["time"]})
+            removals.update({k: int(v) for k, v in test.items() if "_without_" in k})
 benches = {}
 for file in sorted(out.glob("bench_*.json")):
     b = json.loads(file.read_text())
     benches[file.stem[6:]] = {
         "sms": b["sms"], "wire_bytes": b["bytes_per_rank"]["wire"], "burst_us": b["burst_us"],
+        "dispatch_burst_us": b["dispatch_burst_us"], "moments": b["moments"],
         "wrong": b["wrong"], "checked": b["checked"],
         **{k.replace(" ", "_"): round(v["mean_us"], 2) for k, v in b["times"].items()},
         **{k.replace(" ", "_") + "_p50": round(v["p50_us"], 2) for k, v in b["times"].items()}}
@@ -117,7 +122,7 @@ said = {s: last_line(s, w) for s, w in (("verify_threads", "verified"), ("memche
 passed = all(code == "0" for code in steps.values()) and all(
     t["result"] == "completed" for t in tests) and all(b["wrong"] == 0 for b in benches.values())
 report = {"commit": commit, "gpus": gpus, "passed": passed, "steps": steps, "said": said,
-          "tests": tests, "benches": benches}
+          "wrong_values_without": removals, "tests": tests, "benches": benches}
 (out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
 
 print(f"\n{len(gpus)} x {gpus[0] if gpus else 'no GPU'}, commit {commit[:12]}")
@@ -130,10 +135,11 @@ for step, code in steps.items():
         print(f"  step {step} ended with {code}")
 for step, line in said.items():
     print(f"{step}: {line}")
-print(f"{'bench':<16} {'dispatch':>9} {'combine':>9} {'host pair':>10} {'graph pair':>10} {'burst':>8}")
+print(f"{'us':<16} {'dispatch':>9} {'combine':>9} {'host pair':>10} {'graph pair':>10} "
+      f"{'burst':>8} {'burst':>8}")
 for name, b in benches.items():
-    print(f"{name:<16} {b['stream_dispatch']:>9} {b['stream_combine']:>9} {b['host_pair']:>10} "
-          f"{b.get('graph_pair', '-'):>10} {b['burst_us']:>8.1f}")
+    print(f"{name:<16} {b['kernel_dispatch']:>9} {b['kernel_combine']:>9} {b['host_pair']:>10} "
+          f"{b.get('graph_pair', '-'):>10} {b['dispatch_burst_us']:>8.1f} {b['burst_us']:>8.1f}")
 print("PASSED" if passed else "FAILED")
 sys.exit(0 if passed else 1)
 PY

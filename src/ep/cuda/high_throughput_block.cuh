@@ -124,9 +124,18 @@ class SharedRows {
 };
 
 /// The last block of a launch makes the tickets ready for the next.
-__device__ __forceinline__ void return_tickets(std::uint32_t* ticket) {
-  if (threadIdx.x == 0) *ticket = 0;
+__device__ __forceinline__ void return_tickets(std::uint32_t* tickets) {
+  if (threadIdx.x < kTickets) tickets[threadIdx.x] = 0;
 }
+
+/// The same calls for rows that a warp owns from the start: every `step`-th, so that all warps work
+/// side by side.
+struct OwnRows {
+  int first, step, rows;
+
+  __device__ __forceinline__ bool take(int i) const { return at(i) < rows; }
+  __device__ __forceinline__ int at(int i) const { return first + i * step; }
+};
 
 /// Counts the pieces that a warp has written to each chunk; lane r % 32 keeps rank r. A count is an
 /// acq_rel addition behind everything that the warp wrote, which is slow while the wire is busy, so

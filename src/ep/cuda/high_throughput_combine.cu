@@ -2,10 +2,10 @@
 // token are added in ascending order of rank.
 //
 // Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
-// read them (pull), or pushed into slots of theirs. Pushing warps write rows to their sources, a
-// few at a time and in order; summing warps take tokens a grid apart and hold the rows of a token
-// side by side in stages of their rings, the next pieces on their way while one is added. When rows
-// are pulled all warps sum.
+// read them (pull), or pushed into slots of theirs. Pushing warps, half of a block, write rows to
+// their sources, a few at a time and in order, and then sum as the others do. A summing warp holds
+// the rows of a token side by side in stages of its ring, the next pieces on their way while one is
+// added.
 //
 // Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of
 // the output by one warp. A chunk's flag is released by the lane that counts its last piece.
@@ -97,7 +97,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
   const std::int64_t capacity = s.capacity[c.rank];
   const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
-  SharedRows items({p.row_ticket, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
+  SharedRows items({p.tickets, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
   auto offset_of = [&](int i) {
     return static_cast<std::uint64_t>(i % pieces) * p.pushing.piece_bytes;
   };
@@ -133,7 +133,12 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     if (p.pushing.awaited && i % pieces == pieces - 1 && items.closes(i / pieces))
       tally.close_all(close);
   };
-  move_pieces(ring_of(s, p.pushing, warp, 1), p.pushing.bulk, ready, piece, land, done);
+  const Ring ring = ring_of(s, p.pushing, warp, 1);
+  move_pieces(ring, p.pushing.bulk, ready, piece, land, done);
+  if (has_bulk_copies() && p.pushing.bulk) {
+    if (first_lane) ring.end();  // the warp will sum, with a ring of another form
+    __syncwarp();
+  }
   tally.close_all(close);
 }
 
@@ -144,9 +149,8 @@ struct Summer {
   const Params& p;
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
-  int first, stride, pieces;
+  int pieces;
 
-  __device__ int token_of(int item) const { return first + item / pieces * stride; }
   __device__ std::uint64_t offset_of(int item) const {
     return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
   }
@@ -202,42 +206,64 @@ struct Summer {
   }
 };
 
-/// Adds vectors `v` of the rows that `row(i)` gives.
-template <class Element, class RowOf>
-__device__ __forceinline__ uint4 add_rows(int count, RowOf row, const uint4* bias, int v) {
-  float acc[Element::kLanes] = {};
-  if (bias != nullptr) Element::add(1.0F, bias[v], acc);
-  for (int first = 0; first < count; first += kInFlight) {
-    uint4 vectors[kInFlight];
+/// Adds `vectors` vectors of `count` rows side by side in `stage` and writes the sums; one warp. A
+/// lane has several vectors at once, and the rows follow each other without a test for each: with
+/// few SMs it is instructions that limit this kernel.
+template <class Element>
+__device__ __forceinline__ void add_stage(const std::byte* stage, std::uint32_t row_bytes,
+                                          int count, const uint4* bias, uint4* out, int vectors) {
+  constexpr int kAtOnce = 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int base = lane; base < vectors; base += kAtOnce * 32) {
+    float acc[kAtOnce][Element::kLanes] = {};
+    const bool whole = base - lane + kAtOnce * 32 <= vectors;  // the same on all lanes
+    if (bias != nullptr)
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (first + i < count) vectors[i] = row(first + i)[v];
+      for (int i = 0; i < kAtOnce; ++i)
+        if (base + i * 32 < vectors) Element::add(1.0F, bias[base + i * 32], acc[i]);
+    const std::byte* row = stage;
+#pragma unroll 1
+    for (int r = 0; r < count; ++r, row += row_bytes) {
+      const auto* from = reinterpret_cast<const uint4*>(row) + base;
+      uint4 held[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (first + i < count) Element::add(1.0F, vectors[i], acc);
+      for (int i = 0; i < kAtOnce; ++i)
+        if (whole || base + i * 32 < vectors) held[i] = from[i * 32];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) Element::add(1.0F, held[i], acc[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (whole || base + i * 32 < vectors) out[base + i * 32] = Element::round(acc[i]);
   }
-  return Element::round(acc);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-template <class Element>
-__device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count) {
+/// Sums the tokens that `rows` gives, an OwnRows or SharedRows.
+template <class Element, class Rows>
+__device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Ring ring = ring_of(w.s, p.summing, ring_warp, p.shape.width);
+  const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
   std::int32_t* held = w.s.held[warp];
-  int issued = 0;
-  bool good = true;
+  int loaded = 0;
+  bool good = true, ended = false;
   const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
-  auto load = [&](int i) {
+  auto load = [&] {
+    if (ended) return;
+    const int i = loaded;
     if (i % w.pieces == 0) {
+      ended = !rows.take(i / w.pieces);
+      if (ended) return;
       bool found = true;
-      row = w.find_row(w.token_of(i), lane, &found);
+      row = w.find_row(rows.at(i / w.pieces), lane, &found);
       good = __all_sync(kAllLanes, found);
-      if (!good) return;
+      ended = !good;
+      if (ended) return;
       let_bulk_copies_see();
     }
+    ++loaded;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint32_t bytes = w.bytes_of(i);
     if (lane == 0) {
@@ -249,42 +275,34 @@ __device__ bool sum_by_bulk(const Summer& w, int warp, int ring_warp, int count)
       device::bulk_load(
           ring.stage(i) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
           row + w.offset_of(i), bytes, ring.barrier(i));
-    ++issued;
   };
-  for (int i = 0; i < min(count, ring.stages) && good; ++i) load(i);
-  int taken = 0;
-  for (; taken < count && good; ++taken) {
-    const int i = taken, token = w.token_of(i);
+  for (int s = 0; s < ring.stages; ++s) load();
+  for (int i = 0; i < loaded; ++i) {
     device::mbarrier_wait(ring.barrier(i), ring.parity(i));
-    const int rows = held[i % ring.stages];
+    if (!good) continue;  // loads must not outlive the block
+    const int token = rows.at(i / w.pieces);
     const std::uint64_t offset =
         static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes + w.offset_of(i);
     const auto* bias =
         p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
-    auto* out = reinterpret_cast<uint4*>(p.out + offset);
-    const std::byte* stage = ring.stage(i);
-    auto row_at = [&](int r) {
-      return reinterpret_cast<const uint4*>(stage + r * p.summing.piece_bytes);
-    };
-    for (int v = lane; v < static_cast<int>(w.bytes_of(i) / sizeof(uint4)); v += 32)
-      out[v] = add_rows<Element>(rows, row_at, bias, v);
+    add_stage<Element>(ring.stage(i), p.summing.piece_bytes, held[i % ring.stages], bias,
+                       reinterpret_cast<uint4*>(p.out + offset),
+                       static_cast<int>(w.bytes_of(i) / sizeof(uint4)));
     if (i % w.pieces == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
     __syncwarp();
-    if (i + ring.stages < count) load(i + ring.stages);
+    load();
   }
-  for (; taken < issued; ++taken)  // after a failure: loads must not outlive the block
-    device::mbarrier_wait(ring.barrier(taken), ring.parity(taken));
   return good;
 }
 
 #endif
 
-template <class Element>
-__device__ bool sum_by_vectors(const Summer& w, int count) {
+template <class Element, class Rows>
+__device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = 0; i < count; i += w.pieces) {
-    const int token = w.token_of(i);
+  for (int i = 0; rows.take(i); ++i) {
+    const int token = rows.at(i);
     bool found = true;
     const std::byte* row = w.find_row(token, lane, &found);
     if (!__all_sync(kAllLanes, found)) return false;
@@ -308,25 +326,23 @@ __device__ bool sum_by_vectors(const Summer& w, int count) {
   return true;
 }
 
-/// `warp` of `warps` summing warps of this block; `ring_warp` says whose ring it has.
+/// The part of one warp of the block. Pulled rows are all there: every warp has its tokens from the
+/// start. Pushed ones come in order, and warps that have pushed join those that sum already.
 template <class Element>
-__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, int warps, int ring_warp,
-                           Epoch n) {
+__device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   if (!await_offers(p, n)) return false;
-  const int pieces = pieces_of(p.shape.slots.sizes.row_bytes, p.summing);
-  const Summer summer{p,
-                      s,
-                      n,
-                      *p.epoch,
-                      warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x),
-                      warps * static_cast<int>(gridDim.x),
-                      pieces};
-  const int tokens =
-      summer.first < p.tokens ? (p.tokens - summer.first - 1) / summer.stride + 1 : 0;
-  if constexpr (has_bulk_copies()) {
-    if (p.summing.bulk) return sum_by_bulk<Element>(summer, ring_warp, ring_warp, tokens * pieces);
-  }
-  return sum_by_vectors<Element>(summer, tokens * pieces);
+  const Summer summer{p, s, n, *p.epoch, pieces_of(p.shape.slots.sizes.row_bytes, p.summing)};
+  const int warps = kHighThroughputWarps * static_cast<int>(gridDim.x);
+  auto sum = [&](auto rows) {
+    if constexpr (has_bulk_copies()) {
+      if (p.summing.bulk) return sum_by_bulk<Element>(summer, rows, warp);
+    }
+    return sum_by_vectors<Element>(summer, rows);
+  };
+  if (p.pull)
+    return sum(OwnRows{warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x), warps,
+                       p.tokens});
+  return sum(SharedRows({p.tickets + kSumTicket, p.tokens, warps, true}));
 }
 
 // Roles: release ---------------------------------------------------------------------------------
@@ -360,19 +376,15 @@ __device__ void run(const Params& p, BlockShared& s) {
   if (blockIdx.x == 0) send_offers(p, s, n);
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  bool good = true;
-  if (p.pull) {
-    good = sum_tokens<Element>(p, s, warp, kHighThroughputWarps, warp, n);
-  } else if (warp < kPushers) {
+  if (!p.pull && warp < kPushers) {
     push_rows(p, s, warp, n);
     mark(c, kSent);
-  } else {
-    good = sum_tokens<Element>(p, s, warp - kPushers, kHighThroughputWarps - kPushers, warp, n);
   }
+  bool good = sum_tokens<Element>(p, s, warp, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
-    return_tickets(p.row_ticket);
+    return_tickets(p.tickets);
     release_pool(p, lane, n);
   }
   mark(c, kEnded);

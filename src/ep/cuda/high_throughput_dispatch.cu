@@ -83,7 +83,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const std::uint64_t row_bytes = p.format.data_bytes;
   const int pieces = pieces_of(row_bytes, p.moving);
   SharedRows tokens(
-      {p.row_ticket, p.tokens, kSenders * static_cast<int>(gridDim.x), p.moving.awaited});
+      {p.tickets, p.tokens, kSenders * static_cast<int>(gridDim.x), p.moving.awaited});
 
   auto ready = [&](int i) { return i % pieces != 0 || tokens.take(i / pieces); };
   auto piece = [&](int i) -> Piece {
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
-  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.row_ticket);
+  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.tickets);
   mark(c, kEnded);
 }
 

@@ -21,6 +21,7 @@ using cuda::Runtime;
 struct CudaHandle final : HighThroughputHandle {
   std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
   HighThroughputRouting routing{};
+  int routing_lane = 0;  // whose pool the routing's memory comes from
   std::shared_ptr<std::byte> epoch_memory;
   Epoch host_epoch = 0;     // of the dispatch, while no capture has made it unknown
   bool has_counts = false;  // the host has learnt them
@@ -61,7 +62,7 @@ class CudaEngine final : public HighThroughputEngine {
   struct Lane {
     std::shared_ptr<BlockPool> routings, epochs;
     std::uint32_t* chunk_rows = nullptr;
-    std::uint32_t* row_ticket = nullptr;
+    std::uint32_t* tickets = nullptr;
     std::shared_ptr<void> mirror_memory, chunk_memory, tally_memory;
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
@@ -70,6 +71,11 @@ class CudaEngine final : public HighThroughputEngine {
     std::deque<Reading> readings;  // oldest first
   };
 
+  /// The lane of a handle's routing, if it is another than its own: that may still be on its way
+  /// there, and must not be written again before this handle's operations have read it.
+  static int other_lane_of(const CudaHandle& handle) {
+    return handle.routing_lane == handle.lane ? -1 : handle.routing_lane;
+  }
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
   std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
   void make_lane(Lane& lane, int handles);
@@ -119,10 +125,10 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
   lane.mirror.values = static_cast<std::int32_t*>(lane.mirror_memory.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
   const std::size_t chunks = sizes.ranks * shape_.slots.chunks();
-  const std::size_t bytes = (chunks + 1) * sizeof(std::uint32_t);
+  const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
   lane.chunk_memory = allocate_on_device(bytes, share->device(), share->memory_stream());
   lane.chunk_rows = static_cast<std::uint32_t*>(lane.chunk_memory.get());
-  lane.row_ticket = lane.chunk_rows + chunks;
+  lane.tickets = lane.chunk_rows + chunks;
   check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
              "cudaMemsetAsync");
   // Tallies carry an epoch, and at first the one before all.
@@ -167,7 +173,9 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
     const auto& from = static_cast<const CudaHandle&>(*cached);
     handle->routing_memory = from.routing_memory;
     handle->routing = from.routing;
+    handle->routing_lane = from.routing_lane;
   } else {
+    handle->routing_lane = number;
     handle->routing_memory = lane.routings->take(on);
     carve_routing(handle->routing_memory.get(), &handle->routing);
   }
@@ -192,8 +200,6 @@ void CudaEngine::plan(const Plan& work) {
   Runtime::Call call{handle.lane, work.stream, work.timeout, 0, "high-throughput dispatch", false};
   if (work.cached) {
     const auto& cached = static_cast<const CudaHandle&>(*work.cached);
-    // Its routing may still be on its way on another lane.
-    if (cached.lane != handle.lane) runtime_.await_lane(cached.lane, call);
     handle.needed = cached.needed;
     handle.overflow = cached.overflow;
     handle.rows_per_source = cached.rows_per_source;
@@ -253,7 +259,8 @@ void CudaEngine::dispatch(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
   const Runtime::Call call{
-      handle->lane, work.stream, work.timeout, work.sms, "high-throughput dispatch", true};
+      handle->lane, work.stream,           work.timeout, work.sms, "high-throughput dispatch",
+      true,         other_lane_of(*handle)};
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
   p.context = runtime_.context_of(call);
@@ -269,7 +276,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
-  p.row_ticket = lane.row_ticket;
+  p.tickets = lane.tickets;
   p.x = work.x.as<std::byte>();
   p.x_scales = work.x_scales.as<float>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
@@ -305,7 +312,8 @@ void CudaEngine::combine(const Combine& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
   const Runtime::Call call{
-      handle->lane, work.stream, work.timeout, work.sms, "high-throughput combine", true};
+      handle->lane, work.stream,           work.timeout, work.sms, "high-throughput combine",
+      true,         other_lane_of(*handle)};
   const int warps = cuda::kHighThroughputWarps;
   cuda::HighThroughputCombineParams p{};
   p.context = runtime_.context_of(call);
@@ -321,7 +329,7 @@ void CudaEngine::combine(const Combine& work) {
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
   p.chunk_rows = lane.chunk_rows;
-  p.row_ticket = lane.row_ticket;
+  p.tickets = lane.tickets;
   p.y = work.y.as<std::byte>();
   p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
   p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;

@@ -59,6 +59,9 @@ struct NotifyParams {
   const Epoch* release;  ///< epoch up to which pool rows are given back
 };
 
+/// Work that warps share out: rows that are sent, and tokens that are summed.
+enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
+
 /// How warps move rows; see pipeline.cuh.
 struct Moving {
   std::uint32_t piece_bytes;  ///< of a row
@@ -79,7 +82,7 @@ struct HighThroughputDispatchParams {
   bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
   Epoch* epoch;               ///< of the handle: set to this dispatch's
   std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
-  std::uint32_t* row_ticket;  ///< of rows that warps share out; zero between calls
+  std::uint32_t* tickets;     ///< [kTickets]; zero between calls
   RowFormat format;           ///< of the rows
   const std::byte* x;         ///< [T, H]
   const float* x_scales;      ///< [T, scales] or null
@@ -101,7 +104,7 @@ struct HighThroughputCombineParams {
   const Epoch* epoch;    ///< of the dispatch
   const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
   std::uint32_t* chunk_rows;
-  std::uint32_t* row_ticket;
+  std::uint32_t* tickets;
   const std::byte* y;         ///< [N, H]
   const float* topk_weights;  ///< [N, K] or null
   const std::byte* bias;      ///< [T, H] or null

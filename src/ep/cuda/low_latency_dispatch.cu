@@ -25,36 +25,17 @@
 // meanwhile. A row waits for one flag; its header and payload are loaded together.
 
 #include "ep/cuda/cast.cuh"
-#include "ep/cuda/counting.cuh"
-#include "ep/cuda/kernel.cuh"
-#include "ep/cuda/low_latency_kernels.hpp"
+#include "ep/cuda/low_latency_plan.cuh"
 #include "ep/cuda/team.cuh"
 #include "ep/cuda/vectors.cuh"
 
 namespace expertwire::ep::cuda {
 
-// Config -----------------------------------------------------------------------------------------
-
 namespace {
-
-constexpr int kMostTopK = 32;
-constexpr int kBatch = 8;  // tokens that a block plans at a time
-constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 // Params -----------------------------------------------------------------------------------------
 
 using Params = LowLatencyDispatchParams;
-
-/// The plan of a batch of tokens, in shared memory.
-struct Plan {
-  std::int32_t experts[kBatch][kMostTopK];
-  std::int32_t positions[kBatch][kMostTopK];  // index among my selections of that expert
-  float weights[kBatch][kMostTopK];
-  Destination destinations[kBatch][kMostTopK];
-  /// Where the payload of a row goes; null where there is nothing to write. Every rank begins with
-  /// another destination.
-  std::byte* payloads[kBatch][kMostTopK];
-};
 
 /// What a team knows of the row that it expands.
 struct Expansion {
@@ -79,56 +60,6 @@ __device__ std::int32_t* expert_counters(Shared* shared) {
 
 __device__ std::int32_t* first_places(const Params& p, Shared* shared) {
   return expert_counters(shared) + 2 * p.shape.placement.experts;
-}
-
-// Roles: planner ---------------------------------------------------------------------------------
-
-/// Whether a row needs nothing but its header: the own rank reads the payload from x.
-__device__ __forceinline__ bool is_header_alone(const Params& p, const Destination& to) {
-  return to.rank == p.context.rank && !p.cast;
-}
-
-/// Plans one token whose experts are in the plan already; one warp.
-__device__ void plan_token(const Params& p, Shared& s, int b, int token, Epoch n) {
-  const int lane = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
-  const unsigned before = (1U << lane) - 1;
-  std::int32_t* so_far = expert_counters(&s);
-  const std::int32_t expert = lane < top_k ? s.plan.experts[b][lane] : -1;
-  const std::int32_t rank = expert < 0 ? -1 : p.shape.placement.rank_of(expert);
-  const unsigned same_expert = __match_any_sync(kAllLanes, expert);
-  const unsigned same_rank = __match_any_sync(kAllLanes, rank);
-  const bool leads_expert = expert >= 0 && (same_expert & before) == 0;
-  const bool leads_rank = rank >= 0 && (same_rank & before) == 0;
-  std::int32_t position = -1;
-  if (expert >= 0) position = so_far[expert] + __popc(same_expert & before);
-  // Destinations go in ascending order of rank.
-  const unsigned leaders = __ballot_sync(kAllLanes, leads_rank);
-  int place = 0;
-#pragma unroll 1
-  for (unsigned rest = leaders; rest != 0; rest &= rest - 1) {
-    const std::int32_t other = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(rest)) - 1);
-    place += other < rank ? 1 : 0;
-  }
-  if (lane < top_k) s.plan.positions[b][lane] = position;
-  if (lane < p.shape.width && lane >= __popc(leaders)) s.plan.destinations[b][lane] = {-1, -1};
-  if (leads_rank) s.plan.destinations[b][place] = {rank, s.rows_to_rank[rank]++};
-  __syncwarp();
-  if (leads_expert) so_far[expert] += __popc(same_expert);
-  __syncwarp();
-  if (lane < p.shape.width)
-    p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] =
-        s.plan.destinations[b][lane];
-  if (lane < top_k) p.routing.experts[static_cast<std::int64_t>(token) * top_k + lane] = expert;
-  if (lane < p.shape.width) {
-    const Context& c = p.context;
-    const LowLatencySlots& slots = p.shape.slots;
-    const Destination to = s.plan.destinations[b][lane];
-    std::byte* payload = nullptr;
-    if (to.rank >= 0 && !is_header_alone(p, to))
-      payload = at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
-    const int turned = lane - p.shape.turn;
-    s.plan.payloads[b][turned < 0 ? turned + p.shape.width : turned] = payload;
-  }
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -303,25 +234,6 @@ __device__ void announce_batch(const Params& p, const Batch& batch, const Team& 
     announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
 }
 
-/// Puts the selections of a batch into the plan; a thread a selection.
-__device__ void take_selections(const Params& p, Plan& plan, const Part& tokens) {
-  const auto i = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
-  static_assert(kBatch * kMostTopK <= Block::kWorkers);
-  if (i >= (tokens.end - tokens.begin) * top_k) return;
-  const std::int64_t at = static_cast<std::int64_t>(tokens.begin) * top_k + i;
-  const int b = p.shape.by_top_k.quotient(i), k = i - b * top_k;
-  bool valid = true;
-  plan.experts[b][k] = p.ids.at(at, p.shape.placement.experts, &valid);
-  plan.weights[b][k] = p.topk_weights != nullptr ? p.topk_weights[at] : 1.0F;
-}
-
-/// The tokens that a block owns: where there are few, none for the first, which sends the counts.
-__device__ Part tokens_of_block(const Params& p) {
-  const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  if (p.tokens >= blocks) return part_of(p.tokens, block, blocks);
-  return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
-}
-
 /// The tokens of one block. What is loaded before the first barrier is in flight together.
 __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
   const Context& c = p.context;
@@ -340,6 +252,7 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
       p.ids, p.shape.placement, p.shape.top_k, p.shape.by_top_k, first ? p.tokens : before, first};
   const Selections mine(p.shape.top_k, p.shape.by_top_k);
   const std::int32_t peeked = peek_selection(request, mine);
+  const PlannedSelection planned = load_selection(p, batch_at(own.begin));
   const EntryWords words = peek_entry(c, lane);
   const Epoch credit = peek_credit(c, lane);
   std::int32_t* so_far = expert_counters(&s);
@@ -354,7 +267,7 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const Counters counters =
       first ? Counters{so_far + experts, s.total_to_rank} : Counters{so_far, s.rows_to_rank};
   count_tokens(c, request, mine, peeked, counters);
-  take_selections(p, s.plan, batch_at(own.begin));
+  take_selection(p, s.plan, batch_at(own.begin), planned);
   const Entry entry = enter(words);
   *good = entry.usable && !stops(c, Phase::credit);
   if (!*good) return entry;
@@ -368,13 +281,13 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
     const Batch batch{batch_at(begin), s.plan, entry.send};
     if (begin > own.begin) {
       __syncthreads();  // the plan before has been used
-      take_selections(p, s.plan, batch.tokens);
+      take_selection(p, s.plan, batch.tokens, load_selection(p, batch.tokens));
       __syncthreads();
     }
     if (threadIdx.x < 32)
 #pragma unroll 1
       for (int token = batch.tokens.begin; token < batch.tokens.end; ++token)
-        plan_token(p, s, token - batch.tokens.begin, token, batch.n);
+        plan_token(p, s.plan, {so_far, s.rows_to_rank}, token - batch.tokens.begin, token, batch.n);
     __syncthreads();
     if (Block::announcer())
       announce_batch(p, batch, team);

@@ -25,6 +25,10 @@ struct Ring {
   __device__ std::uint32_t parity(int i) const {
     return static_cast<std::uint32_t>(i / stages) & 1U;
   }
+  /// Called by one lane when the ring has carried all that it was given.
+  __device__ void end() const {
+    for (int s = 0; s < stages; ++s) device::mbarrier_invalidate(full + s);
+  }
   /// Called by one lane, then __syncwarp().
   __device__ void init() const {
     for (int s = 0; s < stages; ++s) device::mbarrier_init(full + s, 1);

@@ -21,30 +21,29 @@ unsigned long long capture_of(cudaStream_t stream) {
 Chain::Chain(int device) : device_(device) {
   const DeviceGuard guard(device);
   check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+  check_cuda(cudaEventCreateWithFlags(&captured_event_, cudaEventDisableTiming), "cudaEventCreate");
 }
 
 Chain::~Chain() {
   const DeviceGuard guard(device_);
   cudaEventDestroy(event_);
+  cudaEventDestroy(captured_event_);
 }
 
 void Chain::enter(cudaStream_t stream) {
   if (!used_ || stream == last_stream_) return;
   if (capture_of(stream) != last_capture_) return;  // across captures the caller keeps the order
-  check_cuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+  check_cuda(cudaStreamWaitEvent(stream, last_event(), 0), "cudaStreamWaitEvent");
 }
 
 void Chain::leave(cudaStream_t stream) {
   used_ = true;
   last_stream_ = stream;
   last_capture_ = capture_of(stream);
-  recorded_ = last_capture_ == 0;
-  check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+  check_cuda(cudaEventRecord(last_event(), stream), "cudaEventRecord");
 }
 
-void Chain::drain() noexcept {
-  if (recorded_) cudaEventSynchronize(event_);
-}
+void Chain::drain() noexcept { cudaEventSynchronize(event_); }
 
 // DeviceShare ------------------------------------------------------------------------------------
 
@@ -166,7 +165,16 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
                                      share->memory_stream());
     return {memory.get(), memory};
   };
-  for (int l = 0; l < lanes; ++l) chains_.push_back(std::make_unique<Chain>(share_->device()));
+  const Communicator& communicator = *object.communicator();
+  for (int l = 0; l < lanes; ++l) {
+    chains_.push_back(std::make_unique<Chain>(share_->device()));
+    Context& context = contexts_.emplace_back();
+    context.rank = communicator.rank();
+    context.size = communicator.size();
+    for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, l);
+    context.host = words_;
+    context.failed = failed_;
+  }
   share_->join(sms_ * lanes);
 }
 
@@ -192,15 +200,9 @@ int Runtime::budget_of(const Call& call) const {
 }
 
 Context Runtime::context_of(const Call& call) const {
-  Context context{};
-  const Communicator& communicator = *object_.communicator();
-  context.rank = communicator.rank();
-  context.size = communicator.size();
-  for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, call.lane);
-  context.host = words_;
-  context.failed = failed_;
+  Context context = contexts_[static_cast<std::size_t>(call.lane)];
   context.trace = Trace::next(call.operation);
-  const auto timeout = call.timeout.value_or(communicator.timeout());
+  const auto timeout = call.timeout.value_or(object_.communicator()->timeout());
   context.timeout_ns = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count());
 #if defined(EXPERTWIRE_TEST_FAULTS)
@@ -210,11 +212,6 @@ Context Runtime::context_of(const Call& call) const {
   context.stop_at = faults.stop_at;
 #endif
   return context;
-}
-
-void Runtime::await_lane(int lane, const Call& call) {
-  const DeviceGuard guard(share_->device());
-  chains_[static_cast<std::size_t>(lane)]->enter(stream_of(call));
 }
 
 std::byte* Runtime::lane_base(int lane) const {
@@ -245,12 +242,14 @@ void check_limits(const Object& object, const MoeShape& shape, int handles) {
 void Runtime::begin(const Call& call, cudaStream_t stream) {
   throw_failure(call.operation);
   chains_[static_cast<std::size_t>(call.lane)]->enter(stream);
+  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->enter(stream);
   share_->enter_order(stream);
 }
 
 void Runtime::end(const Call& call, cudaStream_t stream) {
   share_->leave_order(stream);
   chains_[static_cast<std::size_t>(call.lane)]->leave(stream);
+  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->leave(stream);
   if (call.stream != nullptr || !call.wait) return;
   watch(call, [stream] {
     const cudaError_t state = cudaStreamQuery(stream);

@@ -29,12 +29,14 @@ class Chain {
   void drain() noexcept;
 
  private:
+  cudaEvent_t last_event() const { return last_capture_ == 0 ? event_ : captured_event_; }
+
   int device_;
-  cudaEvent_t event_ = nullptr;
+  cudaEvent_t event_ = nullptr;           // the last work that was not captured
+  cudaEvent_t captured_event_ = nullptr;  // the last that was
   cudaStream_t last_stream_ = nullptr;
   unsigned long long last_capture_ = 0;  // 0: the last work was not captured
   bool used_ = false;                    // anything entered yet
-  bool recorded_ = false;                // the event stands for uncaptured work
 };
 
 /// The id of the capture that `stream` is part of, or 0.
@@ -114,14 +116,14 @@ class Runtime {
     int sms = 0;
     const char* operation = "";
     bool wait = true;  ///< without a stream: return when done
+    /// Another lane whose memory the call reads: what that lane is given later waits for it.
+    int other_lane = -1;
   };
   cudaStream_t stream_of(const Call& call) const;
   /// SMs for a call; throws `Error{invalid_argument}` if it asks for more than the object has.
   int budget_of(const Call& call) const;
   Context context_of(const Call& call) const;
 
-  /// Makes a call's stream wait for what another lane has been given.
-  void await_lane(int lane, const Call& call);
   /// This rank's part of a lane.
   std::byte* lane_base(int lane) const;
   /// The `sent` counter of a direction, once everything given to the lane is done.
@@ -176,6 +178,7 @@ class Runtime {
   Allocator allocator_;
   int sms_;
   std::vector<std::unique_ptr<Chain>> chains_;  // by lane
+  std::vector<Context> contexts_;               // by lane; what is the same in all calls
 };
 
 /// What the CUDA backend cannot do, said before anything is made.

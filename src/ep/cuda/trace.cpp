@@ -34,6 +34,8 @@ OperationTimes summarize(const std::string& operation, const std::uint64_t* laun
         end = std::max(end, time);
       }
   if (end == 0) return result;
+  result.start_ns = start;
+  result.end_ns = end;
   result.span_us = us(end - start);
   for (std::size_t l = 0; l < count; ++l) {
     auto& moments = result.kernels.emplace_back();

@@ -13,6 +13,7 @@ namespace expertwire::ep::cuda {
 /// Times of one operation: all kernels that a call launched.
 struct OperationTimes {
   std::string operation;
+  std::uint64_t start_ns = 0, end_ns = 0;  ///< on the clock of the device
   double span_us = 0;  ///< from the first start of a block to the last end, over all its kernels
   /// When blocks came to a mark, after the operation's first start: the first, the mean and the
   /// last block. 0 where no block noted it.
