@@ -53,6 +53,10 @@ __device__ __forceinline__ Ring ring_of(BlockShared& s, const Moving& moving, in
   return ring;
 }
 
+__device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& moving) {
+  return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
+}
+
 /// Rows that the warps of all blocks share out among themselves while they work: SMs do not all get
 /// the same part of the wire. A ticket is a batch of rows side by side. Batches become smaller
 /// towards the end, half of an equal share at first; where rows are awaited all are small, so that

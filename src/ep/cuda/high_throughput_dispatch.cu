@@ -273,6 +273,18 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 
 // Launch -----------------------------------------------------------------------------------------
 
+Moving plan_moving(const MovingRequest& r) {
+  Moving moving{static_cast<std::uint32_t>(r.row_bytes), r.stages, r.warps, r.bulk, r.awaited};
+  if (!r.bulk) return moving;
+  constexpr std::uint64_t kVector = 16;
+  const std::uint64_t most =
+      kRingBytes / static_cast<std::uint64_t>(r.warps * r.stages * r.parts) / kVector * kVector;
+  const std::uint64_t pieces = (r.row_bytes + most - 1) / most;
+  moving.piece_bytes =
+      static_cast<std::uint32_t>(align_up((r.row_bytes + pieces - 1) / pieces, kVector));
+  return moving;
+}
+
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
   high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.moving),
                               launch.stream>>>(params);

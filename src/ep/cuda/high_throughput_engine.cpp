@@ -320,10 +320,8 @@ void CudaEngine::combine(const Combine& work) {
   p.shape = shape_;
   p.routing = handle->routing;
   const std::uint64_t row_bytes = shape_.slots.sizes.row_bytes;
-  p.pushing =
-      cuda::plan_moving({row_bytes, cuda::kRingBytes, warps, 2, 1, bulk_, /*awaited=*/true});
-  p.summing = cuda::plan_moving(
-      {row_bytes, cuda::kRingBytes, warps, 2, shape_.width, bulk_, /*awaited=*/false});
+  p.pushing = cuda::plan_moving({row_bytes, warps, 2, 1, bulk_, /*awaited=*/true});
+  p.summing = cuda::plan_moving({row_bytes, warps, 2, shape_.width, bulk_, /*awaited=*/false});
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();

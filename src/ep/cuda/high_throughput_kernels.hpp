@@ -5,7 +5,6 @@
 #include <cuda_runtime_api.h>
 
 #include "ep/cuda/context.hpp"
-#include "ep/cuda/moving.hpp"
 #include "ep/routing.hpp"
 #include "ep/row_format.hpp"
 #include "ep/slots.hpp"
@@ -63,6 +62,17 @@ struct NotifyParams {
 /// Work that warps share out: rows that are sent, and tokens that are summed.
 enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
 
+/// How warps move rows; see pipeline.cuh.
+struct Moving {
+  std::uint32_t piece_bytes;  ///< of a row
+  std::int32_t stages;
+  std::int32_t warps;  ///< of a block that have a ring
+  bool bulk;
+  /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
+  /// warp counts when it leaves a chunk.
+  bool awaited;
+};
+
 struct HighThroughputDispatchParams {
   Context context;
   HighThroughputShape shape;
@@ -106,6 +116,16 @@ struct HighThroughputCombineParams {
 inline constexpr int kHighThroughputWarps = 16;
 inline constexpr int kHighThroughputSenders = 8;  ///< of them, at dispatch
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
+
+/// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk
+/// copies there are no rings, and a piece is a row.
+struct MovingRequest {
+  std::uint64_t row_bytes;
+  int warps, stages, parts;
+  bool bulk;
+  bool awaited;
+};
+Moving plan_moving(const MovingRequest& request);
 
 struct HighThroughputLaunch {
   int blocks;

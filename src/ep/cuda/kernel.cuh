@@ -87,9 +87,9 @@ __device__ __forceinline__ bool wait_until(const Context& context, int peer, Pha
   }
 }
 
-/// Notes a moment of this block, if the launch is traced. All threads may call; one notes it.
-__device__ __forceinline__ void mark(const Context& context, Mark moment, unsigned thread = 0) {
-  if (context.trace != nullptr && threadIdx.x == thread && blockIdx.x < kMostTracedBlocks)
+/// Notes a moment of this block, if the launch is traced. All threads may call.
+__device__ __forceinline__ void mark(const Context& context, Mark moment) {
+  if (context.trace != nullptr && threadIdx.x == 0 && blockIdx.x < kMostTracedBlocks)
     context.trace[moment * kMostTracedBlocks + blockIdx.x] = device::now_ns();
 }
 

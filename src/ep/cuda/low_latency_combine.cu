@@ -34,7 +34,6 @@ constexpr int kMostTopK = 32;
 // Params -----------------------------------------------------------------------------------------
 
 using Params = LowLatencyCombineParams;
-using Block = WorkerBlock<1>;  // with an announcer
 
 /// The expert outputs of a row, in top-k order.
 struct ExpertRows {
@@ -252,7 +251,7 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   if (!*good) return entry;
   const Rows rows(p, s, n);
   const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
-  if (Block::other_warp() >= 0)
+  if (Block::announcer())
     announce_rows(rows, team);
   else
     send_rows<Element>(rows, s, team);
@@ -348,7 +347,7 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   const auto* bias = p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
   auto* out = reinterpret_cast<uint4*>(p.out + offset);
   const auto vectors = static_cast<int>(row_bytes / sizeof(uint4));
-  constexpr int kStride = kWorkers;
+  constexpr int kStride = Block::kWorkers;
   Destination from{-1, -1};
   if (threadIdx.x < 32) from = find_parts(p, s, token, n);
   Block::sync_workers();
@@ -384,7 +383,7 @@ __device__ void run(const Params& p, Shared& s) {
   const Epoch n = entry.receive;
   // Split from its send half, it has not seen the weights of the own rank's rows yet.
   if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
-  if (Block::other_warp() < 0)
+  if (!Block::announcer())
 #pragma unroll 1
     for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)
       good = sum_token<Element>(p, s, token, n);
@@ -418,12 +417,12 @@ cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) 
   return cudaGetLastError();
 }
 
-cudaError_t prepare_low_latency_dispatch(bool bulk);
+cudaError_t prepare_low_latency_dispatch();
 
-cudaError_t prepare_low_latency(bool bulk) {
+cudaError_t prepare_low_latency() {
   cudaFuncAttributes attributes{};
   const cudaError_t result = cudaFuncGetAttributes(&attributes, low_latency::combine);
-  return result != cudaSuccess ? result : prepare_low_latency_dispatch(bulk);
+  return result != cudaSuccess ? result : prepare_low_latency_dispatch();
 }
 
 }  // namespace expertwire::ep::cuda

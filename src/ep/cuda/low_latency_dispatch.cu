@@ -2,24 +2,22 @@
 //
 // Roles. A block owns contiguous tokens and plans them: it counts the selections of all tokens
 // before its own, so that the row and position of each of its tokens follow without asking anybody.
-// The first block counts all tokens and sends the counts. Sender warps then move rows, a warp a
-// token, by the copy engine to all its ranks, and release each row's flag when that row is there.
-// Workers form teams that expand row after row as they arrive, their own rank's first: those need
-// nothing but a header and can be expanded while the others are on the wire. (A worker's loads
-// would wait behind its own stores to a busy wire, so workers do not send.) Rows that are cast are
-// written by the workers, a team a token, before they receive.
+// The first block has none before its own; it counts all tokens and sends the counts. After that
+// the workers of a block form teams. A team writes a token to all its ranks, token after token;
+// then it expands row after row as they arrive, its own rank's first. A warp of its own, the
+// announcer, releases the flags of what teams wrote last, and writes the headers of the own rank's
+// rows, which can be expanded while the others are on the wire.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
 // one team; outputs and the handle's entries of a row by the team that expands it; ranges and
 // tokens_per_expert by the first block.
 //
-// Memory order. Counts carry their epoch. Rows: a bulk store is complete when its lane's wait_group
-// returns; headers stored by other lanes are ordered by __syncwarp; then that lane releases the
-// row's flag at system scope. Cast rows: stores of the team, barrier, release by one thread. The
-// receiver's thread 0 acquires the flag, barrier, loads. Slots are written after a credit was
-// acquired, and the credit is released by the last block to finish, after a barrier and an acq_rel
-// count of all blocks. The own rank's rows carry a header through the slot; their payload is read
-// from x, which must not change until the receive half is done, unless it is cast on its way.
+// Memory order. Counts carry their epoch. Rows: stores of the team, barrier, release of the row's
+// flag at system scope by one thread; the receiver's thread 0 acquires the flag, barrier, loads.
+// Slots are written after a credit was acquired, and the credit is released by the last block to
+// finish, after a barrier and an acq_rel count of all blocks. The own rank's rows carry a header
+// through the slot; their payload is read from x, which must not change until the receive half is
+// done, unless it is cast on its way.
 //
 // Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; a block reads
 // topk_idx up to the end of its tokens, the first all of it. What a block must know from memory is
@@ -28,7 +26,6 @@
 
 #include "ep/cuda/cast.cuh"
 #include "ep/cuda/low_latency_plan.cuh"
-#include "ep/cuda/pipeline.cuh"
 #include "ep/cuda/team.cuh"
 #include "ep/cuda/vectors.cuh"
 
@@ -40,9 +37,6 @@ namespace {
 
 using Params = LowLatencyDispatchParams;
 
-constexpr int kSenders = kLowLatencySenders;
-using Block = WorkerBlock<kSenders>;
-
 /// What a team knows of the row that it expands.
 struct Expansion {
   std::int32_t places[kMostTopK];  // in the output; below 0: none
@@ -51,7 +45,6 @@ struct Expansion {
 };
 
 struct Shared {
-  std::uint64_t full[kSenders][kMostStages];  // of the senders' rings
   Plan plan;
   Expansion rows[Team::kMostPerBlock][2];   // taken in turn
   std::int32_t rows_to_rank[kMostRanks];    // send: so far
@@ -67,12 +60,6 @@ __device__ std::int32_t* expert_counters(Shared* shared) {
 
 __device__ std::int32_t* first_places(const Params& p, Shared* shared) {
   return expert_counters(shared) + 2 * p.shape.placement.experts;
-}
-
-/// Rings of the senders come last.
-__host__ __device__ std::size_t ring_offset(int experts) {
-  const std::size_t end = sizeof(Shared) + 3 * static_cast<std::size_t>(experts) * 4;
-  return (end + 127) / 128 * 128;
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -135,7 +122,31 @@ __device__ void write_headers(const Params& p, const Plan& plan, int b, int toke
   }
 }
 
-/// Writes a token's payload to all its ranks, cast to fp8 on its way; one team.
+/// The beginning of a token's row, as it goes to other ranks uncast.
+__device__ __forceinline__ void load_token(const Params& p, const Team& team, std::int64_t token,
+                                           HeldRow& row) {
+  row.load(p.x + token * p.format.data_bytes, static_cast<int>(p.format.data_bytes / sizeof(uint4)),
+           team.thread, team.threads);
+}
+
+/// Writes a token's payload to all its ranks; one team. `row` has been loaded.
+__device__ void write_payload(const Params& p, std::byte* const* payloads, const Team& team,
+                              std::int64_t token, HeldRow& row) {
+  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
+  const std::byte* from = p.x + token * p.format.data_bytes;
+  copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width,
+                [&](int i) { return payloads[i]; });
+#pragma unroll 1
+  for (int j = team.thread; j < static_cast<int>(p.format.scales); j += team.threads) {
+    const float scale = p.x_scales[token * p.format.scales + j];
+#pragma unroll 1
+    for (int i = 0; i < p.shape.width; ++i)
+      if (std::byte* to = payloads[i])
+        reinterpret_cast<float*>(to + p.format.data_bytes)[j] = scale;
+  }
+}
+
+/// The same, cast to fp8 on its way.
 template <class Element>
 __device__ void write_cast(const Params& p, std::byte* const* payloads, const Team& team,
                            std::int64_t token) {
@@ -176,21 +187,26 @@ __device__ __forceinline__ void announce(const Params& p, const Batch& batch, in
                         batch.n);
 }
 
-/// Casts and sends the tokens of a batch, a team a token. Teams meet at the same number of
-/// barriers, whether they have a token or not: racecheck counts on it. The last round's flags are
-/// left to a sender.
-__device__ void send_cast(const Params& p, const Batch& batch, const Team& team) {
+/// Sends the tokens of a batch, a team a token. Teams meet at the same number of barriers, whether
+/// they have a token or not: racecheck counts on it. The last round is the announcer's. The row of
+/// the first token of the team is in `row` already if `loaded`.
+__device__ void send_batch(const Params& p, const Batch& batch, const Team& team, HeldRow& row,
+                           bool loaded) {
   const int rounds = rounds_of(batch.tokens, team);
 #pragma unroll 1
   for (int round = 0; round < rounds; ++round) {
     const int b = round * team.per_block + team.in_block, token = batch.tokens.begin + b;
     const bool mine = token < batch.tokens.end;
     if (mine) {
+      std::byte* const* payloads = batch.plan.payloads[b];
+      if (!p.cast && !(loaded && round == 0)) load_token(p, team, token, row);
       if (team.first_warp()) write_headers(p, batch.plan, b, token, false, batch.n);
-      if (p.shape.dtype == DType::bf16)
-        write_cast<Bf16>(p, batch.plan.payloads[b], team, token);
+      if (!p.cast)
+        write_payload(p, payloads, team, token, row);
+      else if (p.shape.dtype == DType::bf16)
+        write_cast<Bf16>(p, payloads, team, token);
       else
-        write_cast<Fp32>(p, batch.plan.payloads[b], team, token);
+        write_cast<Fp32>(p, payloads, team, token);
     }
     if (round == rounds - 1) return Block::hand_over();
     team.sync();
@@ -198,83 +214,24 @@ __device__ void send_cast(const Params& p, const Batch& batch, const Team& team)
   }
 }
 
-/// The flags of the last round; one warp.
-__device__ void announce_cast(const Params& p, const Batch& batch, const Team& team) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
-  const int count = batch.tokens.end - batch.tokens.begin - first;
-  Block::await_workers();
-#pragma unroll 1
-  for (int i = lane; i < count * p.shape.width; i += 32)
-    announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
-}
-
-/// Writes everything of a token's rows but their payload, and announces those that are headers
-/// alone; one warp.
-__device__ void open_rows(const Params& p, const Batch& batch, int b, std::int64_t token) {
+/// The announcer's part of a batch.
+__device__ void announce_batch(const Params& p, const Batch& batch, const Team& team) {
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
-  write_headers(p, batch.plan, b, static_cast<int>(token), true, batch.n);
-  __syncwarp();
-  if (lane < width) announce(p, batch, b, lane, true);
-  write_headers(p, batch.plan, b, static_cast<int>(token), false, batch.n);
-#pragma unroll 1
-  for (int j = lane; j < static_cast<int>(p.format.scales); j += 32) {
-    const float scale = p.x_scales[token * p.format.scales + j];
-#pragma unroll 1
-    for (int i = 0; i < width; ++i)
-      if (std::byte* to = batch.plan.payloads[b][i])
-        reinterpret_cast<float*>(to + p.format.data_bytes)[j] = scale;
-  }
-}
-
-/// Sends every kSenders-th token of a batch; one sender warp.
-__device__ void send_rows(const Params& p, Shared& s, const Batch& batch, int sender) {
-  const Context& c = p.context;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int count = batch.tokens.end - batch.tokens.begin;
-  const int pieces = pieces_of(p.format.data_bytes, p.moving);
-  if (sender >= count) return;
-  Ring ring;
-  ring.stages = p.moving.stages;
-  ring.stage_bytes = p.moving.piece_bytes;
-  ring.full = s.full[sender];
-  ring.memory = reinterpret_cast<std::byte*>(&s) + ring_offset(p.shape.placement.experts) +
-                static_cast<std::size_t>(sender) * (kSenderRingBytes / kSenders);
-  const bool bulk = has_bulk_copies() && p.moving.bulk;
-  if (bulk && lane == 0) ring.init();
-  __syncwarp();
-  auto index_of = [&](int i) { return sender + i / pieces * kSenders; };
-  auto offset_of = [&](int i) {
-    return static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
-  };
-  auto ready = [&](int i) { return index_of(i) < count; };
-  auto piece = [&](int i) -> Piece {
-    const std::uint64_t left = p.format.data_bytes - offset_of(i);
-    const auto token = static_cast<std::uint64_t>(batch.tokens.begin + index_of(i));
-    return {
-        p.x + token * p.format.data_bytes + offset_of(i),
-        static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
-  };
-  auto land = [&](int i) -> Landing {
-    const int b = index_of(i);
-    if (i % pieces == 0) open_rows(p, batch, b, batch.tokens.begin + b);
-    if (lane >= p.shape.width) return {};
-    const int turned = lane + p.shape.turn;  // payloads begin with another rank on every rank
-    const Destination to =
-        batch.plan.destinations[b][turned < p.shape.width ? turned : turned - p.shape.width];
-    std::byte* payload = batch.plan.payloads[b][lane];
-    if (payload == nullptr) return {};
-    return {payload + offset_of(i), to.rank, to.row};
-  };
-  auto done = [&](int i, const Landing& landing) {
-    if (i % pieces != pieces - 1 || landing.rank < 0) return;
-    publish<KernelAccess>(
-        at<Epoch>(c, landing.rank, p.shape.slots.row_flag_of(batch.n, c.rank, landing.row)),
-        batch.n);
-  };
-  move_pieces(ring, p.moving.bulk, ready, piece, land, done);
-  if (bulk && lane == 0) ring.end();  // the next batch makes it anew
-  __syncwarp();
+  if (!p.cast) {
+#pragma unroll 1
+    for (int b = 0; b < count; ++b)
+      write_headers(p, batch.plan, b, batch.tokens.begin + b, true, batch.n);
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane; i < count * width; i += 32)
+      announce(p, batch, p.shape.by_width.quotient(i), p.shape.by_width.rest(i), true);
+  }
+  Block::await_workers();
+  const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
+#pragma unroll 1
+  for (int i = lane; i < (count - first) * width; i += 32)
+    announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
 }
 
 /// The tokens of one block. What is loaded before the first barrier is in flight together.
@@ -285,7 +242,11 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const Part own = tokens_of_block(p);
   const Team team = Team::for_items(min(own.end - own.begin, kBatch), 1);
   auto batch_at = [&](int begin) -> Part { return {begin, min(begin + kBatch, own.end)}; };
-  prefetch_rows(p, batch_at(own.begin));
+  HeldRow row;
+  if (p.cast)
+    prefetch_rows(p, batch_at(own.begin));
+  else if (!Block::announcer() && own.begin + team.in_block < own.end)
+    load_token(p, team, own.begin + team.in_block, row);
   const int before = own.begin < own.end ? own.begin : 0;
   const CountRequest request{
       p.ids, p.shape.placement, p.shape.top_k, p.shape.by_top_k, first ? p.tokens : before, first};
@@ -328,12 +289,12 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
       for (int token = batch.tokens.begin; token < batch.tokens.end; ++token)
         plan_token(p, s.plan, {so_far, s.rows_to_rank}, token - batch.tokens.begin, token, batch.n);
     __syncthreads();
-    const int sender = Block::other_warp();
-    if (!p.cast && sender >= 0) send_rows(p, s, batch, sender);
-    if (p.cast && sender == 0) announce_cast(p, batch, team);
-    if (p.cast && sender < 0) send_cast(p, batch, team);
+    if (Block::announcer())
+      announce_batch(p, batch, team);
+    else
+      send_batch(p, batch, team, row, begin == own.begin);
   }
-  mark(c, kSent, kWorkers);
+  mark(c, kSent);
   return entry;
 }
 
@@ -393,7 +354,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
   std::int32_t* places = first_places(p, &s);
   bool good = true;
-  const int thread = static_cast<int>(threadIdx.x), threads = kWorkers - 32;
+  const int thread = static_cast<int>(threadIdx.x), threads = Block::kWorkers - 32;
   if (thread >= threads) good = take_rows(p, s, n);  // the last warp
 #pragma unroll 1
   for (int e = thread; thread < threads && e < local && good; e += threads) {
@@ -548,7 +509,7 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
   const Entry entry = sends ? send(p, shared, lane, &good) : enter(c, lane);
   if (!good || !entry.usable) return;
   if (!receives) return leave_send(lane, entry.send);
-  if (Block::other_warp() < 0) good = receive(p, shared, entry.receive);
+  if (!Block::announcer()) good = receive(p, shared, entry.receive);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   leave_receive(c, lane, p.shape.slots.dispatch, entry.receive, false, sends);
@@ -561,23 +522,21 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
 
 namespace {
 
-std::size_t shared_bytes(int experts, bool bulk) {
-  return ring_offset(experts) + (bulk ? kSenderRingBytes : 0);
+std::size_t shared_bytes(int experts) {
+  return sizeof(Shared) + 3 * static_cast<std::size_t>(experts) * sizeof(std::int32_t);
 }
 
 }  // namespace
 
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch) {
-  low_latency::
-      dispatch<<<launch.blocks, Block::kThreads,
-                 shared_bytes(params.shape.placement.experts, params.moving.bulk), launch.stream>>>(
-          params);
+  low_latency::dispatch<<<launch.blocks, Block::kThreads,
+                          shared_bytes(params.shape.placement.experts), launch.stream>>>(params);
   return cudaGetLastError();
 }
 
-cudaError_t prepare_low_latency_dispatch(bool bulk) {
+cudaError_t prepare_low_latency_dispatch() {
   return cudaFuncSetAttribute(low_latency::dispatch, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes(kMostExperts, bulk)));
+                              static_cast<int>(shared_bytes(kMostExperts)));
 }
 
 }  // namespace expertwire::ep::cuda

@@ -3,7 +3,6 @@
 #include <array>
 
 #include "base/check.hpp"
-#include "base/env.hpp"
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/runtime.hpp"
 
@@ -41,8 +40,7 @@ class CudaEngine final : public LowLatencyEngine {
     shape_.by_width = Divider(shape_.width);
     shape_.dtype = options.shape.dtype;
     const DeviceGuard guard(runtime_.share().device());
-    bulk_ = runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector";
-    check_cuda(cuda::prepare_low_latency(bulk_), "loading the low-latency kernels");
+    check_cuda(cuda::prepare_low_latency(), "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)
       pools_.push_back(
@@ -70,8 +68,6 @@ class CudaEngine final : public LowLatencyEngine {
     p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
     p.format = work.format;
     p.cast = work.cast;
-    p.moving = cuda::plan_moving({work.format.data_bytes, cuda::kSenderRingBytes,
-                                  cuda::kLowLatencySenders, 2, 1, bulk_, false});
     p.x = work.x.as<std::byte>();
     p.x_scales = work.x_scales.as<float>();
     p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
@@ -128,7 +124,6 @@ class CudaEngine final : public LowLatencyEngine {
 
   Runtime runtime_;
   cuda::LowLatencyShape shape_{};
-  bool bulk_ = false;
   std::vector<std::shared_ptr<BlockPool>> pools_;  // by lane
 };
 

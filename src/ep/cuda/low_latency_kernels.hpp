@@ -5,17 +5,12 @@
 #include <cuda_runtime_api.h>
 
 #include "ep/cuda/context.hpp"
-#include "ep/cuda/moving.hpp"
 #include "ep/routing.hpp"
 #include "ep/row_format.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/dtype.hpp"
 
 namespace expertwire::ep::cuda {
-
-/// Warps of a block of dispatch that send, and the shared memory of their rings.
-inline constexpr int kLowLatencySenders = 4;
-inline constexpr std::uint32_t kSenderRingBytes = kLowLatencySenders * 2 * 14336;
 
 /// Routing of one dispatch, in device memory that belongs to its handle. Rows that came are
 /// addressed by [source][M], so that nothing needs a prefix sum.
@@ -47,7 +42,6 @@ struct LowLatencyDispatchParams {
   std::int32_t halves;
   RowFormat format;                 ///< of the rows that travel and of out_x
   bool cast;                        ///< x is of the row type and is cast to it
-  Moving moving;                    ///< rows that are not cast
   ExpertIds ids;                    ///< [T, K]
   const std::byte* x;               ///< [T, H]
   const float* x_scales;            ///< [T, scales] or null
@@ -79,7 +73,7 @@ struct Launch {
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch);
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch);
 
-/// Loads the kernels and lets them have their shared memory; `bulk` if rings are used.
-cudaError_t prepare_low_latency(bool bulk);
+/// Loads the kernels and lets them have their shared memory; once a device.
+cudaError_t prepare_low_latency();
 
 }  // namespace expertwire::ep::cuda

@@ -6,12 +6,12 @@
 #include "ep/cuda/counting.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/team.cuh"
-#include "ep/cuda/vectors.cuh"
 
 namespace expertwire::ep::cuda {
 
 inline constexpr int kMostTopK = 32;
 inline constexpr int kBatch = 8;  // tokens that a block plans at a time
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 /// The plan of a batch of tokens, in shared memory.
 struct Plan {
@@ -82,7 +82,7 @@ struct PlannedSelection {
 __device__ inline PlannedSelection load_selection(const LowLatencyDispatchParams& p,
                                                   const Part& tokens) {
   const auto i = static_cast<int>(threadIdx.x);
-  static_assert(kBatch * kMostTopK <= kWorkers);
+  static_assert(kBatch * kMostTopK <= Block::kWorkers);
   PlannedSelection mine;
   if (i >= (tokens.end - tokens.begin) * p.shape.top_k) return mine;
   const std::int64_t at = static_cast<std::int64_t>(tokens.begin) * p.shape.top_k + i;

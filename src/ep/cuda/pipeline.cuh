@@ -6,16 +6,12 @@
 // same calls are made of 16-byte loads and stores.
 
 #include "device/ptx.cuh"
-#include "ep/cuda/moving.hpp"
 #include "ep/cuda/vectors.cuh"
 
 namespace expertwire::ep::cuda {
 
 inline constexpr int kMostStages = 4;
-
-__device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& moving) {
-  return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
-}
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 /// A warp's ring of stages in shared memory.
 struct Ring {

@@ -4,28 +4,21 @@
 
 namespace expertwire::ep::cuda {
 
-/// Threads of a block of the low-latency kernels that work on rows: few, with many registers, for
-/// loads in flight.
-inline constexpr int kWorkers = 512;
+/// Parts of a block of the low-latency kernels: workers, and behind them one warp that announces.
+/// A release waits until everything before it has arrived at its peer, which takes as long as the
+/// wire needs; the announcer waits for it, while the workers go on.
+struct Block {
+  static constexpr int kWorkers = 512;  // few, with many registers: loads in flight
+  static constexpr int kThreads = kWorkers + 32;
 
-/// The workers, and behind them warps with other tasks: a release waits until everything before it
-/// has arrived at its peer, which takes as long as the wire needs, and workers go on meanwhile.
-template <int kOtherWarps>
-struct WorkerBlock {
-  static constexpr int kThreads = kWorkers + 32 * kOtherWarps;
-
-  /// Which of the other warps this is; below 0 for workers.
-  __device__ static int other_warp() {
-    return threadIdx.x < kWorkers ? -1 : (static_cast<int>(threadIdx.x) - kWorkers) / 32;
-  }
+  __device__ static bool announcer() { return threadIdx.x >= kWorkers; }
   /// Barriers of the workers alone.
   __device__ static void sync_workers() { device::barrier_sync<5>(kWorkers); }
   __device__ static bool all_workers(bool value) { return device::barrier_and<5>(kWorkers, value); }
-  /// Workers call hand_over() when what is to be announced has been written; the first of the other
-  /// warps waits for them. As often as each other, with a barrier of the whole block between two
-  /// times.
-  __device__ static void hand_over() { device::barrier_arrive<6>(kWorkers + 32); }
-  __device__ static void await_workers() { device::barrier_sync<6>(kWorkers + 32); }
+  /// Workers call hand_over() when what is to be announced has been written; the announcer waits
+  /// for them. As often as each other, with a barrier of the whole block between two times.
+  __device__ static void hand_over() { device::barrier_arrive<6>(kThreads); }
+  __device__ static void await_workers() { device::barrier_sync<6>(kThreads); }
 };
 
 /// All workers of a block, a half or a quarter of them, that handle a row by themselves: they meet
@@ -41,7 +34,7 @@ struct Team {
 
   __device__ explicit Team(int teams)
       : per_block(teams),
-        threads(kWorkers / teams),
+        threads(Block::kWorkers / teams),
         in_block(static_cast<int>(threadIdx.x) / threads),
         thread(static_cast<int>(threadIdx.x) % threads) {}
   /// Teams as large as they can be while each of `items`, over `blocks`, still has one at once.

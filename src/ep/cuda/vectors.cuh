@@ -10,8 +10,6 @@
 
 namespace expertwire::ep::cuda {
 
-inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
-
 /// A vector's elements in fp32, and how they go back: round to nearest even.
 struct Bf16 {
   static constexpr int kLanes = 8;
