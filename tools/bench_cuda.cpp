@@ -226,7 +226,15 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
       result.moments.push_back(std::move(line));
 }
 
-/// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol.
+bool has_bulk_copies(int device) {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "cudaDeviceGetAttribute");
+  return major >= 9;
+}
+
+/// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol: the
+/// better of plain stores and bulk copies.
 double time_burst(const std::shared_ptr<Communicator>& communicator, DeviceTensors& device,
                   double wire_bytes, int blocks) {
   const int peers = communicator->size() - 1;
@@ -243,20 +251,26 @@ double time_burst(const std::shared_ptr<Communicator>& communicator, DeviceTenso
     const int part = (rank - peer + size) % size - 1;  // this rank's among the writers to that peer
     params.peers[i] = block.base(peer) + bytes * static_cast<std::size_t>(part);
   }
-  std::vector<double> times;
-  communicator->barrier();
-  for (int i = 0; i < 30; ++i) {
-    Event start, end;
-    start.record(device.stream());
-    for (int j = 0; j < 4; ++j)
-      check_cuda(launch_store_all(params, blocks, device.stream()), "launch of store_all");
-    end.record(device.stream());
-    device.synchronize();
-    times.push_back(end.us_since(start) / 4);
-  }
-  communicator->barrier();
-  std::nth_element(times.begin(), times.begin() + 15, times.end());
-  return times[15];
+  auto median = [&](auto launch) {
+    std::vector<double> times;
+    communicator->barrier();
+    for (int i = 0; i < 30; ++i) {
+      Event start, end;
+      start.record(device.stream());
+      for (int j = 0; j < 4; ++j)
+        check_cuda(launch(params, blocks, device.stream()), "launch of a burst");
+      end.record(device.stream());
+      device.synchronize();
+      times.push_back(end.us_since(start) / 4);
+    }
+    communicator->barrier();
+    std::nth_element(times.begin(), times.begin() + 15, times.end());
+    return times[15];
+  };
+  const double plain = median(launch_store_all);
+  return has_bulk_copies(communicator->cuda_device())
+             ? std::min(plain, median(launch_bulk_store_all))
+             : plain;
 }
 
 int sms_of(const Communicator& communicator, const BenchOptions& options) {

@@ -63,21 +63,6 @@ struct Fp32 {
 /// Vectors that a thread has in flight at once.
 inline constexpr int kInFlight = 4;
 
-/// Calls `step(index)` for the vectors of a row that belong to `thread`, kInFlight at a time:
-/// `load(slot, index)` for all of them, then `use(slot, index)`.
-template <class Load, class Use>
-__device__ __forceinline__ void for_vectors(int vectors, int thread, int threads, Load load,
-                                            Use use) {
-  for (int base = thread; base < vectors; base += kInFlight * threads) {
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (base + i * threads < vectors) load(i, base + i * threads);
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (base + i * threads < vectors) use(i, base + i * threads);
-  }
-}
-
 /// The part of a row that a thread of a team holds in registers: loaded early, written late.
 struct HeldRow {
   static constexpr int kMost = 8;
@@ -111,21 +96,6 @@ __device__ __forceinline__ void copy_held_row(HeldRow& row, const void* from, in
     if (first >= vectors) return;
     row.load(static_cast<const uint4*>(from) + first, vectors - first, thread, threads);
   }
-}
-
-/// Copies a row of `vectors` vectors to `count` places; `place(i)` gives them, null for none.
-template <class Place>
-__device__ __forceinline__ void copy_row(const void* from, int vectors, int thread, int threads,
-                                         int count, Place place) {
-  uint4 held[kInFlight];
-  for_vectors(
-      vectors, thread, threads,
-      [&](int slot, int v) { held[slot] = static_cast<const uint4*>(from)[v]; },
-      [&](int slot, int v) {
-#pragma unroll 1
-        for (int i = 0; i < count; ++i)
-          if (void* to = place(i)) static_cast<uint4*>(to)[v] = held[slot];
-      });
 }
 
 }  // namespace expertwire::ep::cuda
