@@ -187,15 +187,23 @@ TEST_F(LaneOnDevice, EveryWordIsRightAndEpochsWrap) {
 }
 
 TEST_F(LaneOnDevice, WithoutCreditUnreadRowsAreLost) {
-  Outcome outcome;
-  run<cuda::DeviceAccess<Removed<Fault::credit>>>(true, 301, kAlmostWrapped, 1, &outcome);
-  EXPECT_GT(outcome.wrong + outcome.late, 0U);
+  unsigned long long found = 0;
+  for (std::uint32_t seed = 1; seed <= 50 && found == 0; ++seed) {  // it takes a slow receiver
+    Outcome outcome;
+    run<cuda::DeviceAccess<Removed<Fault::credit>>>(true, 301, kAlmostWrapped, seed, &outcome);
+    found += outcome.wrong + outcome.late;
+  }
+  EXPECT_GT(found, 0U);
 }
 
 TEST_F(LaneOnDevice, WithoutFlagsRowsAreReadTooEarly) {
-  Outcome outcome;
-  run<cuda::DeviceAccess<Removed<Fault::flag>>>(false, 301, kAlmostWrapped, 1, &outcome);
-  EXPECT_GT(outcome.wrong, 0U);
+  unsigned long long found = 0;
+  for (std::uint32_t seed = 1; seed <= 50 && found == 0; ++seed) {
+    Outcome outcome;
+    run<cuda::DeviceAccess<Removed<Fault::flag>>>(false, 301, kAlmostWrapped, seed, &outcome);
+    found += outcome.wrong;
+  }
+  EXPECT_GT(found, 0U);
 }
 
 }  // namespace

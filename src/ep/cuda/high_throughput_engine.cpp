@@ -269,9 +269,10 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.format = handle->format;
   // Receivers need rings, too, if they copy.
   const bool owned = work.outputs.x.present();
-  p.moving = cuda::plan_moving({p.format.data_bytes,
-                                owned ? cuda::kHighThroughputWarps : cuda::kHighThroughputSenders,
-                                2, 1, bulk_, /*awaited=*/owned});
+  const int warps = owned ? cuda::kHighThroughputWarps : cuda::kHighThroughputSenders;
+  const auto four = 4 * static_cast<std::uint64_t>(warps) * p.format.data_bytes;
+  const int stages = four <= cuda::kRingBytes ? 4 : 2;  // of whole rows
+  p.moving = cuda::plan_moving({p.format.data_bytes, warps, stages, 1, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();

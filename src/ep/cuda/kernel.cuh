@@ -234,11 +234,8 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
                                               const Direction<KernelAccess>& lane,
                                               const DirectionSlots& place, Epoch n, bool keep,
                                               bool both) {
-  __shared__ bool last;
   __syncthreads();
-  if (threadIdx.x == 0) last = lane.last_to_receive(gridDim.x);
-  __syncwarp();  // racecheck follows barriers by warp: meet before one
-  __syncthreads();
+  const bool last = __syncthreads_or(threadIdx.x == 0 && lane.last_to_receive(gridDim.x));
   if (!last) return false;
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)
