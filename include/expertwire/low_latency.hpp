@@ -55,7 +55,8 @@ class LowLatency {
     ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
     /// Rows of the row type travel and arrive as fp8_e4m3, a scale for every 128 channels of a
     /// token: a = max(|x|, 1e-4) over them, scale = a / 448, value = x * (448 / a), rounded to
-    /// nearest even. H is a multiple of 16. All ranks cast, or none (else `Error{mismatch}`).
+    /// nearest even. H is a multiple of 16. On all ranks rows arrive as one dtype (else
+    /// `Error{mismatch}`).
     bool cast_to_fp8 = false;
     Outputs outputs;
     Allocator allocator;  ///< for outputs that were not given; host memory if empty

@@ -124,6 +124,7 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
     ep::check_routing(options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
   }
   ep::check_stream(*object.communicator(), request.stream);
+  engine->check_sms(request.sms);
   if (engine->captures(request.stream)) {
     check(request.cached.valid() || request.capacity.has_value(), ErrorCode::invalid_usage,
           "dispatch on a capturing stream needs a capacity: without one the host waits for counts");
@@ -213,8 +214,8 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
-  self.engine->plan(
-      {request.topk_idx, cached, request.capacity, handle, request.stream, request.timeout});
+  self.engine->plan({request.topk_idx, cached, request.capacity, handle, request.stream,
+                     request.timeout, request.sms});
   handle->output_rows = rows.value_or(handle->needed);
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
@@ -263,6 +264,7 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
     ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
                      {handle.tokens, shape.top_k});
   ep::check_stream(*object.communicator(), request.stream);
+  engine->check_sms(request.sms);
 }
 
 HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& request) {

@@ -43,6 +43,7 @@ class HighThroughputEngine {
     HandlePointer handle;
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
   };
   struct Dispatch {
     ConstTensorView x, x_scales, topk_weights;
@@ -83,6 +84,9 @@ class HighThroughputEngine {
   virtual void learn_counts(HighThroughputHandle& handle) const = 0;
   virtual void refresh(Status&) const {}
   virtual const Allocator& default_allocator() const = 0;
+  /// Throws `Error{invalid_argument}` for a budget that a call cannot have; asked before anything
+  /// is sent.
+  virtual void check_sms(int sms) const { ep::check_sms(sms, INT32_MAX); }
   /// Whether `stream` is being captured into a graph.
   virtual bool captures(Stream*) const { return false; }
 };

@@ -133,6 +133,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
       ep::check_rows_in(self.options.shape, {request.x, request.x_scales, request.cast_to_fp8, -1});
   ep::check_routing(self.options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
   ep::check_stream(*self.object.communicator(), request.stream);
+  self.engine->check_sms(request.sms);
   const int number = static_cast<int>(self.dispatches % self.lanes.size());
   Calls& calls = self.lanes[static_cast<std::size_t>(number)].dispatch;
   calls.check_send("dispatch");
@@ -204,6 +205,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   auto handle = self.object.own_handle<ep::LowLatencyHandle>(request.handle.state());
   self.check_combine(request, *handle);
   ep::check_stream(*self.object.communicator(), request.stream);
+  self.engine->check_sms(request.sms);
   Calls& calls = self.lane_of(*handle).combine;
   calls.check_send("combine");
   if (!request.send_only) calls.check_receive("combine", calls.sent);

@@ -59,6 +59,9 @@ class LowLatencyEngine {
   virtual void refresh(Status&) const {}
   /// Where outputs come from when a request names no allocator.
   virtual const Allocator& default_allocator() const = 0;
+  /// Throws `Error{invalid_argument}` for a budget that a call cannot have; asked before anything
+  /// is sent.
+  virtual void check_sms(int sms) const { ep::check_sms(sms, INT32_MAX); }
 };
 
 /// Collective.

@@ -128,6 +128,11 @@ void check_same_format(DType theirs, DType ours, const ErrorContext& where) {
       where);
 }
 
+void check_sms(int sms, int most) {
+  check_argument(sms >= 0 && sms <= most, "sms is {}; it must be from 0 to the {} of the object",
+                 sms, most);
+}
+
 int team_size(const Communicator& communicator, int asked) {
   constexpr int kMostByDefault = 8;
   check_argument(asked >= 0 && asked <= 1024, "threads is {}; it must be from 0 to 1024", asked);

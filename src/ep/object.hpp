@@ -112,6 +112,9 @@ class Object {
 /// Throws `Error{mismatch}` if a peer sends rows of another dtype than this rank.
 void check_same_format(DType theirs, DType ours, const ErrorContext& where);
 
+/// Throws `Error{invalid_argument}` unless `sms`, of a call, is from 0 to `most`.
+void check_sms(int sms, int most);
+
 /// Threads that one lane of this rank should work with: `asked`, else what the environment says,
 /// else cores over ranks of this host.
 int team_size(const Communicator& communicator, int asked);

@@ -62,6 +62,10 @@ TEST(Contract, BadInputConsumesNoOperation) {
         bad.dispatch.topk_idx = {};
         expect_error(ErrorCode::invalid_argument, "topk_idx is absent",
                      [&] { ll->dispatch(bad.dispatch); });
+        Request<LowLatency> none(workload, 0, step);
+        none.dispatch.sms = -1;
+        expect_error(ErrorCode::invalid_argument, "sms is -1",
+                     [&] { ll->dispatch(none.dispatch); });
         Request<HighThroughput> worse(workload, 0, step);
         worse.dispatch.capacity = 1'000'000;
         expect_error(ErrorCode::invalid_argument, "capacity is 1000000",

@@ -47,6 +47,7 @@ class CudaEngine final : public HighThroughputEngine {
     return {static_cast<CudaHandle&>(handle).routing.needed, DType::int32, {1}};
   }
   void learn_counts(HighThroughputHandle& handle) const override;
+  void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
   bool captures(Stream* stream) const override {
@@ -197,7 +198,8 @@ void CudaEngine::plan(const Plan& work) {
   auto& handle = static_cast<CudaHandle&>(*work.handle);
   Lane& lane = lane_of(handle);
   const bool eager = !work.capacity && !work.cached;
-  Runtime::Call call{handle.lane, work.stream, work.timeout, 0, "high-throughput dispatch", false};
+  Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms, "high-throughput dispatch",
+                     false};
   if (work.cached) {
     const auto& cached = static_cast<const CudaHandle&>(*work.cached);
     handle.needed = cached.needed;

@@ -102,6 +102,7 @@ class CudaEngine final : public LowLatencyEngine {
     });
   }
 
+  void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
 

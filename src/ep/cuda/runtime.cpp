@@ -193,12 +193,6 @@ cudaStream_t Runtime::stream_of(const Call& call) const {
                                 : share_->stream();
 }
 
-int Runtime::budget_of(const Call& call) const {
-  check_argument(call.sms >= 0 && call.sms <= sms_,
-                 "sms is {}; it must be from 0 to the {} that the object has", call.sms, sms_);
-  return call.sms == 0 ? sms_ : call.sms;
-}
-
 Context Runtime::context_of(const Call& call) const {
   Context context = contexts_[static_cast<std::size_t>(call.lane)];
   context.trace = Trace::next(call.operation);

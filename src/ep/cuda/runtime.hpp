@@ -120,8 +120,10 @@ class Runtime {
     int other_lane = -1;
   };
   cudaStream_t stream_of(const Call& call) const;
-  /// SMs for a call; throws `Error{invalid_argument}` if it asks for more than the object has.
-  int budget_of(const Call& call) const;
+  /// SMs that the object has.
+  int sms() const { return sms_; }
+  /// SMs for a call, whose wish has been checked.
+  int budget_of(const Call& call) const { return call.sms == 0 ? sms_ : call.sms; }
   Context context_of(const Call& call) const;
 
   /// This rank's part of a lane.
