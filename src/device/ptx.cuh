@@ -103,9 +103,6 @@ __device__ __forceinline__ std::uint16_t convert_e4m3x2(float low, float high) {
 
 #endif
 
-/// Keeps a load whose value nobody needs.
-__device__ __forceinline__ void use(std::uint32_t value) { asm volatile("" : : "r"(value)); }
-
 /// Asks for the 128 bytes around `address` to be brought to the L2 cache.
 __device__ __forceinline__ void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(address));

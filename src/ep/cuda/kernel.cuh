@@ -119,7 +119,6 @@ __device__ __forceinline__ void start(const Params& p) {
   __syncthreads();
 #endif
   mark(p.context, kStarted);
-  // A miss of the parameters takes as long as any load: warps ask for their lines side by side.
 }
 
 /// The words of an entry, asked for; one thread has them.
