@@ -150,6 +150,12 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
 
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
 void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
+  // What is captured is done again by every replay; credit for these rows is granted once.
+  if (engine->captures(stream))
+    for (const auto& earlier : lane.last)
+      check(!earlier || !earlier->in_pool || earlier->release_called, ErrorCode::invalid_usage,
+            "pool rows of an earlier dispatch of this lane are still held; combine or release them "
+            "before a capture");
   auto& before_last = lane.last[lane.dispatches % ep::kSlots];
   if (!before_last || !before_last->in_pool || before_last->release_called) return;
   // If no caller has the handle any more, nobody can release it either.
@@ -265,6 +271,9 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
                      {handle.tokens, shape.top_k});
   ep::check_stream(*object.communicator(), request.stream);
   engine->check_sms(request.sms);
+  check(!handle.in_pool || !engine->captures(request.stream), ErrorCode::invalid_usage,
+        "combine of a pool dispatch on a capturing stream: its rows are given back once, not by "
+        "every replay; use Output::owned in captures");
 }
 
 HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& request) {
@@ -297,6 +306,8 @@ void HighThroughput::release(const Handle& handle, Stream* stream) {
   ep::check_stream(*self.object.communicator(), stream);
   auto state = self.object.own_handle<HighThroughputHandle>(handle.state());
   if (!state->in_pool || state->release_called) return;
+  check(!self.engine->captures(stream), ErrorCode::invalid_usage,
+        "release on a capturing stream; pool rows are given back once, not by every replay");
   state->release_called = true;
   self.engine->release(state, stream);
 }

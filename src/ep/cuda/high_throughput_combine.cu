@@ -305,6 +305,7 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
     const int token = rows.at(i);
     bool found = true;
     const std::byte* row = w.find_row(token, lane, &found);
+    __syncwarp();  // what one lane acquired, all may read
     if (!__all_sync(kAllLanes, found)) return false;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint64_t offset = static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes;

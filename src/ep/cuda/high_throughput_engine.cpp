@@ -182,7 +182,11 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
   }
   const bool capturing = cuda::capture_of(on) != 0;
   lane.captured = lane.captured || capturing;
-  if (!capturing) handle->host_epoch = next_epoch(lane, number);
+  if (!capturing) {
+    // Replays on this stream may be on their way, and advance the epoch that is read.
+    if (lane.captured) check_cuda(cudaStreamSynchronize(on), "cudaStreamSynchronize");
+    handle->host_epoch = next_epoch(lane, number);
+  }
   ++lane.dispatches;
   return handle;
 }

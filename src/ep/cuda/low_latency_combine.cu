@@ -11,9 +11,8 @@
 // alone, a row by one team; an output token by one block.
 //
 // Memory order. As in dispatch: stores of the team, barrier, release of the row's flag; acquire by
-// one thread, barrier, loads. Weights have one flag a source. A rank has read the weights of an
-// epoch before its partial sums of that epoch arrive here, so their slot is free two epochs later
-// without a credit of its own.
+// one thread, barrier, loads. Weights have one flag a source, and are written, as rows are, after
+// credit.
 //
 // Cost. Reads T * K rows of y in all, sends T * (distinct ranks) rows, reads them once. What can be
 // known before the epoch (rows of each source, credit) is asked for together with it.
@@ -243,8 +242,9 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const Epoch n = entry.send;
   *good = entry.usable && !stops(c, Phase::combine_weights);
   if (!*good) return entry;
-  if (p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
   *good = !stops(c, Phase::credit) && await_credits(c, lane, n, credit);
+  // Not before credit: receive halves two epochs back may still wait for the flag of theirs.
+  if (*good && p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
   if (*good && p.topk_weights != nullptr) *good = await_weights(p, n);
   *good = *good && !stops(c, Phase::combine_rows);
   mark(c, kAdmitted);

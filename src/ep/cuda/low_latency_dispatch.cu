@@ -322,9 +322,9 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
     std::int32_t told[2] = {};  // rows and format
     static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kFormat == 1);
     if (i < c.size) {
-      good = await_told<2>(
-          c, n, [&](int word) { return counts_from(p, source, n) + word; },
-          [&](int) { return source; }, told);
+      good = good && await_told<2>(
+                         c, n, [&](int word) { return counts_from(p, source, n) + word; },
+                         [&](int) { return source; }, told);
       if (good && told[1] != static_cast<std::int32_t>(p.format.dtype)) {
         report_failure(c, ErrorCode::mismatch, source, Phase::counts,
                        static_cast<std::uint64_t>(told[1]) + 1, 0);
@@ -375,7 +375,9 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
         const std::int32_t taken = min(counts[i], room - sum);
         places[source * local + e] = sum;
         if (blockIdx.x == 0) {
-          reinterpret_cast<int2*>(p.ranges)[e * c.size + source] = {sum, taken};
+          std::int32_t* range = p.ranges + 2 * (static_cast<std::int64_t>(e) * c.size + source);
+          range[0] = sum;
+          range[1] = taken;
           if (counts[i] > taken)
             atomicAdd_system(&c.host->dropped_rows,
                              static_cast<unsigned long long>(counts[i] - taken));

@@ -31,16 +31,18 @@ Chain::~Chain() {
 }
 
 void Chain::enter(cudaStream_t stream) {
-  if (!used_ || stream == last_stream_) return;
-  if (capture_of(stream) != last_capture_) return;  // across captures the caller keeps the order
-  check_cuda(cudaStreamWaitEvent(stream, last_event(), 0), "cudaStreamWaitEvent");
+  // Between a capture and other work, or another capture, the caller keeps the order.
+  const unsigned long long capture = capture_of(stream);
+  const Last& last = capture == 0 ? uncaptured_ : captured_;
+  if (!last.used || last.capture != capture || last.stream == stream) return;
+  check_cuda(cudaStreamWaitEvent(stream, capture == 0 ? event_ : captured_event_, 0),
+             "cudaStreamWaitEvent");
 }
 
 void Chain::leave(cudaStream_t stream) {
-  used_ = true;
-  last_stream_ = stream;
-  last_capture_ = capture_of(stream);
-  check_cuda(cudaEventRecord(last_event(), stream), "cudaEventRecord");
+  const unsigned long long capture = capture_of(stream);
+  (capture == 0 ? uncaptured_ : captured_) = {true, capture, stream};
+  check_cuda(cudaEventRecord(capture == 0 ? event_ : captured_event_, stream), "cudaEventRecord");
 }
 
 void Chain::drain() noexcept { cudaEventSynchronize(event_); }

@@ -29,14 +29,16 @@ class Chain {
   void drain() noexcept;
 
  private:
-  cudaEvent_t last_event() const { return last_capture_ == 0 ? event_ : captured_event_; }
+  /// The last work of one kind.
+  struct Last {
+    bool used = false;
+    unsigned long long capture = 0;
+    cudaStream_t stream = nullptr;
+  };
 
   int device_;
-  cudaEvent_t event_ = nullptr;           // the last work that was not captured
-  cudaEvent_t captured_event_ = nullptr;  // the last that was
-  cudaStream_t last_stream_ = nullptr;
-  unsigned long long last_capture_ = 0;  // 0: the last work was not captured
-  bool used_ = false;                    // anything entered yet
+  cudaEvent_t event_ = nullptr, captured_event_ = nullptr;
+  Last uncaptured_, captured_;
 };
 
 /// The id of the capture that `stream` is part of, or 0.
