@@ -72,14 +72,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
     const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
-    auto count = [&](int i) {
-      Tagged seen{};
-      wait_until(context, source, Phase::counts, n, [&] {
-        seen = HostAccess::load(counts + i);
-        return belongs_to(seen, n);
-      });
-      return seen.value;
-    };
+    auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
     const std::int32_t told_capacity = count(slots.kCapacity);
     if ((told_capacity < 0) != strict)
       throw Error(

@@ -42,6 +42,17 @@ class LaneMemory {
     wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
   }
 
+  /// Waits for a count that `source` tells for epoch `n`.
+  std::int32_t await_count(const Tagged* word, int source, Epoch n,
+                           const WaitContext& context) const {
+    Tagged seen{};
+    wait_until(context, source, Phase::counts, n, [&] {
+      seen = HostAccess::load(word);
+      return belongs_to(seen, n);
+    });
+    return seen.value;
+  }
+
   /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.
   void grant_all(const DirectionSlots& place, Epoch n) const {
     for (int peer = 0; peer < size(); ++peer)

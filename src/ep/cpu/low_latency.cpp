@@ -152,14 +152,7 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
   auto* ranges = op.outputs.ranges.as<std::int32_t>();
   const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
-  auto count = [&](int i) {
-    Tagged seen{};
-    wait_until(context, source, Phase::counts, n, [&] {
-      seen = HostAccess::load(counts + i);
-      return belongs_to(seen, n);
-    });
-    return seen.value;
-  };
+  auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
   const auto format = static_cast<DType>(count(slots.kFormat));
   check_same_format(format, op.format.dtype, {memory_.rank(), source, Phase::counts});
   handle.rows_from[index(source)] = count(slots.kRows);

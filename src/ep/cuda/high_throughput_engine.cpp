@@ -168,8 +168,9 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
                                                             Stream* stream) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
   const cudaStream_t on = runtime_.stream_of({number, stream, {}, 0, "", true});
+  const bool capturing = cuda::capture_of(on) != 0;
   auto handle = std::make_shared<CudaHandle>();
-  handle->epoch_memory = lane.epochs->take(on);
+  handle->epoch_memory = lane.epochs->take(capturing);
   if (cached) {
     const auto& from = static_cast<const CudaHandle&>(*cached);
     handle->routing_memory = from.routing_memory;
@@ -177,10 +178,9 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
     handle->routing_lane = from.routing_lane;
   } else {
     handle->routing_lane = number;
-    handle->routing_memory = lane.routings->take(on);
+    handle->routing_memory = lane.routings->take(capturing);
     carve_routing(handle->routing_memory.get(), &handle->routing);
   }
-  const bool capturing = cuda::capture_of(on) != 0;
   lane.captured = lane.captured || capturing;
   if (!capturing) {
     // Replays on this stream may be on their way, and advance the epoch that is read.
@@ -276,9 +276,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   // Receivers need rings, too, if they copy.
   const bool owned = work.outputs.x.present();
   const int warps = owned ? cuda::kHighThroughputWarps : cuda::kHighThroughputSenders;
-  const auto four = 4 * static_cast<std::uint64_t>(warps) * p.format.data_bytes;
-  const int stages = four <= cuda::kRingBytes ? 4 : 2;  // of whole rows
-  p.moving = cuda::plan_moving({p.format.data_bytes, warps, stages, 1, bulk_, /*awaited=*/owned});
+  p.moving = cuda::plan_moving({p.format.data_bytes, warps, 2, 1, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();

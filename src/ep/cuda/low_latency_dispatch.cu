@@ -21,8 +21,9 @@
 //
 // Cost. T * (distinct ranks) rows of the wire and T * K rows written by receivers; a block reads
 // topk_idx up to the end of its tokens, the first all of it. What a block must know from memory is
-// asked for at once, before the first barrier: entry words, credit, its selections; x comes to L2
-// meanwhile. A row waits for one flag; its header and payload are loaded together.
+// asked for at once, before the first barrier: entry words, credit, its selections, and x, which
+// comes to registers, or to L2 if it is cast. A row waits for one flag; its header and payload are
+// loaded together.
 
 #include "ep/cuda/cast.cuh"
 #include "ep/cuda/low_latency_plan.cuh"
@@ -86,10 +87,10 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
   }
 }
 
-/// Asks for the rows of tokens to be brought to L2; a thread a line.
+/// Asks for the rows of tokens that will be cast to be brought to L2; a thread a line.
 __device__ void prefetch_rows(const Params& p, const Part& tokens) {
   constexpr std::uint64_t kLine = 128;
-  const std::uint64_t row = p.cast ? p.shape.slots.sizes.row_bytes : p.format.data_bytes;
+  const std::uint64_t row = p.shape.slots.sizes.row_bytes;
   const std::byte* begin = p.x + static_cast<std::uint64_t>(tokens.begin) * row;
   const std::byte* end = p.x + static_cast<std::uint64_t>(tokens.end) * row;
 #pragma unroll 1

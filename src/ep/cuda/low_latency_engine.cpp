@@ -49,8 +49,8 @@ class CudaEngine final : public LowLatencyEngine {
 
   std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) override {
     auto handle = std::make_shared<CudaHandle>();
-    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(
-        runtime_.stream_of({lane, stream, {}, 0, "", true}));
+    const cudaStream_t on = runtime_.stream_of({lane, stream, {}, 0, "", true});
+    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(cuda::capture_of(on) != 0);
     carve_routing(handle->memory.get(), &handle->routing);
     return handle;
   }

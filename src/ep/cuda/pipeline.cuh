@@ -88,9 +88,7 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, Ready ready, Piec
     }
   };
   for (int s = 0; s < ring.stages; ++s) load();
-  // With many stages two stores may be on their way behind the current one, else one.
-  const int behind = ring.stages >= 4 ? 2 : 1;
-  Landing older, previous;
+  Landing previous;
   int i = 0;
   for (; i < loaded; ++i) {
     const Landing current = land(i);
@@ -98,21 +96,16 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, Ready ready, Piec
     device::mbarrier_wait(ring.barrier(i), ring.parity(i));
     if (current.to != nullptr) device::bulk_store(current.to, ring.stage(i), bytes);
     device::bulk_commit();
-    if (i >= behind) {
-      if (behind == 2)
-        device::bulk_wait<2>();
-      else
-        device::bulk_wait<1>();
+    if (i > 0) {
+      device::bulk_wait<1>();
       __syncwarp();
-      done(i - behind, behind == 2 ? older : previous);
+      done(i - 1, previous);
       load();
     }
-    older = previous;
     previous = current;
   }
   device::bulk_wait<0>();
   __syncwarp();
-  if (behind == 2 && i > 1) done(i - 2, older);
   if (i > 0) done(i - 1, previous);
 }
 

@@ -30,19 +30,18 @@ Chain::~Chain() {
   cudaEventDestroy(captured_event_);
 }
 
-void Chain::enter(cudaStream_t stream) {
+void Chain::enter(const StreamPlace& place) {
   // Between a capture and other work, or another capture, the caller keeps the order.
-  const unsigned long long capture = capture_of(stream);
-  const Last& last = capture == 0 ? uncaptured_ : captured_;
-  if (!last.used || last.capture != capture || last.stream == stream) return;
-  check_cuda(cudaStreamWaitEvent(stream, capture == 0 ? event_ : captured_event_, 0),
+  const Last& last = place.captured() ? captured_ : uncaptured_;
+  if (!last.used || last.capture != place.capture || last.stream == place.stream) return;
+  check_cuda(cudaStreamWaitEvent(place.stream, place.captured() ? captured_event_ : event_, 0),
              "cudaStreamWaitEvent");
 }
 
-void Chain::leave(cudaStream_t stream) {
-  const unsigned long long capture = capture_of(stream);
-  (capture == 0 ? uncaptured_ : captured_) = {true, capture, stream};
-  check_cuda(cudaEventRecord(capture == 0 ? event_ : captured_event_, stream), "cudaEventRecord");
+void Chain::leave(const StreamPlace& place) {
+  (place.captured() ? captured_ : uncaptured_) = {true, place.capture, place.stream};
+  check_cuda(cudaEventRecord(place.captured() ? captured_event_ : event_, place.stream),
+             "cudaEventRecord");
 }
 
 void Chain::drain() noexcept { cudaEventSynchronize(event_); }
@@ -101,14 +100,14 @@ void DeviceShare::leave(int sms) {
   joined_ -= sms;
 }
 
-void DeviceShare::enter_order(cudaStream_t stream) {
+void DeviceShare::enter_order(const StreamPlace& place) {
   std::lock_guard lock(mutex_);
-  if (joined_ > sms_) order_.enter(stream);
+  if (joined_ > sms_) order_.enter(place);
 }
 
-void DeviceShare::leave_order(cudaStream_t stream) {
+void DeviceShare::leave_order(const StreamPlace& place) {
   std::lock_guard lock(mutex_);
-  if (joined_ > sms_) order_.leave(stream);
+  if (joined_ > sms_) order_.leave(place);
 }
 
 // BlockPool --------------------------------------------------------------------------------------
@@ -126,8 +125,7 @@ void BlockPool::add(int count) {
                     bytes_ * static_cast<std::size_t>(i));
 }
 
-std::shared_ptr<std::byte> BlockPool::take(cudaStream_t stream) {
-  const bool captured = capture_of(stream) != 0;
+std::shared_ptr<std::byte> BlockPool::take(bool captured) {
   std::lock_guard lock(mutex_);
   if (free_.empty()) {
     check(
@@ -235,19 +233,19 @@ void check_limits(const Object& object, const MoeShape& shape, int handles) {
                  handles);
 }
 
-void Runtime::begin(const Call& call, cudaStream_t stream) {
+void Runtime::begin(const Call& call, const StreamPlace& place) {
   throw_failure(call.operation);
-  chains_[static_cast<std::size_t>(call.lane)]->enter(stream);
-  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->enter(stream);
-  share_->enter_order(stream);
+  chains_[static_cast<std::size_t>(call.lane)]->enter(place);
+  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->enter(place);
+  share_->enter_order(place);
 }
 
-void Runtime::end(const Call& call, cudaStream_t stream) {
-  share_->leave_order(stream);
-  chains_[static_cast<std::size_t>(call.lane)]->leave(stream);
-  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->leave(stream);
+void Runtime::end(const Call& call, const StreamPlace& place) {
+  share_->leave_order(place);
+  chains_[static_cast<std::size_t>(call.lane)]->leave(place);
+  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->leave(place);
   if (call.stream != nullptr || !call.wait) return;
-  watch(call, [stream] {
+  watch(call, [stream = place.stream] {
     const cudaError_t state = cudaStreamQuery(stream);
     if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
     return state == cudaSuccess;

@@ -11,6 +11,18 @@
 
 namespace expertwire::ep::cuda {
 
+/// The id of the capture that `stream` is part of, or 0.
+unsigned long long capture_of(cudaStream_t stream);
+
+/// A stream, and the capture that it is part of, asked once a call.
+struct StreamPlace {
+  explicit StreamPlace(cudaStream_t s) : stream(s), capture(capture_of(s)) {}
+  bool captured() const { return capture != 0; }
+
+  cudaStream_t stream;
+  unsigned long long capture;
+};
+
 /// Work that must run in the order of the calls although it may come from several streams: one
 /// event between a stream and the next. Within a capture, the order of the calls is captured;
 /// between a capture and other work the caller keeps it.
@@ -22,9 +34,9 @@ class Chain {
   ~Chain();
 
   /// Before work is given to `stream`.
-  void enter(cudaStream_t stream);
+  void enter(const StreamPlace& place);
   /// After it.
-  void leave(cudaStream_t stream);
+  void leave(const StreamPlace& place);
   /// Waits on the host for the last work that was not captured.
   void drain() noexcept;
 
@@ -40,9 +52,6 @@ class Chain {
   cudaEvent_t event_ = nullptr, captured_event_ = nullptr;
   Last uncaptured_, captured_;
 };
-
-/// The id of the capture that `stream` is part of, or 0.
-unsigned long long capture_of(cudaStream_t stream);
 
 /// A rank's share of its device, common to all objects of a communicator. Kernels that wait for
 /// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side
@@ -66,8 +75,8 @@ class DeviceShare {
   /// A lane says how many SMs it uses at most.
   void join(int sms);
   void leave(int sms);
-  void enter_order(cudaStream_t stream);
-  void leave_order(cudaStream_t stream);
+  void enter_order(const StreamPlace& place);
+  void leave_order(const StreamPlace& place);
 
  private:
   int device_;
@@ -84,7 +93,8 @@ class DeviceShare {
 class BlockPool : public std::enable_shared_from_this<BlockPool> {
  public:
   BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count);
-  std::shared_ptr<std::byte> take(cudaStream_t stream);
+  /// For a call that is `captured` into a graph, or is not.
+  std::shared_ptr<std::byte> take(bool captured);
   std::size_t bytes() const { return bytes_; }
 
  private:
@@ -138,10 +148,10 @@ class Runtime {
   template <class Launch>
   void run(const Call& call, Launch launch) {
     const DeviceGuard guard(share_->device());
-    const cudaStream_t stream = stream_of(call);
-    begin(call, stream);
-    launch(stream);
-    end(call, stream);
+    const StreamPlace place(stream_of(call));
+    begin(call, place);
+    launch(place.stream);
+    end(call, place);
   }
   /// Polls `done()` while looking after peers and failures; throws what went wrong.
   template <class Done>
@@ -168,8 +178,8 @@ class Runtime {
   void drain() noexcept;
 
  private:
-  void begin(const Call& call, cudaStream_t stream);
-  void end(const Call& call, cudaStream_t stream);
+  void begin(const Call& call, const StreamPlace& place);
+  void end(const Call& call, const StreamPlace& place);
   void look_for_lost_peer(const char* operation);
   [[noreturn]] void give_up(const char* operation, const Deadline& deadline);
 
