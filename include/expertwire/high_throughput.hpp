@@ -13,6 +13,7 @@
 #include "expertwire/status.hpp"
 #include "expertwire/stream.hpp"
 #include "expertwire/tensor.hpp"
+#include "expertwire/tuning.hpp"
 
 namespace expertwire {
 
@@ -27,6 +28,7 @@ struct HighThroughputOptions {
   /// CUDA backend: handles a lane has memory for from the start. More take memory when dispatch is
   /// called, which a capture must not do.
   int handles = 4;
+  Tuning tuning = {};  ///< CUDA backend
 };
 
 /// Dispatch and combine for large batches (training, prefill).

@@ -23,9 +23,7 @@ inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 1
 static_assert(kBlockSharedBytes + kRingBytes + 1024 <= 227 * 1024,
               "shared memory of a Hopper block");
 
-inline std::size_t shared_bytes(const Moving& moving) {
-  return kBlockSharedBytes + (moving.bulk ? kRingBytes : 0);
-}
+inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }
 
 __device__ __forceinline__ void take_routing(const Context& c, const HighThroughputRouting& routing,
                                              BlockShared& s) {
@@ -37,15 +35,14 @@ __device__ __forceinline__ void take_routing(const Context& c, const HighThrough
   __syncthreads();
 }
 
-/// The ring of `warp` of the `moving.warps` that have one; `parts` pieces a stage.
+/// The ring of `warp`, with room for `parts` pieces a stage.
 __device__ __forceinline__ Ring ring_of(BlockShared& s, const Moving& moving, int warp, int parts) {
   Ring ring;
   ring.stages = moving.stages;
   ring.stage_bytes = moving.piece_bytes * static_cast<std::uint32_t>(parts);
   ring.full = s.full[warp];
-  ring.memory =
-      reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
-      static_cast<std::size_t>(warp) * (kRingBytes / static_cast<std::uint32_t>(moving.warps));
+  ring.memory = reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
+                static_cast<std::size_t>(warp) * moving.ring_bytes;
   if (has_bulk_copies() && moving.bulk) {
     if (threadIdx.x % 32 == 0) ring.init();
     __syncwarp();
@@ -53,8 +50,17 @@ __device__ __forceinline__ Ring ring_of(BlockShared& s, const Moving& moving, in
   return ring;
 }
 
-__device__ __forceinline__ int pieces_of(std::uint64_t row_bytes, const Moving& moving) {
-  return static_cast<int>((row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
+__device__ __forceinline__ std::uint64_t offset_of(const Moving& moving, const Cursor& at) {
+  return static_cast<std::uint64_t>(at.piece) * moving.piece_bytes;
+}
+__device__ __forceinline__ std::uint32_t bytes_of(const Moving& moving, std::uint32_t row_bytes,
+                                                  const Cursor& at) {
+  return min(row_bytes - static_cast<std::uint32_t>(at.piece) * moving.piece_bytes,
+             moving.piece_bytes);
+}
+__device__ __forceinline__ Piece piece_of(const Moving& moving, const std::byte* row,
+                                          std::uint32_t row_bytes, const Cursor& at) {
+  return {row + offset_of(moving, at), bytes_of(moving, row_bytes, at)};
 }
 
 /// Rows that the warps of all blocks share out among themselves while they work: SMs do not all get

@@ -94,48 +94,48 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const bool first_lane = threadIdx.x % 32 == 0;
-  const int pieces = pieces_of(slots.sizes.row_bytes, p.pushing);
+  const Moving& moving = p.pushing;
+  const auto row_bytes = static_cast<std::uint32_t>(slots.sizes.row_bytes);
   const std::int64_t capacity = s.capacity[c.rank];
   const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
-  SharedRows items({p.tickets, all, kPushers * static_cast<int>(gridDim.x), p.pushing.awaited});
-  auto offset_of = [&](int i) {
-    return static_cast<std::uint64_t>(i % pieces) * p.pushing.piece_bytes;
-  };
+  SharedRows items({p.tickets, all, kPushers * static_cast<int>(gridDim.x), moving.awaited});
   auto in_y = [&](const HomeRow& home) -> std::int64_t {
     return static_cast<std::int64_t>(p.routing.first_from[home.source]) + home.row;
   };
-  auto ready = [&](int i) { return i % pieces != 0 || items.take(i / pieces); };
-  auto piece = [&](int i) -> Piece {
-    // A row past the capacity does not exist: nothing is read for it, and it is only counted.
-    const std::int64_t row = in_y(home_row(p, items.at(i / pieces)));
-    const std::uint64_t left = slots.sizes.row_bytes - offset_of(i);
-    const std::uint64_t most = p.pushing.piece_bytes;
-    return {p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes + offset_of(i),
-            row < capacity ? static_cast<std::uint32_t>(min(left, most)) : 0U};
+  auto slot_of_home = [&](const HomeRow& home) {
+    return at<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row));
   };
-  auto land = [&](int i) -> Landing {
-    const HomeRow home = home_row(p, items.at(i / pieces));
+  auto piece = [&](const Cursor& at) -> Piece {
+    // A row past the capacity does not exist: nothing is read for it, and it is only counted.
+    const std::int64_t row = in_y(home_row(p, items.at(at.row)));
+    Piece piece =
+        piece_of(moving, p.y + static_cast<std::uint64_t>(row) * row_bytes, row_bytes, at);
+    if (row >= capacity) piece.bytes = 0;
+    return piece;
+  };
+  auto land = [&](const Cursor& at) -> Landing {
+    const HomeRow home = home_row(p, items.at(at.row));
     if (!first_lane) return {};
     Landing landing{nullptr, home.source, home.row};
-    if (in_y(home) < capacity)
-      landing.to =
-          at<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row)) + offset_of(i);
+    if (in_y(home) < capacity) landing.to = slot_of_home(home) + offset_of(moving, at);
     return landing;
   };
   ChunkTally tally;
   auto close = [&](int source, int chunk, std::uint32_t written) {
     count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
                  at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
-                 p.routing.rows_from[source], pieces, n);
+                 p.routing.rows_from[source], moving.pieces, n);
   };
-  auto done = [&](int i, const Landing& landing) {
+  auto done = [&](const Cursor& at, const Landing& landing) {
     tally.add(landing, 1, close);
-    if (p.pushing.awaited && i % pieces == pieces - 1 && items.closes(i / pieces))
+    if (moving.awaited && at.piece == moving.pieces - 1 && items.closes(at.row))
       tally.close_all(close);
   };
-  const Ring ring = ring_of(s, p.pushing, warp, 1);
-  move_pieces(ring, p.pushing.bulk, ready, piece, land, done);
-  if (has_bulk_copies() && p.pushing.bulk) {
+  const Ring ring = ring_of(s, moving, warp, 1);
+  move_rows(
+      ring, moving.pieces, moving.bulk, [&](int row) { return items.take(row); }, piece, [](int) {},
+      land, done);
+  if (has_bulk_copies() && moving.bulk) {
     if (first_lane) ring.end();  // the warp will sum, with a ring of another form
     __syncwarp();
   }
@@ -149,15 +149,6 @@ struct Summer {
   const Params& p;
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
-  int pieces;
-
-  __device__ std::uint64_t offset_of(int item) const {
-    return static_cast<std::uint64_t>(item % pieces) * p.summing.piece_bytes;
-  }
-  [[maybe_unused]] __device__ std::uint32_t bytes_of(int item) const {
-    const std::uint64_t left = p.shape.slots.sizes.row_bytes - offset_of(item);
-    return static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.summing.piece_bytes)));
-  }
 
   __device__ Destination destination(int token, int lane) const {
     Destination from{-1, -1};
@@ -245,50 +236,54 @@ template <class Element, class Rows>
 __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int pieces = p.summing.pieces;
+  const auto row_bytes = static_cast<std::uint32_t>(p.shape.slots.sizes.row_bytes);
   const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
   std::int32_t* held = w.s.held[warp];
-  int loaded = 0;
+  Cursor loading, summing;
+  int on_way = 0;
   bool good = true, ended = false;
   const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
   auto load = [&] {
     if (ended) return;
-    const int i = loaded;
-    if (i % w.pieces == 0) {
-      ended = !rows.take(i / w.pieces);
+    if (loading.piece == 0) {
+      ended = !rows.take(loading.row);
       if (ended) return;
       bool found = true;
-      row = w.find_row(rows.at(i / w.pieces), lane, &found);
+      row = w.find_row(rows.at(loading.row), lane, &found);
       good = __all_sync(kAllLanes, found);
       ended = !good;
       if (ended) return;
       let_bulk_copies_see();
     }
-    ++loaded;
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
-    const std::uint32_t bytes = w.bytes_of(i);
+    const std::uint32_t bytes = bytes_of(p.summing, row_bytes, loading);
     if (lane == 0) {
-      held[i % ring.stages] = __popc(present);
-      device::mbarrier_expect(ring.barrier(i), bytes * __popc(present));
+      held[loading.stage] = __popc(present);
+      device::mbarrier_expect(ring.barrier(loading), bytes * __popc(present));
     }
     __syncwarp();
     if (row != nullptr)
       device::bulk_load(
-          ring.stage(i) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
-          row + w.offset_of(i), bytes, ring.barrier(i));
+          ring.stage(loading) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
+          row + offset_of(p.summing, loading), bytes, ring.barrier(loading));
+    ++on_way;
+    loading.step(pieces, ring.stages);
   };
   for (int s = 0; s < ring.stages; ++s) load();
-  for (int i = 0; i < loaded; ++i) {
-    device::mbarrier_wait(ring.barrier(i), ring.parity(i));
+#pragma unroll 1
+  for (; on_way > 0; --on_way, summing.step(pieces, ring.stages)) {
+    device::mbarrier_wait(ring.barrier(summing), summing.parity);
     if (!good) continue;  // loads must not outlive the block
-    const int token = rows.at(i / w.pieces);
+    const int token = rows.at(summing.row);
     const std::uint64_t offset =
-        static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes + w.offset_of(i);
+        static_cast<std::uint64_t>(token) * row_bytes + offset_of(p.summing, summing);
     const auto* bias =
         p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
-    add_stage<Element>(ring.stage(i), p.summing.piece_bytes, held[i % ring.stages], bias,
+    add_stage<Element>(ring.stage(summing), p.summing.piece_bytes, held[summing.stage], bias,
                        reinterpret_cast<uint4*>(p.out + offset),
-                       static_cast<int>(w.bytes_of(i) / sizeof(uint4)));
-    if (i % w.pieces == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
+                       static_cast<int>(bytes_of(p.summing, row_bytes, summing) / sizeof(uint4)));
+    if (summing.piece == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
     __syncwarp();
     load();
   }
@@ -332,7 +327,7 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
 template <class Element>
 __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   if (!await_offers(p, n)) return false;
-  const Summer summer{p, s, n, *p.epoch, pieces_of(p.shape.slots.sizes.row_bytes, p.summing)};
+  const Summer summer{p, s, n, *p.epoch};
   const int warps = kHighThroughputWarps * static_cast<int>(gridDim.x);
   auto sum = [&](auto rows) {
     if constexpr (has_bulk_copies()) {
@@ -412,14 +407,14 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.summing),
-                             launch.stream>>>(params);
+  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32,
+                             shared_bytes(params.summing.bulk), launch.stream>>>(params);
   return cudaGetLastError();
 }
 
 cudaError_t prepare_high_throughput_combine(bool bulk) {
   return cudaFuncSetAttribute(high_throughput::combine, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes({0, 0, 0, bulk, false})));
+                              static_cast<int>(shared_bytes(bulk)));
 }
 
 }  // namespace expertwire::ep::cuda

@@ -28,9 +28,6 @@ namespace expertwire::ep::cuda {
 
 namespace {
 
-constexpr int kSenders = kHighThroughputSenders;
-constexpr int kReceivers = kHighThroughputWarps - kSenders;
-
 // Params -----------------------------------------------------------------------------------------
 
 using Params = HighThroughputDispatchParams;
@@ -44,79 +41,129 @@ struct RowPlace {
   float* scales;
 };
 
-__device__ RowPlace pool_place(const Params& p, int owner, Epoch n, std::int64_t row) {
-  const Context& c = p.context;
-  const HighThroughputSlots& slots = p.shape.slots;
-  return {at<std::byte>(c, owner, slots.pool_row_of(n, row, p.format.data_bytes)),
-          at<std::int32_t>(c, owner, slots.pool_token_of(n, row)),
-          at<std::int32_t>(c, owner, slots.pool_experts_of(n, row)),
-          at<float>(c, owner, slots.pool_weights_of(n, row)),
-          at<float>(c, owner, slots.pool_scales_of(n, row))};
+/// Rows side by side: where the first is. A pool's are at offsets from the base of its owner.
+struct Rows {
+  std::uint64_t x, tokens, experts, weights, scales;
+
+  __device__ __forceinline__ static Rows of_pool(const Params& p, Epoch n) {
+    const HighThroughputSlots& slots = p.shape.slots;
+    return {slots.pool_row_of(n, 0, 0), slots.pool_token_of(n, 0), slots.pool_experts_of(n, 0),
+            slots.pool_weights_of(n, 0), slots.pool_scales_of(n, 0)};
+  }
+  __device__ __forceinline__ RowPlace at(const Params& p, std::byte* base,
+                                         std::uint32_t row) const {
+    const auto top_k = static_cast<std::uint32_t>(p.shape.top_k);
+    constexpr std::uint64_t kWord = 4;
+    return {base + x + static_cast<std::uint64_t>(row) * p.format.data_bytes,
+            reinterpret_cast<std::int32_t*>(base + tokens + row * kWord),
+            reinterpret_cast<std::int32_t*>(base + experts + row * kWord * top_k),
+            reinterpret_cast<float*>(base + weights + row * kWord * top_k),
+            reinterpret_cast<float*>(base + scales + row * kWord * p.format.scales)};
+  }
+};
+
+__device__ __forceinline__ RowPlace output_place(const Params& p, std::uint32_t row) {
+  const std::uint64_t entry =
+      static_cast<std::uint64_t>(row) * static_cast<std::uint32_t>(p.shape.top_k);
+  return {p.out_x + static_cast<std::uint64_t>(row) * p.format.data_bytes, p.out_tokens + row,
+          p.out_experts + entry, p.out_weights + entry,
+          p.out_scales + static_cast<std::uint64_t>(row) * p.format.scales};
 }
 
-__device__ RowPlace output_place(const Params& p, std::int64_t row) {
-  return {p.out_x + row * p.format.data_bytes, p.out_tokens + row,
-          p.out_experts + row * p.shape.top_k, p.out_weights + row * p.shape.top_k,
-          p.out_scales + row * p.format.scales};
-}
+/// What lies beside a row, a part of it on each lane of a warp: asked for early, written late.
+struct Beside {
+  static constexpr int kScales = 4;
+  std::int32_t token = 0, expert = -1;
+  float weight = 0, scales[kScales] = {};
+
+  __device__ __forceinline__ void load_scales(const Params& p, const float* from) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, count = static_cast<int>(p.format.scales);
+#pragma unroll
+    for (int i = 0; i < kScales; ++i)
+      if (lane + 32 * i < count) scales[i] = from[lane + 32 * i];
+  }
+  /// `from` has the scales that are too many to be held.
+  __device__ __forceinline__ void write(const Params& p, const RowPlace& to,
+                                        const float* from) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, count = static_cast<int>(p.format.scales);
+    if (lane == 0) *to.token = token;
+    if (lane < p.shape.top_k) {
+      to.experts[lane] = expert;
+      to.weights[lane] = weight;
+    }
+#pragma unroll
+    for (int i = 0; i < kScales; ++i)
+      if (lane + 32 * i < count) to.scales[lane + 32 * i] = scales[i];
+#pragma unroll 1
+    for (int i = lane + 32 * kScales; i < count; i += 32) to.scales[i] = from[i];
+  }
+};
 
 // Roles: sender ----------------------------------------------------------------------------------
 
-/// Writes what goes beside a row, for the destination of lane `from`; one warp.
-__device__ void send_metadata(const Params& p, const RowPlace& place, int token, int rank) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (lane == 0) *place.token = token;
-  for (int s = lane; s < static_cast<int>(p.format.scales); s += 32)
-    place.scales[s] = p.x_scales[static_cast<std::int64_t>(token) * p.format.scales + s];
-  if (lane >= p.shape.top_k) return;
-  const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
-  const std::int32_t expert = p.routing.experts[i];
-  const bool here = expert >= 0 && p.shape.placement.rank_of(expert) == rank;
-  place.experts[lane] = here ? p.shape.placement.local_index(expert) : -1;
-  place.weights[lane] = here && p.topk_weights != nullptr ? p.topk_weights[i] : 0.0F;
-}
+/// Where a token goes, a destination a lane, and what goes with it.
+struct Outgoing {
+  Destination to{-1, -1};
+  Beside beside;
+
+  __device__ __forceinline__ void load(const Params& p, int token) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    to = {-1, -1};
+    if (lane < p.shape.width)
+      to = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
+    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
+    const bool mine = lane < p.shape.top_k;
+    beside.token = token;
+    beside.expert = mine ? p.routing.experts[i] : -1;
+    beside.weight = mine && p.topk_weights != nullptr ? p.topk_weights[i] : 0.0F;
+    beside.load_scales(p, scales(p));
+  }
+  __device__ __forceinline__ const float* scales(const Params& p) const {
+    return p.x_scales + static_cast<std::int64_t>(beside.token) * p.format.scales;
+  }
+  /// Writes what goes beside the row at `rank`; one warp.
+  __device__ __forceinline__ void write(const Params& p, const RowPlace& place, int rank) const {
+    Beside there = beside;
+    const bool here = beside.expert >= 0 && p.shape.placement.rank_of(beside.expert) == rank;
+    there.expert = here ? p.shape.placement.local_index(beside.expert) : -1;
+    there.weight = here ? beside.weight : 0.0F;
+    there.write(p, place, scales(p));
+  }
+};
 
 __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
-  const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
-  const std::uint64_t row_bytes = p.format.data_bytes;
-  const int pieces = pieces_of(row_bytes, p.moving);
+  const int width = p.shape.width, pieces = p.moving.pieces;
+  const Rows pool = Rows::of_pool(p, n);
   SharedRows tokens(
-      {p.tickets, p.tokens, kSenders * static_cast<int>(gridDim.x), p.moving.awaited});
-
-  auto ready = [&](int i) { return i % pieces != 0 || tokens.take(i / pieces); };
-  auto piece = [&](int i) -> Piece {
-    const std::uint64_t offset = static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
-    const std::uint64_t left = row_bytes - offset;
-    return {
-        p.x + static_cast<std::uint64_t>(tokens.at(i / pieces)) * row_bytes + offset,
-        static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
+      {p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), p.moving.awaited});
+  Outgoing token;
+  auto piece = [&](const Cursor& at) {
+    return piece_of(p.moving,
+                    p.x + static_cast<std::uint64_t>(tokens.at(at.row)) * p.format.data_bytes,
+                    p.format.data_bytes, at);
   };
-  auto place_of = [&](int rank, std::int64_t row) {
+  auto place_of = [&](int rank, std::uint32_t row) {
     const bool direct = p.out_x != nullptr && rank == c.rank;
-    return direct ? output_place(p, row) : pool_place(p, rank, n, row);
+    return direct ? output_place(p, row) : pool.at(p, c.bases[rank], row);
   };
-  auto land = [&](int i) -> Landing {
-    const int token = tokens.at(i / pieces);
-    Destination to{-1, -1};
-    if (lane < width) to = p.routing.destinations[static_cast<std::int64_t>(token) * width + lane];
+  auto land = [&](const Cursor& at) -> Landing {
+    const Destination to = token.to;
     Landing landing{nullptr, to.rank, to.row};
-    std::int64_t row = 0;
+    std::uint32_t row = 0;
     bool fits = false;
     if (to.rank >= 0) {
-      row = static_cast<std::int64_t>(s.first_at[to.rank]) + to.row;
-      fits = row < s.capacity[to.rank];
-      if (fits)
-        landing.to = place_of(to.rank, row).x +
-                     static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
+      row = static_cast<std::uint32_t>(s.first_at[to.rank]) + static_cast<std::uint32_t>(to.row);
+      fits = row < static_cast<std::uint32_t>(s.capacity[to.rank]);
+      if (fits) landing.to = place_of(to.rank, row).x + offset_of(p.moving, at);
     }
-    if (i % pieces != 0) return landing;
+    if (at.piece != 0) return landing;
+#pragma unroll 1
     for (unsigned rest = __ballot_sync(kAllLanes, fits); rest != 0; rest &= rest - 1) {
       const int from = __ffs(static_cast<int>(rest)) - 1;
       const int rank = __shfl_sync(kAllLanes, to.rank, from);
-      const std::int64_t at_row = __shfl_sync(kAllLanes, row, from);
-      send_metadata(p, place_of(rank, at_row), token, rank);
+      token.write(p, place_of(rank, __shfl_sync(kAllLanes, row, from)), rank);
     }
     return landing;
   };
@@ -127,16 +174,22 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
                  at<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
-  auto done = [&](int i, const Landing& landing) {
+  auto done = [&](const Cursor& at, const Landing& landing) {
     tally.add(landing, width, close);
-    if (p.moving.awaited && i % pieces == pieces - 1 && tokens.closes(i / pieces))
-      tally.close_all(close);
+    if (p.moving.awaited && at.piece == pieces - 1 && tokens.closes(at.row)) tally.close_all(close);
   };
-  move_pieces(ring_of(s, p.moving, warp, 1), p.moving.bulk, ready, piece, land, done);
+  move_rows(
+      ring_of(s, p.moving, warp, 1), pieces, p.moving.bulk,
+      [&](int row) { return tokens.take(row); }, piece,
+      [&](int row) { token.load(p, tokens.at(row)); }, land, done);
   tally.close_all(close);
 }
 
 // Roles: receiver --------------------------------------------------------------------------------
+
+__device__ __forceinline__ int receivers_of(const Params& p) {
+  return kHighThroughputWarps - p.senders;
+}
 
 /// Waits for a chunk of a source; one thread.
 __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
@@ -151,7 +204,7 @@ __device__ bool await_rows(const Params& p, int warp, Epoch n) {
   const Context& c = p.context;
   const int thread = (warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x)) * 32 +
                      static_cast<int>(threadIdx.x) % 32;
-  const int threads = kReceivers * static_cast<int>(gridDim.x) * 32;
+  const int threads = receivers_of(p) * static_cast<int>(gridDim.x) * 32;
   bool good = true;
   for (int i = 1; i < c.size && good; ++i) {
     const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
@@ -167,13 +220,12 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int stride = kReceivers * static_cast<int>(gridDim.x);
-  const std::uint64_t row_bytes = p.format.data_bytes;
-  const int pieces = pieces_of(row_bytes, p.moving);
+  const int stride = receivers_of(p) * static_cast<int>(gridDim.x);
+  const Rows pool = Rows::of_pool(p, n);
   bool good = true;
   // Where the next row is; the rows of the last pieces are remembered by lanes.
   int source = 0, row = first - stride, known = -1;
-  std::int64_t held = 0;
+  std::uint32_t held = 0;
   auto next_row = [&]() -> bool {
     row += stride;
     while (source == 0 || row >= p.routing.rows_from[(c.rank + source) % c.size]) {
@@ -184,13 +236,12 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return true;
   };
   auto ready = [&](int i) {
-    if (i % pieces != 0) return true;
-    std::int64_t at_row = 0;
+    std::uint32_t at_row = 0;
     do {  // rows past the capacity are left where they are
       if (!next_row()) return false;
       const int rank = (c.rank + source) % c.size;
-      at_row = static_cast<std::int64_t>(p.routing.first_from[rank]) + row;
-    } while (at_row >= s.capacity[c.rank]);
+      at_row = static_cast<std::uint32_t>(p.routing.first_from[rank] + row);
+    } while (at_row >= static_cast<std::uint32_t>(s.capacity[c.rank]));
     const int rank = (c.rank + source) % c.size;
     if (row / kChunk != known) {
       if (lane == 0) good = await_chunk(p, rank, row / kChunk, n);
@@ -199,35 +250,32 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       let_bulk_copies_see();
     }
     known = row / kChunk;
-    if (lane == i / pieces % 32) held = at_row;
+    if (lane == i % 32) held = at_row;
     return good;
   };
-  auto row_of = [&](int i) { return __shfl_sync(kAllLanes, held, i / pieces % 32); };
-  auto offset_of = [&](int i) {
-    return static_cast<std::uint64_t>(i % pieces) * p.moving.piece_bytes;
+  auto place_of = [&](int i) {
+    return pool.at(p, c.bases[c.rank], __shfl_sync(kAllLanes, held, i % 32));
   };
-  auto piece = [&](int i) -> Piece {
-    const std::uint64_t left = row_bytes - offset_of(i);
-    return {
-        pool_place(p, c.rank, n, row_of(i)).x + offset_of(i),
-        static_cast<std::uint32_t>(min(left, static_cast<std::uint64_t>(p.moving.piece_bytes)))};
+  auto piece = [&](const Cursor& at) {
+    return piece_of(p.moving, place_of(at.row).x, p.format.data_bytes, at);
   };
-  auto land = [&](int i) -> Landing {
-    const std::int64_t at_row = row_of(i);
-    const RowPlace from = pool_place(p, c.rank, n, at_row), to = output_place(p, at_row);
-    if (i % pieces == 0) {
-      if (lane == 0) *to.token = *from.token;
-      for (int k = lane; k < static_cast<int>(p.format.scales); k += 32)
-        to.scales[k] = from.scales[k];
-      if (lane < p.shape.top_k) {
-        to.experts[lane] = from.experts[lane];
-        to.weights[lane] = from.weights[lane];
-      }
+  Beside beside;
+  auto look = [&](int i) {
+    const RowPlace from = place_of(i);
+    beside.token = *from.token;
+    if (lane < p.shape.top_k) {
+      beside.expert = from.experts[lane];
+      beside.weight = from.weights[lane];
     }
-    return {lane == 0 ? to.x + offset_of(i) : nullptr, -1, -1};
+    beside.load_scales(p, from.scales);
   };
-  move_pieces(ring_of(s, p.moving, kSenders + warp, 1), p.moving.bulk, ready, piece, land,
-              [](int, const Landing&) {});
+  auto land = [&](const Cursor& at) -> Landing {
+    const RowPlace to = output_place(p, __shfl_sync(kAllLanes, held, at.row % 32));
+    if (at.piece == 0) beside.write(p, to, place_of(at.row).scales);
+    return {lane == 0 ? to.x + offset_of(p.moving, at) : nullptr, -1, -1};
+  };
+  move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving.pieces, p.moving.bulk, ready, piece,
+            look, land, [](const Cursor&, const Landing&) {});
   return good;
 }
 
@@ -256,12 +304,12 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   bool good = true;
   if (s.overflow) {
     // Nothing is sent, on any rank; the epoch ends all the same.
-  } else if (warp < kSenders) {
+  } else if (warp < p.senders) {
     send_rows(p, s, warp, n);
     mark(c, kSent);
   } else {
-    good = p.out_x == nullptr ? await_rows(p, warp - kSenders, n)
-                              : take_rows(p, s, warp - kSenders, n);
+    good = p.out_x == nullptr ? await_rows(p, warp - p.senders, n)
+                              : take_rows(p, s, warp - p.senders, n);
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
@@ -274,27 +322,30 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 Moving plan_moving(const MovingRequest& r) {
-  Moving moving{static_cast<std::uint32_t>(r.row_bytes), r.stages, r.warps, r.bulk, r.awaited};
+  Moving moving{static_cast<std::uint32_t>(r.row_bytes), 1, r.stages, 0, r.bulk, r.awaited};
   if (!r.bulk) return moving;
-  constexpr std::uint64_t kVector = 16;
+  constexpr std::uint32_t kVector = 16, kLine = 128;
+  moving.ring_bytes = r.ring_bytes / static_cast<std::uint32_t>(r.warps) / kLine * kLine;
   const std::uint64_t most =
-      kRingBytes / static_cast<std::uint64_t>(r.warps * r.stages * r.parts) / kVector * kVector;
+      moving.ring_bytes / static_cast<std::uint32_t>(r.stages * r.parts) / kVector * kVector;
   const std::uint64_t pieces = (r.row_bytes + most - 1) / most;
   moving.piece_bytes =
       static_cast<std::uint32_t>(align_up((r.row_bytes + pieces - 1) / pieces, kVector));
+  moving.pieces =
+      static_cast<std::int32_t>((r.row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
   return moving;
 }
 
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.moving),
-                              launch.stream>>>(params);
+  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32,
+                              shared_bytes(params.moving.bulk), launch.stream>>>(params);
   return cudaGetLastError();
 }
 
 cudaError_t prepare_high_throughput_dispatch(bool bulk) {
   return cudaFuncSetAttribute(high_throughput::dispatch,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes({0, 0, 0, bulk, false})));
+                              static_cast<int>(shared_bytes(bulk)));
 }
 
 }  // namespace expertwire::ep::cuda

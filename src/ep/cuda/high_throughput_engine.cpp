@@ -275,8 +275,14 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.format = handle->format;
   // Receivers need rings, too, if they copy.
   const bool owned = work.outputs.x.present();
-  const int warps = owned ? cuda::kHighThroughputWarps : cuda::kHighThroughputSenders;
-  p.moving = cuda::plan_moving({p.format.data_bytes, warps, 2, 1, bulk_, /*awaited=*/owned});
+  const Env& env = Env::get();
+  p.senders = env.sender_warps > 0 ? env.sender_warps : 8;
+  const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
+  const int stages = env.stages > 0 ? env.stages : 2;
+  const auto ring =
+      env.ring_bytes > 0 ? static_cast<std::uint32_t>(env.ring_bytes) : cuda::kRingBytes;
+  p.moving =
+      cuda::plan_moving({p.format.data_bytes, warps, stages, 1, ring, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
@@ -325,8 +331,13 @@ void CudaEngine::combine(const Combine& work) {
   p.shape = shape_;
   p.routing = handle->routing;
   const std::uint64_t row_bytes = shape_.slots.sizes.row_bytes;
-  p.pushing = cuda::plan_moving({row_bytes, warps, 2, 1, bulk_, /*awaited=*/true});
-  p.summing = cuda::plan_moving({row_bytes, warps, 2, shape_.width, bulk_, /*awaited=*/false});
+  const Env& env = Env::get();
+  const int stages = env.stages > 0 ? env.stages : 2;
+  const auto ring =
+      env.ring_bytes > 0 ? static_cast<std::uint32_t>(env.ring_bytes) : cuda::kRingBytes;
+  p.pushing = cuda::plan_moving({row_bytes, warps, stages, 1, ring, bulk_, /*awaited=*/true});
+  p.summing =
+      cuda::plan_moving({row_bytes, warps, stages, shape_.width, ring, bulk_, /*awaited=*/false});
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();

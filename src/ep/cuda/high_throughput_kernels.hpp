@@ -64,9 +64,10 @@ enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
 
 /// How warps move rows; see pipeline.cuh.
 struct Moving {
-  std::uint32_t piece_bytes;  ///< of a row
+  std::uint32_t piece_bytes;  ///< of a row; the last piece may be shorter
+  std::int32_t pieces;        ///< of a row
   std::int32_t stages;
-  std::int32_t warps;  ///< of a block that have a ring
+  std::uint32_t ring_bytes;  ///< of a warp's ring
   bool bulk;
   /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
   /// warp counts when it leaves a chunk.
@@ -79,6 +80,7 @@ struct HighThroughputDispatchParams {
   HighThroughputRouting routing;
   Moving moving;
   std::int32_t tokens;
+  std::int32_t senders;       ///< warps of a block; the others receive
   bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
   Epoch* epoch;               ///< of the handle: set to this dispatch's
   std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
@@ -114,7 +116,6 @@ struct HighThroughputCombineParams {
 
 /// Threads of a block of dispatch and combine, and the shared memory of its rings.
 inline constexpr int kHighThroughputWarps = 16;
-inline constexpr int kHighThroughputSenders = 8;  ///< of them, at dispatch
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
 
 /// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk
@@ -122,6 +123,7 @@ inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
 struct MovingRequest {
   std::uint64_t row_bytes;
   int warps, stages, parts;
+  std::uint32_t ring_bytes;  ///< of all warps
   bool bulk;
   bool awaited;
 };
