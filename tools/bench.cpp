@@ -86,18 +86,19 @@ std::size_t arena_bytes_for(const BenchOptions& options, int ranks) {
 
 int run_bench(const BenchOptions& options, const std::vector<std::string>& command) {
   reference::RoutingPattern::parse(options.routing);  // bad words are found before ranks start
-  if (!options.peer.empty() && options.peer != "mpi")
-    throw std::invalid_argument(fmt::format("--peer '{}' must be mpi", options.peer));
+  const bool mpi = options.peer == "mpi", sweeps = options.tune || !options.sweep.empty();
   if (options.fp8 && !options.peer.empty())
     throw std::invalid_argument("--peer compares rows of --dtype; leave --fp8 out");
-  if (!options.peer.empty() && !options.high_throughput)
-    throw std::invalid_argument("--peer compares high throughput; use `bench ht`");
+  if (mpi && !options.high_throughput)
+    throw std::invalid_argument("--peer mpi compares high throughput; use `bench ht`");
+  if (sweeps && !options.peer.empty())
+    throw std::invalid_argument("--peer compares with one number of SMs; leave --tune out");
   const bool launched = Env::get().rank.has_value();
   if (!launched) {
     const int ranks = options.ranks > 0               ? options.ranks
                       : wants_cuda(options.device, 1) ? cuda_device_count()
                                                       : 2;
-    if (options.peer == "mpi") {
+    if (mpi) {
       std::vector<std::string> mpirun{
           "mpirun", "--oversubscribe",       "--allow-run-as-root", "--bind-to", "none",
           "-n",     fmt::format("{}", ranks)};
@@ -107,14 +108,20 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     return launch({ranks, command});
   }
   const bool cuda = wants_cuda(options.device, local_size());
-  if (cuda && !options.peer.empty())
+  if (cuda && mpi)
     throw std::invalid_argument("--peer mpi compares on the CPU; give --device cpu with it");
+  if (!cuda && (options.peer == "nccl" || sweeps))
+    throw std::invalid_argument("--peer nccl, --tune and several --sms are for GPUs");
   const std::size_t arena = cuda ? arena_bytes_for(options, *Env::get().size) : 0;
   auto communicator =
       Communicator::from_environment(communicator_options(cuda, local_rank(), arena));
   if (options.ranks > 0 && options.ranks != communicator->size())
     throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
                                             options.ranks, communicator->size()));
+  if (sweeps) {
+    report_sweep(*communicator, options, sweep(communicator, options));
+    return 0;
+  }
   const Measurement measurement = measure(communicator, options);
   return report(*communicator, options, measurement) == 0 ? 0 : 1;
 }

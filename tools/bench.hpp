@@ -30,6 +30,8 @@ struct BenchOptions {
   std::string json;
   std::string device = "auto";  ///< cpu, cuda or auto
   int sms = 0;                  ///< CUDA: SMs of a rank; 0: all it has
+  std::vector<int> sweep;       ///< CUDA: several of those, one after the other, in one table
+  bool tune = false;            ///< CUDA: hold the formulas against a sweep
   bool fp8 = false;             ///< rows travel as fp8: ll casts them, ht is given them
   bool trace = false;           ///< CUDA: also print when blocks did what
 
@@ -50,10 +52,16 @@ struct Timings {
   std::vector<double> combine;
 };
 
+/// What a comparison with another library took.
+struct Peer {
+  std::string name;
+  Timings timings;
+};
+
 /// All that a run on one rank brings to the report.
 struct Measurement {
   Timings timings;
-  Timings peer;  ///< of `--peer`, if asked for
+  std::vector<Peer> peers;  ///< of `--peer`, if asked for
   Traffic traffic;
   reference::Skew skew;
   reference::Report report;
@@ -71,6 +79,20 @@ struct Measurement {
   double burst_us = 0;           ///< to store combine's wire bytes to all peers, with no protocol
   double dispatch_burst_us = 0;  ///< the same for dispatch's
 };
+
+/// One point of a sweep, on one rank.
+struct SweepPoint {
+  int sms = 0;
+  Tuning tuning = {};  ///< zeros: by formula
+  Timings kernel = {};
+  double burst_us = 0, dispatch_burst_us = 0;
+};
+/// The points of `--sms A,B,...` and `--tune`, and what they took. CUDA only.
+std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>& communicator,
+                              const BenchOptions& options);
+/// Rank 0 prints them, best and formula first, and writes the JSON file.
+void report_sweep(Communicator& communicator, const BenchOptions& options,
+                  const std::vector<SweepPoint>& points);
 
 /// Runs the bench that the options and the communicator's backend ask for.
 Measurement measure(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options);

@@ -9,9 +9,11 @@
 
 #include "base/device_tensors.hpp"
 #include "comm/shared_block.hpp"
+#include "cuda_event.hpp"
 #include "device/limits.hpp"
 #include "ep/cuda/trace.hpp"
 #include "ep/row_format.hpp"
+#include "nccl_peer.hpp"
 
 namespace expertwire::tools {
 
@@ -19,26 +21,6 @@ namespace {
 
 using reference::RankInput;
 using Weights = reference::RoundTripOptions::Weights;
-
-class Event {
- public:
-  Event() { check_cuda(cudaEventCreate(&event_), "cudaEventCreate"); }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-  void record(cudaStream_t stream) {
-    check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
-  }
-  double us_since(const Event& start) const {
-    float ms = 0;
-    check_cuda(cudaEventElapsedTime(&ms, start.event_, event_), "cudaEventElapsedTime");
-    return static_cast<double>(ms) * 1e3;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 /// Inputs of all steps on the device.
 struct Inputs {
@@ -92,7 +74,7 @@ void time_pair(Communicator& communicator, const BenchOptions& options, DeviceTe
   }
 
   Stream stream{CudaStream{device.stream()}};
-  std::vector<Event> events(2 * static_cast<std::size_t>(total) + 1);
+  std::vector<CudaEvent> events(2 * static_cast<std::size_t>(total) + 1);
   communicator.barrier();
   events[0].record(device.stream());
   for (int i = 0; i < total; ++i) {
@@ -147,7 +129,7 @@ void time_graph(Communicator& communicator, const BenchOptions& options, DeviceT
   const PairGraph graph(device, pair, kPairsOfGraph);
   communicator.barrier();
   for (int round = 0; round < std::max(3, options.iterations / 10); ++round) {
-    Event start, end;
+    CudaEvent start, end;
     start.record(device.stream());
     for (int i = 0; i < kReplays; ++i) graph.launch();
     end.record(device.stream());
@@ -255,7 +237,7 @@ double time_burst(const std::shared_ptr<Communicator>& communicator, DeviceTenso
     std::vector<double> times;
     communicator->barrier();
     for (int i = 0; i < 30; ++i) {
-      Event start, end;
+      CudaEvent start, end;
       start.record(device.stream());
       for (int j = 0; j < 4; ++j)
         check_cuda(launch(params, blocks, device.stream()), "launch of a burst");
@@ -393,36 +375,120 @@ class HighThroughputPair final : public Pair {
   HighThroughput::DispatchResult result_;
 };
 
-/// The course of a bench, the same in both modes: verify `checks` steps, then time a `PairOf` on an
-/// object of the mode.
-template <class Object, class PairOf, class Options>
-Measurement run(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options,
-                const reference::RoundTripOptions& check, int checks, bool graph) {
-  const reference::Workload workload({options.shape, communicator->size(), options.seed,
-                                      reference::RoutingPattern::parse(options.routing)});
-  const Steps steps = make_steps(workload, communicator->rank());
-  Measurement result = start_measurement(*communicator, steps, options);
-  result.sms = sms_of(*communicator, options);
-  Options object_options{options.shape, options.lanes};
-  object_options.sms = result.sms;
-  object_options.handles = 16;
-  auto object = Object::create(communicator, object_options);
-  result.arena_bytes = Object::memory_bytes(object_options, communicator->size());
-  for (int step = 0; options.verify && step < checks; ++step)
-    result.report += round_trip(*object, *communicator, workload, step, check);
-  DeviceTensors device(communicator->cuda_device());
-  const Inputs inputs(device, steps, options.shape, options.fp8 && options.high_throughput);
-  PairOf pair(*object, device, inputs, options, communicator->size());
-  time_pair(*communicator, options, device, pair, result);
-  if (graph) time_graph(*communicator, options, device, pair, result);
-  time_kernels(*communicator, options, device, pair, graph, result);
-  auto burst = [&](std::size_t row_bytes) {
-    return time_burst(communicator, device, steps.traffic.wire * static_cast<double>(row_bytes),
-                      result.sms);
-  };
-  result.burst_us = burst(options.shape.row_bytes());
-  result.dispatch_burst_us = options.fp8 ? burst(options.dispatch_row_bytes()) : result.burst_us;
-  return result;
+/// What the benches of a mode start from, and what they do with an object of it.
+template <class ObjectOf, class PairOf, class OptionsOf>
+class Mode {
+ public:
+  Mode(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options, bool graph)
+      : communicator_(communicator),
+        options_(options),
+        graph_(graph),
+        workload_({options.shape, communicator->size(), options.seed,
+                   reference::RoutingPattern::parse(options.routing)}),
+        steps_(make_steps(workload_, communicator->rank())),
+        device_(communicator->cuda_device()),
+        inputs_(device_, steps_, options.shape, options.fp8 && options.high_throughput) {}
+
+  /// Verifies `checks` steps, then times.
+  Measurement measure(const reference::RoundTripOptions& check, int checks) {
+    Measurement result = start_measurement(*communicator_, steps_, options_);
+    result.sms = sms_of(*communicator_, options_);
+    const OptionsOf object_options = options_of({result.sms});
+    auto object = ObjectOf::create(communicator_, object_options);
+    result.arena_bytes = ObjectOf::memory_bytes(object_options, communicator_->size());
+    for (int step = 0; options_.verify && step < checks; ++step)
+      result.report += round_trip(*object, *communicator_, workload_, step, check);
+    PairOf pair(*object, device_, inputs_, options_, communicator_->size());
+    time_pair(*communicator_, options_, device_, pair, result);
+    if (graph_) time_graph(*communicator_, options_, device_, pair, result);
+    time_kernels(*communicator_, options_, device_, pair, graph_, result);
+    result.burst_us = burst(options_.shape.row_bytes(), result.sms);
+    result.dispatch_burst_us =
+        options_.fp8 ? burst(options_.dispatch_row_bytes(), result.sms) : result.burst_us;
+    if (options_.peer == "nccl")
+      result.peers = bench_nccl(*communicator_, steps_, options_, device_.stream());
+    return result;
+  }
+
+  /// Kernel times alone, of an object of the point's.
+  void time(SweepPoint& point) {
+    auto object = ObjectOf::create(communicator_, options_of(point));
+    PairOf pair(*object, device_, inputs_, options_, communicator_->size());
+    for (int i = 0; i < 3; ++i) {
+      pair.dispatch(i, nullptr);
+      pair.combine(i, nullptr);
+    }
+    Measurement result;
+    time_kernels(*communicator_, options_, device_, pair, graph_, result);
+    point.kernel = result.kernel;
+  }
+  double burst(std::size_t row_bytes, int sms) {
+    return time_burst(communicator_, device_, steps_.traffic.wire * static_cast<double>(row_bytes),
+                      sms);
+  }
+
+ private:
+  OptionsOf options_of(const SweepPoint& point) const {
+    OptionsOf result{options_.shape, options_.lanes};
+    result.sms = point.sms;
+    result.handles = 16;
+    if constexpr (requires { result.tuning; }) result.tuning = point.tuning;
+    return result;
+  }
+
+  std::shared_ptr<Communicator> communicator_;
+  const BenchOptions& options_;
+  bool graph_;  // the pair can be captured
+  reference::Workload workload_;
+  Steps steps_;
+  DeviceTensors device_;
+  Inputs inputs_;
+};
+
+using LowLatencyMode = Mode<LowLatency, LowLatencyPair, LowLatencyOptions>;
+using HighThroughputMode = Mode<HighThroughput, HighThroughputPair, HighThroughputOptions>;
+
+/// Pool output is not captured: its slots alternate from one replay to the next.
+bool can_capture(const BenchOptions& options) {
+  return !options.high_throughput || options.output == HighThroughput::Output::owned;
+}
+
+/// What `--tune` tries on so many SMs; the first is the formula.
+std::vector<SweepPoint> tuning_points(const BenchOptions& options, int sms) {
+  std::vector<SweepPoint> points{{sms}};
+  if (!options.high_throughput) {
+    for (int eighths : {1, 2, 4, 6}) points.push_back({std::max(1, sms * eighths / 8)});
+    return points;
+  }
+  for (int warps : {2, 4, 8, 12})
+    for (int ring : {28672, 57344, 114688, 229376}) points.push_back({sms, {warps, ring}});
+  return points;
+}
+
+template <class ModeOf>
+std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator,
+                                 const BenchOptions& options) {
+  std::vector<SweepPoint> points;
+  BenchOptions one = options;
+  for (int asked : options.sweep.empty() ? std::vector<int>{options.sms} : options.sweep) {
+    one.sms = asked;
+    const int sms = sms_of(communicator, one);
+    const auto here = options.tune ? tuning_points(options, sms) : std::vector<SweepPoint>{{sms}};
+    points.insert(points.end(), here.begin(), here.end());
+  }
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    SweepPoint& point = points[i];
+    mode.time(point);
+    if (i > 0 && point.sms == points[i - 1].sms) {
+      point.burst_us = points[i - 1].burst_us;
+      point.dispatch_burst_us = points[i - 1].dispatch_burst_us;
+    } else {
+      point.burst_us = mode.burst(options.shape.row_bytes(), point.sms);
+      point.dispatch_burst_us =
+          options.fp8 ? mode.burst(options.dispatch_row_bytes(), point.sms) : point.burst_us;
+    }
+  }
+  return points;
 }
 
 }  // namespace
@@ -432,20 +498,27 @@ Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communic
   reference::RoundTripOptions check;
   check.weights = options.weights;
   if (options.fp8) check.payload = reference::RoundTripOptions::Payload::cast;
-  return run<LowLatency, LowLatencyPair, LowLatencyOptions>(communicator, options, check, 2, true);
+  return LowLatencyMode(communicator, options, can_capture(options)).measure(check, 2);
 }
 
 Measurement bench_cuda_high_throughput(const std::shared_ptr<Communicator>& communicator,
                                        const BenchOptions& options) {
-  const bool pool = options.output == HighThroughput::Output::pool;
   reference::RoundTripOptions check;
   check.weights = options.weights;
   check.output = options.output;
-  check.in_place = pool;
+  check.in_place = options.output == HighThroughput::Output::pool;
   if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
-  // Pool output is not captured: its slots alternate from one replay to the next.
-  return run<HighThroughput, HighThroughputPair, HighThroughputOptions>(communicator, options,
-                                                                        check, 1, !pool);
+  return HighThroughputMode(communicator, options, can_capture(options)).measure(check, 1);
+}
+
+std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>& communicator,
+                              const BenchOptions& options) {
+  BenchOptions plain = options;
+  plain.trace = false;
+  if (options.high_throughput)
+    return sweep_of(HighThroughputMode(communicator, plain, can_capture(plain)), *communicator,
+                    plain);
+  return sweep_of(LowLatencyMode(communicator, plain, can_capture(plain)), *communicator, plain);
 }
 
 }  // namespace expertwire::tools

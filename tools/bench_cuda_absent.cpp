@@ -17,4 +17,8 @@ Measurement bench_cuda_high_throughput(const std::shared_ptr<Communicator>&, con
   refuse();
 }
 
+std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>&, const BenchOptions&) {
+  refuse();
+}
+
 }  // namespace expertwire::tools

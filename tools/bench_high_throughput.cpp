@@ -102,7 +102,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   // Before and after, because a machine's bandwidth drifts.
   const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   result.memcpy_us = (result.memcpy_us + after) / 2;
-  if (options.peer == "mpi") result.peer = bench_mpi(*communicator, steps, options, result.threads);
+  if (options.peer == "mpi")
+    result.peers = {{"mpi", bench_mpi(*communicator, steps, options, result.threads)}};
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "bench.hpp"
+#include "bench_lines.hpp"
 #include "expertwire/version.hpp"
 
 namespace expertwire::tools {
@@ -17,59 +18,6 @@ namespace expertwire::tools {
 namespace {
 
 using nlohmann::json;
-
-/// Every rank's values: element [rank][i].
-using PerRank = std::vector<std::vector<double>>;
-
-PerRank gather(Communicator& communicator, const std::vector<double>& mine) {
-  const auto ranks = static_cast<std::size_t>(communicator.size());
-  std::vector<double> all(mine.size() * ranks);
-  std::copy(mine.begin(), mine.end(),
-            all.begin() + static_cast<std::ptrdiff_t>(
-                              mine.size() * static_cast<std::size_t>(communicator.rank())));
-  communicator.all_gather(all.data(), mine.size() * sizeof(double));
-  PerRank split;
-  for (std::size_t r = 0; r < ranks; ++r)
-    split.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(r * mine.size()),
-                       all.begin() + static_cast<std::ptrdiff_t>((r + 1) * mine.size()));
-  return split;
-}
-
-double mean(const std::vector<double>& values) {
-  return values.empty() ? 0
-                        : std::accumulate(values.begin(), values.end(), 0.0) /
-                              static_cast<double>(values.size());
-}
-
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[static_cast<std::size_t>(std::lround(q * static_cast<double>(values.size() - 1)))];
-}
-
-/// One operation over iterations (the slowest rank of each) and over ranks (means).
-struct Line {
-  std::string name;
-  double mean_us, p50, p99, min, max;
-  double rank_avg, rank_min, rank_max;
-};
-
-Line summarize(const std::string& name, const PerRank& times) {
-  std::vector<double> slowest(times.front().size(), 0), means;
-  for (const auto& rank : times) {
-    for (std::size_t i = 0; i < rank.size(); ++i) slowest[i] = std::max(slowest[i], rank[i]);
-    means.push_back(mean(rank));
-  }
-  return {name,
-          mean(slowest),
-          quantile(slowest, 0.5),
-          quantile(slowest, 0.99),
-          quantile(slowest, 0),
-          quantile(slowest, 1),
-          mean(means),
-          *std::min_element(means.begin(), means.end()),
-          *std::max_element(means.begin(), means.end())};
-}
 
 std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timings,
                                  const std::string& prefix) {
@@ -79,16 +27,6 @@ std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timi
                           summarize(prefix + "combine", gather(communicator, timings.combine)),
                           summarize(prefix + "pair", gather(communicator, pair))};
   return lines;
-}
-
-json to_json(const Line& line) {
-  return {{"mean_us", line.mean_us},
-          {"p50_us", line.p50},
-          {"p99_us", line.p99},
-          {"min_us", line.min},
-          {"max_us", line.max},
-          {"over_ranks",
-           {{"avg_us", line.rank_avg}, {"min_us", line.rank_min}, {"max_us", line.rank_max}}}};
 }
 
 struct Totals {
@@ -200,20 +138,27 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     totals.dispatch_burst_us = std::max(totals.dispatch_burst_us, rank[7]);
   }
   const std::vector<Line> lines = summarize_all(communicator, m);
-  std::vector<Line> peer;
-  if (!m.peer.dispatch.empty()) peer = summarize_pair(communicator, m.peer, options.peer + " ");
+  std::vector<Line> peers;
+  for (const Peer& peer : m.peers) {
+    const auto three = summarize_pair(communicator, peer.timings, peer.name + " ");
+    peers.insert(peers.end(), three.begin(), three.end());
+  }
   if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
   if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
 
   print_header(communicator, options, m);
   print_traffic(totals);
   std::vector<Line> all = lines;
-  all.insert(all.end(), peer.begin(), peer.end());
+  all.insert(all.end(), peers.begin(), peers.end());
   print_lines(all, totals);
   for (const std::string& line : m.moments) fmt::print("# {}\n", line);
-  for (std::size_t i = 0; i < peer.size(); ++i)
-    fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peer[i].name,
-               peer[i].p50 / lines[i].p50, lines[i].name);
+  // Peers are timed as the first three lines are on the CPU, and as the next three are on CUDA.
+  const std::size_t ours = communicator.cuda_device() >= 0 ? 3 : 0;
+  for (std::size_t i = 0; i < peers.size(); ++i) {
+    const Line& line = lines[ours + i % 3];
+    fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peers[i].name, peers[i].p50 / line.p50,
+               line.name);
+  }
   if (options.verify)
     fmt::print("# verified {:.0f} values: {:.0f} wrong\n", totals.checked, totals.wrong);
   else

@@ -81,6 +81,20 @@ if [ "$gpus" -gt 1 ]; then
   bench ll_256 ll --tokens 256 --iters 200
   bench ll_128_fp8 ll --fp8 --iters 200
   bench ll_128_combine ll --weights combine --iters 200
+
+  # Other numbers of SMs, the formulas against a sweep, and NCCL in the same run, where there is one.
+  step sweep_ht 60 "$bin/expertwire" bench ht --sms 0,64,48,32,24,20,16,12,8 --iters 20 \
+    --device cuda --json "$OUT/sweep_ht.json"
+  step sweep_ll 60 "$bin/expertwire" bench ll --tune --device cuda --json "$OUT/sweep_ll.json"
+  step tune_ht 90 "$bin/expertwire" bench ht --tune --sms 0,24,16,8 --iters 15 \
+    --device cuda --json "$OUT/sweep_tune_ht.json"
+  nccl=$(find / -xdev -name libnccl.so.2 -not -path '/proc/*' 2>/dev/null | head -1)
+  if [ -n "$nccl" ]; then
+    # Multicast must stay off on some machines; the copies compared here do not need it.
+    export LD_LIBRARY_PATH=$(dirname "$nccl"):${LD_LIBRARY_PATH:-} NCCL_NVLS_ENABLE=0
+    bench ht_nccl ht --peer nccl --iters 30
+    bench ll_nccl ll --peer nccl --iters 200
+  fi
 fi
 
 for name in "${!rc[@]}"; do echo "$name ${rc[$name]}"; done >"$OUT/steps.txt"
@@ -116,13 +130,19 @@ for file in sorted(out.glob("bench_*.json")):
         "wrong": b["wrong"], "checked": b["checked"],
         **{k.replace(" ", "_"): round(v["mean_us"], 2) for k, v in b["times"].items()},
         **{k.replace(" ", "_") + "_p50": round(v["p50_us"], 2) for k, v in b["times"].items()}}
+sweeps = {file.stem[6:]: [
+    {**{k: p[k] for k in ("sms", "sender_warps", "ring_bytes")},
+     **{k: round(p[k]["p50_us"], 1) for k in ("dispatch", "combine")},
+     **{k: round(p[k], 1) for k in ("dispatch_burst_us", "burst_us")}}
+    for p in json.loads(file.read_text())["points"]] for file in sorted(out.glob("sweep_*.json"))}
 said = {s: last_line(s, w) for s, w in (("verify_threads", "verified"), ("memcheck", "SUMMARY"),
                                         ("racecheck", "SUMMARY"), ("killed", "lost"),
                                         ("doctor", "measured")) if s in steps}
 passed = all(code == "0" for code in steps.values()) and all(
     t["result"] == "completed" for t in tests) and all(b["wrong"] == 0 for b in benches.values())
 report = {"commit": commit, "gpus": gpus, "passed": passed, "steps": steps, "said": said,
-          "wrong_values_without": removals, "tests": tests, "benches": benches}
+          "wrong_values_without": removals, "tests": tests, "benches": benches,
+          "sweeps": sweeps}
 (out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
 
 print(f"\n{len(gpus)} x {gpus[0] if gpus else 'no GPU'}, commit {commit[:12]}")
@@ -140,6 +160,11 @@ print(f"{'us':<16} {'dispatch':>9} {'combine':>9} {'host pair':>10} {'graph pair
 for name, b in benches.items():
     print(f"{name:<16} {b['kernel_dispatch']:>9} {b['kernel_combine']:>9} {b['host_pair']:>10} "
           f"{b.get('graph_pair', '-'):>10} {b['dispatch_burst_us']:>8.1f} {b['burst_us']:>8.1f}")
+for step in ("sweep_ll", "tune_ht"):
+    if step in steps:
+        for line in (out / f"{step}.log").read_text(errors="replace").splitlines():
+            if "best" in line:
+                print(f"{step}: {line[2:]}")
 print("PASSED" if passed else "FAILED")
 sys.exit(0 if passed else 1)
 PY

@@ -26,6 +26,7 @@ struct BenchArguments {
   std::string output = "pool";
   std::string weights = "dispatch";
   int hidden = 0, experts = 0, top_k = 0, tokens = 0;
+  std::vector<int> sms;
   bool no_verify = false;
 };
 
@@ -59,13 +60,17 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
       ->capture_default_str();
   app->add_option("--device", a.bench.device, "cpu, cuda, or auto: cuda where every rank has a GPU")
       ->capture_default_str();
-  app->add_option("--sms", a.bench.sms, "CUDA: SMs of a rank (default: all it has)")
+  app->add_option("--sms", a.sms,
+                  "CUDA: SMs of a rank (default: all it has); several, 8,16,24, are a sweep")
+      ->delimiter(',')
       ->check(CLI::Range(0, 1024));
+  app->add_flag("--tune", a.bench.tune, "CUDA: hold what follows by formula against a sweep");
   app->add_flag("--fp8", a.bench.fp8,
                 "Rows travel as fp8_e4m3 with scales: ll casts them, ht is given them");
   app->add_flag("--trace", a.bench.trace, "CUDA: also print when blocks did what");
   app->add_option("--json", a.bench.json, "Also write the results to this file");
-  app->add_option("--peer", a.bench.peer, "Compare in the same run; mpi (ht)");
+  app->add_option("--peer", a.bench.peer, "Compare in the same run: mpi (CPU, ht) or nccl (CUDA)")
+      ->check(CLI::IsMember({"mpi", "nccl"}));
   app->add_flag("--no-verify", a.no_verify, "Do not compare values with the reference");
 }
 
@@ -86,6 +91,8 @@ BenchOptions finish(const BenchArguments& a, bool high_throughput) {
   if (high_throughput && bench.weights == Weights::combine)
     throw std::invalid_argument("--weights combine is for ll; ht takes dispatch or none");
   bench.verify = !a.no_verify;
+  if (a.sms.size() == 1) bench.sms = a.sms.front();
+  if (a.sms.size() > 1) bench.sweep = a.sms;
   return bench;
 }
 

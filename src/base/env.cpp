@@ -59,15 +59,13 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_THREADS", "0 (cores / local ranks, at most 8)",
              "Threads with which a rank of the CPU backend works."},
     Variable{"EXPERTWIRE_SENDER_WARPS", "0 (by formula)",
-             "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows."},
-    Variable{"EXPERTWIRE_STAGES", "0 (by formula)",
-             "High throughput on CUDA: rows that a warp has in shared memory at once, 2 to 4."},
-    Variable{
-        "EXPERTWIRE_RING_BYTES", "0 (by formula)",
-        "High throughput on CUDA: shared memory of a block for rows on their way, up to 229376."},
-    Variable{"EXPERTWIRE_SENDER_BLOCKS", "0 (by formula)",
-             "Low-latency dispatch on CUDA: blocks that send while the others receive; as many as "
-             "there are, or more: all do both."},
+             "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows; 1 to 15."},
+    Variable{"EXPERTWIRE_RING_BYTES", "0 (by formula)",
+             "High-throughput dispatch on CUDA: shared memory of a block for rows on their way, "
+             "16384 to 229376 bytes."},
+    Variable{"EXPERTWIRE_LINK_GBPS", "0 (measured)",
+             "Speed at which a GPU writes to its peers, in GB/s; the formula starts from it. "
+             "Measured when the first object of a communicator is made."},
     Variable{"EXPERTWIRE_FIRST_EPOCH", "0",
              "Epoch before the first operation (32 bits); tests start close to where it wraps."},
     Variable{"CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps",
@@ -167,9 +165,8 @@ Env Env::read() {
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
   env.sender_warps = static_cast<int>(integer_of("EXPERTWIRE_SENDER_WARPS", 0, 15).value_or(0));
-  env.stages = static_cast<int>(integer_of("EXPERTWIRE_STAGES", 0, 4).value_or(0));
   env.ring_bytes = static_cast<int>(integer_of("EXPERTWIRE_RING_BYTES", 0, 229376).value_or(0));
-  env.sender_blocks = static_cast<int>(integer_of("EXPERTWIRE_SENDER_BLOCKS", 0, 4096).value_or(0));
+  env.link_gbps = static_cast<double>(integer_of("EXPERTWIRE_LINK_GBPS", 0, 100'000).value_or(0));
   env.first_epoch =
       static_cast<std::uint32_t>(integer_of("EXPERTWIRE_FIRST_EPOCH", 0, 0xFFFFFFFFLL).value_or(0));
   return env;

@@ -34,10 +34,9 @@ struct Env {
   std::string mps_pipe;
   int ranks_per_node;
   int threads;
-  int sender_warps;   ///< 0: by formula
-  int stages;         ///< 0: by formula
-  int ring_bytes;     ///< 0: by formula
-  int sender_blocks;  ///< 0: by formula
+  int sender_warps;  ///< 0: by formula
+  int ring_bytes;    ///< 0: by formula
+  double link_gbps;  ///< 0: measured
   std::uint32_t first_epoch;
 
   static const Env& get();

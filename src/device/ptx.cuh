@@ -74,13 +74,10 @@ __device__ __forceinline__ void barrier_sync(int threads) {
   asm volatile("barrier.sync %0, %1;" : : "n"(kId), "r"(threads) : "memory");
 }
 
-/// The same for a barrier whose number is known at run time.
-__device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("barrier.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
-}
 /// Arrives at such a barrier without waiting: those who sync there see what this thread wrote.
-__device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("barrier.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
+template <int kId>
+__device__ __forceinline__ void barrier_arrive(int threads) {
+  asm volatile("barrier.arrive %0, %1;" : : "n"(kId), "r"(threads) : "memory");
 }
 /// Syncs, and says whether `value` was true on all threads.
 template <int kId>

@@ -7,6 +7,7 @@
 #include "base/env.hpp"
 #include "ep/cuda/high_throughput_kernels.hpp"
 #include "ep/cuda/runtime.hpp"
+#include "ep/cuda/tuning.hpp"
 
 namespace expertwire::ep {
 
@@ -84,12 +85,15 @@ class CudaEngine final : public HighThroughputEngine {
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
+  static Tuning tuning_of(const HighThroughputOptions& options);
 
   Runtime runtime_;
   cuda::HighThroughputShape shape_;
   int hidden_;
   std::int64_t pool_rows_;
   bool bulk_;
+  Tuning tuning_;
+  double link_bytes_per_us_ = 0;
   std::vector<Lane> lanes_;
 };
 
@@ -107,12 +111,32 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
       hidden_(options.shape.hidden),
       pool_rows_(pool_rows_of(options, object.communicator()->size())),
       bulk_(runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector"),
+      tuning_(tuning_of(options)),
       lanes_(static_cast<std::size_t>(options.lanes)) {
   const DeviceGuard guard(runtime_.share().device());
   check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
   check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
   for (Lane& lane : lanes_) make_lane(lane, options.handles);
+  // No rows are in the pool yet, so it can be written to.
+  const SlotSizes& sizes = shape_.slots.sizes;
+  link_bytes_per_us_ = runtime_.measure_links(
+      {shape_.slots.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
+}
+
+Tuning CudaEngine::tuning_of(const HighThroughputOptions& options) {
+  const Env& env = Env::get();
+  Tuning tuning = options.tuning;
+  if (tuning.sender_warps == 0) tuning.sender_warps = env.sender_warps;
+  if (tuning.ring_bytes == 0) tuning.ring_bytes = env.ring_bytes;
+  check_argument(tuning.sender_warps >= 0 && tuning.sender_warps < cuda::kHighThroughputWarps,
+                 "tuning.sender_warps is {}; it must be from 1 to {}, or 0", tuning.sender_warps,
+                 cuda::kHighThroughputWarps - 1);
+  constexpr int kMost = static_cast<int>(cuda::kRingBytes), kFewest = 16384;
+  check_argument(
+      tuning.ring_bytes == 0 || (tuning.ring_bytes >= kFewest && tuning.ring_bytes <= kMost),
+      "tuning.ring_bytes is {}; it must be from {} to {}, or 0", tuning.ring_bytes, kFewest, kMost);
+  return tuning;
 }
 
 void CudaEngine::make_lane(Lane& lane, int handles) {
@@ -273,16 +297,15 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.shape = shape_;
   p.routing = handle->routing;
   p.format = handle->format;
-  // Receivers need rings, too, if they copy.
   const bool owned = work.outputs.x.present();
-  const Env& env = Env::get();
-  p.senders = env.sender_warps > 0 ? env.sender_warps : 8;
+  const int blocks = runtime_.budget_of(call);
+  const cuda::Sending sending =
+      asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, cuda::kRingBytes}));
+  p.senders = sending.warps;
+  // Receivers need rings, too, if they copy.
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
-  const int stages = env.stages > 0 ? env.stages : 2;
-  const auto ring =
-      env.ring_bytes > 0 ? static_cast<std::uint32_t>(env.ring_bytes) : cuda::kRingBytes;
-  p.moving =
-      cuda::plan_moving({p.format.data_bytes, warps, stages, 1, ring, bulk_, /*awaited=*/owned});
+  p.moving = cuda::plan_moving(
+      {p.format.data_bytes, warps, 2, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
@@ -298,7 +321,6 @@ void CudaEngine::dispatch(const Dispatch& work) {
     p.out_weights = work.outputs.topk_weights.as<float>();
     p.out_scales = work.outputs.scales.as<float>();
   }
-  const int blocks = runtime_.budget_of(call);
   runtime_.run(call, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
   });
@@ -331,13 +353,10 @@ void CudaEngine::combine(const Combine& work) {
   p.shape = shape_;
   p.routing = handle->routing;
   const std::uint64_t row_bytes = shape_.slots.sizes.row_bytes;
-  const Env& env = Env::get();
-  const int stages = env.stages > 0 ? env.stages : 2;
-  const auto ring =
-      env.ring_bytes > 0 ? static_cast<std::uint32_t>(env.ring_bytes) : cuda::kRingBytes;
-  p.pushing = cuda::plan_moving({row_bytes, warps, stages, 1, ring, bulk_, /*awaited=*/true});
-  p.summing =
-      cuda::plan_moving({row_bytes, warps, stages, shape_.width, ring, bulk_, /*awaited=*/false});
+  p.pushing =
+      cuda::plan_moving({row_bytes, warps, 2, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
+  p.summing = cuda::plan_moving(
+      {row_bytes, warps, 2, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();

@@ -226,7 +226,7 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
 __device__ void announce_rows(const Rows& rows, const Team& team) {
   if (rows.count == 0) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int item = (rows.count - 1) / team.count() * team.count() + team.index_of(lane);
+  const int item = (rows.count - 1) / team.count() * team.count() + Team::index_of(lane);
   Block::await_workers();
   int i = 1;
   if (lane < team.per_block && item < rows.count) rows.announce(rows.at_item(item, i));
@@ -250,7 +250,7 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   mark(c, kAdmitted);
   if (!*good) return entry;
   const Rows rows(p, s, n);
-  const Team team = Team::for_items(rows.count, BlockRange::all());
+  const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
   if (Block::announcer())
     announce_rows(rows, team);
   else

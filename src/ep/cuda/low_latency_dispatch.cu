@@ -123,14 +123,20 @@ __device__ void write_headers(const Params& p, const Plan& plan, int b, int toke
   }
 }
 
-/// Writes a token's payload to all its ranks; one team. `row` holds it from `slot` on.
+/// The beginning of a token's row, as it goes to other ranks uncast.
+__device__ __forceinline__ void load_token(const Params& p, const Team& team, std::int64_t token,
+                                           HeldRow& row) {
+  row.load(p.x + token * p.format.data_bytes, static_cast<int>(p.format.data_bytes / sizeof(uint4)),
+           team.thread, team.threads);
+}
+
+/// Writes a token's payload to all its ranks; one team. `row` has been loaded.
 __device__ void write_payload(const Params& p, std::byte* const* payloads, const Team& team,
-                              std::int64_t token, HeldRow& row, int slot) {
+                              std::int64_t token, HeldRow& row) {
   const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
   const std::byte* from = p.x + token * p.format.data_bytes;
-  copy_held_row(
-      row, from, vectors, team.thread, team.threads, p.shape.width,
-      [&](int i) { return payloads[i]; }, slot);
+  copy_held_row(row, from, vectors, team.thread, team.threads, p.shape.width,
+                [&](int i) { return payloads[i]; });
 #pragma unroll 1
   for (int j = team.thread; j < static_cast<int>(p.format.scales); j += team.threads) {
     const float scale = p.x_scales[token * p.format.scales + j];
@@ -168,42 +174,8 @@ struct Batch {
   Epoch n;
 };
 
-/// How the teams of a block go through a batch of tokens, one each in a round.
-struct Rounds {
-  Team team;
-  int count;
-  int held;   ///< of them, rounds whose rows are in registers before the first
-  int slots;  ///< of registers for a row
-
-  /// If registers hold all rows, the whole block takes one after the other, so that the first
-  /// arrive while the last are being sent. Else each row has a team at once.
-  __device__ static Rounds of(const Params& p, int tokens) {
-    const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
-    const int teams = vectors > Block::kWorkers / 2 ? 1 : vectors > Block::kWorkers / 4 ? 2 : 4;
-    const BlockRange me{static_cast<int>(blockIdx.x), 1};
-    Rounds r{{teams, me}, (tokens + teams - 1) / teams, 0, 1};
-    r.slots = HeldRow::slots_of(vectors, r.team.threads);
-    r.held = r.count;
-    if (!p.cast && r.count * r.slots <= HeldRow::kMost) return r;
-    r.team = Team::for_items(tokens, me);
-    r.count = (tokens + r.team.per_block - 1) / r.team.per_block;
-    r.slots = HeldRow::kMost;
-    r.held = p.cast ? 0 : 1;
-    return r;
-  }
-  __device__ int token_of(int round) const { return round * team.per_block + team.in_block; }
-};
-
-/// Asks for the rows of the first batch; workers.
-__device__ __forceinline__ void load_rows(const Params& p, const Rounds& rounds, const Part& tokens,
-                                          HeldRow& row) {
-  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
-  auto row_of = [&](int round) -> const void* {
-    const int token = tokens.begin + rounds.token_of(round);
-    return token < tokens.end ? p.x + static_cast<std::int64_t>(token) * p.format.data_bytes
-                              : nullptr;
-  };
-  row.load_all(row_of, rounds.held, rounds.slots, vectors, rounds.team.thread, rounds.team.threads);
+__device__ __forceinline__ int rounds_of(const Part& tokens, const Team& team) {
+  return (tokens.end - tokens.begin + team.per_block - 1) / team.per_block;
 }
 
 /// Releases the flag of a token's `i`-th row, if that is of the kind.
@@ -216,35 +188,35 @@ __device__ __forceinline__ void announce(const Params& p, const Batch& batch, in
                         batch.n);
 }
 
-/// Sends the tokens of a batch, a team a token. The rows of the first rounds are in `row` already
-/// if `loaded`.
-__device__ void send_batch(const Params& p, const Batch& batch, const Rounds& rounds, HeldRow& row,
+/// Sends the tokens of a batch, a team a token. Teams meet at the same number of barriers, whether
+/// they have a token or not: racecheck counts on it. The last round is the announcer's. The row of
+/// the first token of the team is in `row` already if `loaded`.
+__device__ void send_batch(const Params& p, const Batch& batch, const Team& team, HeldRow& row,
                            bool loaded) {
-  const Team& team = rounds.team;
-  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
+  const int rounds = rounds_of(batch.tokens, team);
 #pragma unroll 1
-  for (int round = 0; round < rounds.count; ++round) {
-    const int b = rounds.token_of(round), token = batch.tokens.begin + b;
-    if (token < batch.tokens.end) {
+  for (int round = 0; round < rounds; ++round) {
+    const int b = round * team.per_block + team.in_block, token = batch.tokens.begin + b;
+    const bool mine = token < batch.tokens.end;
+    if (mine) {
       std::byte* const* payloads = batch.plan.payloads[b];
-      const bool held = loaded && round < rounds.held;
-      if (!p.cast && !held)
-        row.load(p.x + static_cast<std::int64_t>(token) * p.format.data_bytes, vectors, team.thread,
-                 team.threads);
+      if (!p.cast && !(loaded && round == 0)) load_token(p, team, token, row);
       if (team.first_warp()) write_headers(p, batch.plan, b, token, false, batch.n);
       if (!p.cast)
-        write_payload(p, payloads, team, token, row, held ? round * rounds.slots : 0);
+        write_payload(p, payloads, team, token, row);
       else if (p.shape.dtype == DType::bf16)
         write_cast<Bf16>(p, payloads, team, token);
       else
         write_cast<Fp32>(p, payloads, team, token);
     }
-    Block::hand_over(round);
+    if (round == rounds - 1) return Block::hand_over();
+    team.sync();
+    if (mine && team.thread < p.shape.width) announce(p, batch, b, team.thread, false);
   }
 }
 
 /// The announcer's part of a batch.
-__device__ void announce_batch(const Params& p, const Batch& batch, const Rounds& rounds) {
+__device__ void announce_batch(const Params& p, const Batch& batch, const Team& team) {
   const int lane = static_cast<int>(threadIdx.x) % 32, width = p.shape.width;
   const int count = batch.tokens.end - batch.tokens.begin;
   if (!p.cast) {
@@ -256,15 +228,11 @@ __device__ void announce_batch(const Params& p, const Batch& batch, const Rounds
     for (int i = lane; i < count * width; i += 32)
       announce(p, batch, p.shape.by_width.quotient(i), p.shape.by_width.rest(i), true);
   }
+  Block::await_workers();
+  const int first = (rounds_of(batch.tokens, team) - 1) * team.per_block;
 #pragma unroll 1
-  for (int round = 0; round < rounds.count; ++round) {
-    Block::await_workers(round);
-    const int first = round * rounds.team.per_block;
-    const int end = min(count, first + rounds.team.per_block);
-#pragma unroll 1
-    for (int i = lane; i < (end - first) * width; i += 32)
-      announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
-  }
+  for (int i = lane; i < (count - first) * width; i += 32)
+    announce(p, batch, first + p.shape.by_width.quotient(i), p.shape.by_width.rest(i), false);
 }
 
 /// The tokens of one block. What is loaded before the first barrier is in flight together.
@@ -273,13 +241,13 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const int experts = p.shape.placement.experts;
   const bool first = blockIdx.x == 0;
   const Part own = tokens_of_block(p);
-  const Rounds rounds = Rounds::of(p, min(own.end - own.begin, kBatch));
+  const Team team = Team::for_items(min(own.end - own.begin, kBatch), 1);
   auto batch_at = [&](int begin) -> Part { return {begin, min(begin + kBatch, own.end)}; };
   HeldRow row;
   if (p.cast)
     prefetch_rows(p, batch_at(own.begin));
-  else if (!Block::announcer())
-    load_rows(p, rounds, batch_at(own.begin), row);
+  else if (!Block::announcer() && own.begin + team.in_block < own.end)
+    load_token(p, team, own.begin + team.in_block, row);
   const int before = own.begin < own.end ? own.begin : 0;
   const CountRequest request{
       p.ids, p.shape.placement, p.shape.top_k, p.shape.by_top_k, first ? p.tokens : before, first};
@@ -323,17 +291,12 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
         plan_token(p, s.plan, {so_far, s.rows_to_rank}, token - batch.tokens.begin, token, batch.n);
     __syncthreads();
     if (Block::announcer())
-      announce_batch(p, batch, rounds);
+      announce_batch(p, batch, team);
     else
-      send_batch(p, batch, rounds, row, begin == own.begin);
+      send_batch(p, batch, team, row, begin == own.begin);
   }
   mark(c, kSent);
   return entry;
-}
-
-/// Test builds: whether this rank is to vanish on its way to its first row.
-__device__ __forceinline__ bool stops_before_rows(const Context& c) {
-  return stops(c, Phase::credit) || stops(c, Phase::counts) || stops(c, Phase::dispatch_rows);
 }
 
 // Roles: receiver --------------------------------------------------------------------------------
@@ -347,12 +310,6 @@ __device__ __forceinline__ int source_at(const Context& c, int i) {
 __device__ __forceinline__ const Tagged* counts_from(const Params& p, int source, Epoch n) {
   return at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
 }
-
-__device__ __forceinline__ BlockRange receivers_of(const Params& p) {
-  return {p.first_receiver, static_cast<int>(gridDim.x) - p.first_receiver};
-}
-/// Whether this block writes the outputs that say how many rows came.
-__device__ __forceinline__ bool tells(const Params& p) { return receivers_of(p).index() == 0; }
 
 /// Learns how many rows come from each source, and that they are of the right format; one warp.
 __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
@@ -374,7 +331,7 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
                        static_cast<std::uint64_t>(told[1]) + 1, 0);
         good = false;
       }
-      if (tells(p)) p.routing.rows_from[source] = told[0];
+      if (blockIdx.x == 0) p.routing.rows_from[source] = told[0];
     }
     std::int32_t sum = told[0];
     for (int step = 1; step < 32; step *= 2) {
@@ -418,7 +375,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
         if (source >= c.size || !good) continue;
         const std::int32_t taken = min(counts[i], room - sum);
         places[source * local + e] = sum;
-        if (tells(p)) {
+        if (blockIdx.x == 0) {
           std::int32_t* range = p.ranges + 2 * (static_cast<std::int64_t>(e) * c.size + source);
           range[0] = sum;
           range[1] = taken;
@@ -429,7 +386,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
         sum += taken;
       }
     }
-    if (tells(p) && good) p.tokens_per_expert[e] = sum;
+    if (blockIdx.x == 0 && good) p.tokens_per_expert[e] = sum;
   }
   __syncwarp();
   return Block::all_workers(good);
@@ -500,11 +457,10 @@ __device__ bool receive(const Params& p, Shared& s, Epoch n) {
   bool good = true;
   int i = 0;
   const int rows = s.first_item[c.size];
-  const Team team = Team::for_items(rows, receivers_of(p));
+  const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
 #pragma unroll 1
   for (int base = 0, turn = 0; base < rows && good; base += team.count(), ++turn) {
-    // Teams meet at the same number of barriers, whether they have a row or not: racecheck counts.
-    Expansion& row = s.rows[team.in_block][turn % 2];
+    Expansion& row = s.rows[team.in_block][turn % 2];  // barriers as in send_batch
     const int item = base + team.index();
     while (item < rows && item >= s.first_item[i + 1]) ++i;
     const int source = source_at(c, i), index = item - s.first_item[i];
@@ -552,12 +508,11 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
   const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
-  const bool sender = sends && static_cast<int>(blockIdx.x) < p.senders;
   bool good = true;
-  const Entry entry = sender ? send(p, shared, lane, &good) : enter(c, lane);
-  if (!good || !entry.usable || (sends && stops_before_rows(c))) return;
+  const Entry entry = sends ? send(p, shared, lane, &good) : enter(c, lane);
+  if (!good || !entry.usable) return;
   if (!receives) return leave_send(lane, entry.send);
-  if (!Block::announcer() && receivers_of(p).has_me()) good = receive(p, shared, entry.receive);
+  if (!Block::announcer()) good = receive(p, shared, entry.receive);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   leave_receive(c, lane, p.shape.slots.dispatch, entry.receive, false, sends);

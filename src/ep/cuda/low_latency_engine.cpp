@@ -3,10 +3,8 @@
 #include <array>
 
 #include "base/check.hpp"
-#include "base/env.hpp"
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/runtime.hpp"
-#include "ep/cuda/tuning.hpp"
 
 namespace expertwire::ep {
 
@@ -79,11 +77,6 @@ class CudaEngine final : public LowLatencyEngine {
     p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_scales = work.outputs.scales.as<float>();
     const int blocks = runtime_.budget_of(call);
-    const int held = work.cast ? 4 : cuda::rows_held(p.format.data_bytes);
-    const cuda::Roles roles =
-        cuda::roles_of({blocks, p.tokens, held, half == Half::both, Env::get().sender_blocks});
-    p.senders = roles.senders;
-    p.first_receiver = roles.first_receiver;
     runtime_.run(call, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
     });

@@ -40,8 +40,6 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
-  std::int32_t senders;             ///< blocks [0, senders) send
-  std::int32_t first_receiver;      ///< and those from here on receive
   RowFormat format;                 ///< of the rows that travel and of out_x
   bool cast;                        ///< x is of the row type and is cast to it
   ExpertIds ids;                    ///< [T, K]

@@ -101,12 +101,10 @@ __device__ inline void take_selection(const LowLatencyDispatchParams& p, Plan& p
   plan.weights[b][k] = mine.weight;
 }
 
-/// The tokens that a sending block owns. The first sends the counts, and has none where there are
-/// few, or where others wait for nothing but the counts.
+/// The tokens that a block owns: where there are few, none for the first, which sends the counts.
 __device__ inline Part tokens_of_block(const LowLatencyDispatchParams& p) {
-  const auto block = static_cast<int>(blockIdx.x), blocks = p.senders;
-  const bool alone = blocks > 1 && (p.tokens < blocks || p.first_receiver > 0);
-  if (!alone) return part_of(p.tokens, block, blocks);
+  const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  if (p.tokens >= blocks) return part_of(p.tokens, block, blocks);
   return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
 }
 

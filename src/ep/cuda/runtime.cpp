@@ -1,10 +1,12 @@
 #include "ep/cuda/runtime.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <thread>
 
 #include "base/check.hpp"
+#include "base/env.hpp"
 #include "ep/cuda/trace.hpp"
 
 namespace expertwire::ep::cuda {
@@ -206,6 +208,35 @@ Context Runtime::context_of(const Call& call) const {
   context.stop_at = faults.stop_at;
 #endif
   return context;
+}
+
+double Runtime::measure_links(const Scratch& scratch) {
+  constexpr std::size_t kFewest = std::size_t{8} << 20, kMost = std::size_t{32} << 20;
+  constexpr double kUnmeasured = 350e3;
+  if (share_->link_bytes_per_us > 0) return share_->link_bytes_per_us;
+  Communicator& communicator = *object_.communicator();
+  if (communicator.size() == 1 || scratch.bytes < kFewest) return kUnmeasured;
+  const DeviceGuard guard(share_->device());
+  const int next = (communicator.rank() + 1) % communicator.size();
+  const std::size_t bytes = std::min(scratch.bytes, kMost);
+  cudaStream_t stream = share_->memory_stream().get();
+  cudaEvent_t events[2];
+  for (cudaEvent_t& event : events) check_cuda(cudaEventCreate(&event), "cudaEventCreate");
+  for (int i = 0; i < 2; ++i) {  // the first for practice
+    check_cuda(cudaEventRecord(events[0], stream), "cudaEventRecord");
+    check_cuda(cudaMemcpyAsync(region_->lane(next, 0) + scratch.offset,
+                               lane_base(0) + scratch.offset, bytes, cudaMemcpyDefault, stream),
+               "cudaMemcpyAsync");
+    check_cuda(cudaEventRecord(events[1], stream), "cudaEventRecord");
+  }
+  check_cuda(cudaEventSynchronize(events[1]), "cudaEventSynchronize");
+  float ms = 0;
+  check_cuda(cudaEventElapsedTime(&ms, events[0], events[1]), "cudaEventElapsedTime");
+  for (cudaEvent_t event : events) cudaEventDestroy(event);
+  const double asked = Env::get().link_gbps * 1e3;
+  share_->link_bytes_per_us = asked > 0 ? asked : static_cast<double>(bytes) / (ms * 1e3);
+  communicator.barrier();  // nobody sends rows before all have measured
+  return share_->link_bytes_per_us;
 }
 
 std::byte* Runtime::lane_base(int lane) const {

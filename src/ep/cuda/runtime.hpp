@@ -72,6 +72,9 @@ class DeviceShare {
   /// A stream on which memory is taken and given back; kernels never run there.
   const std::shared_ptr<CUstream_st>& memory_stream() const { return memory_stream_; }
 
+  /// What this GPU writes to a peer, in bytes a microsecond; 0 before it has been measured.
+  double link_bytes_per_us = 0;
+
   /// A lane says how many SMs it uses at most.
   void join(int sms);
   void leave(int sms);
@@ -137,6 +140,15 @@ class Runtime {
   /// SMs for a call, whose wish has been checked.
   int budget_of(const Call& call) const { return call.sms == 0 ? sms_ : call.sms; }
   Context context_of(const Call& call) const;
+
+  /// Memory at the same place of lane 0 of every rank that holds nothing yet.
+  struct Scratch {
+    std::uint64_t offset;
+    std::size_t bytes;
+  };
+  /// The speed of the links, measured once a communicator by all ranks at the same time, if there
+  /// is enough memory for it. Collective.
+  double measure_links(const Scratch& scratch);
 
   /// This rank's part of a lane.
   std::byte* lane_base(int lane) const;

@@ -16,26 +16,14 @@ struct Block {
   __device__ static void sync_workers() { device::barrier_sync<5>(kWorkers); }
   __device__ static bool all_workers(bool value) { return device::barrier_and<5>(kWorkers, value); }
   /// Workers call hand_over() when what is to be announced has been written; the announcer waits
-  /// for them. In up to kMostRounds rounds, as many on both sides; before the first round comes
-  /// again, the whole block meets at a barrier.
-  static constexpr int kMostRounds = 8;
-  __device__ static void hand_over(int round = 0) { device::barrier_arrive(6 + round, kThreads); }
-  __device__ static void await_workers(int round = 0) { device::barrier_sync(6 + round, kThreads); }
-};
-
-/// Blocks of a grid that do something together: [first, first + count).
-struct BlockRange {
-  int first;
-  int count;
-
-  __device__ bool has_me() const { return index() >= 0 && index() < count; }
-  __device__ int index() const { return static_cast<int>(blockIdx.x) - first; }
-  __device__ static BlockRange all() { return {0, static_cast<int>(gridDim.x)}; }
+  /// for them. As often as each other, with a barrier of the whole block between two times.
+  __device__ static void hand_over() { device::barrier_arrive<6>(kThreads); }
+  __device__ static void await_workers() { device::barrier_sync<6>(kThreads); }
 };
 
 /// All workers of a block, a half or a quarter of them, that handle a row by themselves: they meet
-/// at a barrier of their own. The teams of several blocks are numbered so that consecutive ones are
-/// on different SMs.
+/// at a barrier of their own. The teams of a grid are numbered so that consecutive ones are on
+/// different SMs.
 struct Team {
   static constexpr int kMostPerBlock = 4;
 
@@ -43,22 +31,22 @@ struct Team {
   int threads;
   int in_block;
   int thread;
-  BlockRange blocks;
 
-  __device__ Team(int teams, const BlockRange& in)
+  __device__ explicit Team(int teams)
       : per_block(teams),
         threads(Block::kWorkers / teams),
         in_block(static_cast<int>(threadIdx.x) / threads),
-        thread(static_cast<int>(threadIdx.x) % threads),
-        blocks(in) {}
-  /// Teams as large as they can be while each of `items` still has one at once.
-  __device__ static Team for_items(int items, const BlockRange& in) {
-    return {items <= in.count ? 1 : items <= 2 * in.count ? 2 : kMostPerBlock, in};
+        thread(static_cast<int>(threadIdx.x) % threads) {}
+  /// Teams as large as they can be while each of `items`, over `blocks`, still has one at once.
+  __device__ static Team for_items(int items, int blocks) {
+    return Team(items <= blocks ? 1 : items <= 2 * blocks ? 2 : kMostPerBlock);
   }
 
   __device__ int index() const { return index_of(in_block); }
-  __device__ int index_of(int team) const { return team * blocks.count + blocks.index(); }
-  __device__ int count() const { return per_block * blocks.count; }
+  __device__ static int index_of(int team) {
+    return team * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  }
+  __device__ int count() const { return per_block * static_cast<int>(gridDim.x); }
   /// Barriers have constant ids, so that racecheck can follow them.
   __device__ void sync() const {
     static_assert(kMostPerBlock == 4);

@@ -6,44 +6,45 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "expertwire/tuning.hpp"
+
 namespace expertwire::ep::cuda {
 
-/// SMs whose plain stores fill the links of an H200: 15 reach 92% of what all 132 do.
-inline constexpr int kFillingSms = 15;
+/// What a high-throughput dispatch has on its way: warps of a block that send, and the shared
+/// memory of a block's rings, two stages a warp.
+struct Sending {
+  int warps;
+  std::uint32_t ring_bytes;
+};
 
-/// Rows that the registers of a sending block hold: 512 threads, 8 vectors of 16 bytes each.
-constexpr int rows_held(std::uint32_t row_bytes) {
-  constexpr std::uint32_t kBytesAtOnce = 512 * 16, kSlots = 8;
-  const std::uint32_t slots = (row_bytes + kBytesAtOnce - 1) / kBytesAtOnce;
-  return static_cast<int>(std::max(1U, kSlots / slots));
+struct SendingRequest {
+  int blocks;
+  double link_bytes_per_us;  ///< what a GPU writes to its peers
+  bool owned;                ///< receivers copy rows out of the pool, with rings of their own
+  std::uint32_t most_ring_bytes;
+};
+
+/// A row needs about 8 us from the start of its load to the end of its store while the wire is
+/// busy, so speed * 8 us are on their way, over all blocks. More waits in queues, and then SMs that
+/// get a small part of the wire end late. As many warps as have two stages of 7 KB or more, and two
+/// at least. Owned output fills the rings: receivers need them as well.
+constexpr Sending sending_of(const SendingRequest& r) {
+  constexpr double kJourneyUs = 8;
+  constexpr std::uint32_t kStageBytes = 7168, kStages = 2;
+  constexpr int kFewestWarps = 2, kMostWarps = 8;
+  if (r.owned) return {kMostWarps, r.most_ring_bytes};
+  const double wanted = r.link_bytes_per_us * kJourneyUs / r.blocks;
+  const auto ring = static_cast<std::uint32_t>(
+      std::clamp(wanted, static_cast<double>(kFewestWarps * kStages * kStageBytes),
+                 static_cast<double>(r.most_ring_bytes)));
+  const auto warps = static_cast<int>(ring / (kStages * kStageBytes));
+  return {std::clamp(warps, kFewestWarps, kMostWarps), ring};
 }
 
-/// How the blocks of a low-latency dispatch share the work.
-struct Roles {
-  int senders;         ///< blocks [0, senders) send
-  int first_receiver;  ///< blocks from here on receive
-};
-
-struct RolesRequest {
-  int blocks;
-  int tokens;
-  int rows_held;   ///< that a block's registers hold
-  bool fused;      ///< the launch does both halves
-  int senders = 0;  ///< asked for; 0: by formula
-};
-
-/// If a third of the blocks fill the links, they send, and the others expand rows from the first
-/// moment: loads of an SM queue behind its stores to a busy wire. Blocks send no more rows than
-/// they hold, if at most half of them can do that. The first block has the counts and no tokens.
-/// Otherwise all do both.
-constexpr Roles roles_of(const RolesRequest& r) {
-  int senders = r.senders;
-  if (senders == 0 && r.blocks >= 3 * kFillingSms) {
-    const int holding = std::min((r.tokens + r.rows_held - 1) / r.rows_held, r.blocks / 2);
-    senders = 1 + std::min(r.tokens, std::max(r.blocks / 3 - 1, holding));
-  }
-  if (!r.fused || senders == 0 || senders >= r.blocks) return {r.blocks, 0};
-  return {senders, senders};
+/// What was asked for in place of the formula's.
+constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
+  return {asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
+          asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
 }
 
 }  // namespace expertwire::ep::cuda

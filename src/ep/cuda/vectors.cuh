@@ -63,61 +63,36 @@ struct Fp32 {
 /// Vectors that a thread has in flight at once.
 inline constexpr int kInFlight = 4;
 
-/// What a thread of a team holds of rows in registers, loaded early and written late: the beginning
-/// of one row, or several short ones, from `slot` on each.
+/// The part of a row that a thread of a team holds in registers: loaded early, written late.
 struct HeldRow {
   static constexpr int kMost = 8;
   uint4 held[kMost];
 
-  /// Slots that a row takes, if it fits.
-  __device__ static int slots_of(int vectors, int threads) {
-    return (vectors + threads - 1) / threads;
-  }
   __device__ __forceinline__ void load(const void* from, int vectors, int thread, int threads) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i)
       if (thread + i * threads < vectors)
         held[i] = static_cast<const uint4*>(from)[thread + i * threads];
   }
-  /// The same for `count` rows of `slots` slots each; `from(i)` is null where there is none.
-  template <class From>
-  __device__ __forceinline__ void load_all(From from, int count, int slots, int vectors, int thread,
-                                           int threads) {
-    int row = 0, part = 0;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {  // every register is loaded once: no load waits for another
-      const void* row_begin = row < count ? from(row) : nullptr;
-      const auto* begin = static_cast<const uint4*>(row_begin);
-      if (begin != nullptr && thread + part * threads < vectors)
-        held[i] = begin[thread + part * threads];
-      if (++part == slots) {
-        part = 0;
-        ++row;
-      }
-    }
-  }
-  __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads,
-                                        int slot = 0) const {
+  __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads) const {
 #pragma unroll
     for (int i = 0; i < kMost; ++i)
-      if (i >= slot && thread + (i - slot) * threads < vectors)
-        static_cast<uint4*>(to)[thread + (i - slot) * threads] = held[i];
+      if (thread + i * threads < vectors) static_cast<uint4*>(to)[thread + i * threads] = held[i];
   }
 };
 
-/// Copies a row of `vectors` vectors to `count` places; `place(i)` gives them, null for none. It is
-/// held from `slot` on already, and if it is not all there, from slot 0.
+/// Copies a row of `vectors` vectors to `count` places; `place(i)` gives them, null for none. Its
+/// first vectors are in `row` already.
 template <class Place>
 __device__ __forceinline__ void copy_held_row(HeldRow& row, const void* from, int vectors,
-                                              int thread, int threads, int count, Place place,
-                                              int slot = 0) {
+                                              int thread, int threads, int count, Place place) {
 #pragma unroll 1
   for (int first = 0;;) {
 #pragma unroll 1
     for (int i = 0; i < count; ++i)
       if (void* to = place(i))
-        row.store(static_cast<uint4*>(to) + first, vectors - first, thread, threads, slot);
-    first += (HeldRow::kMost - slot) * threads;
+        row.store(static_cast<uint4*>(to) + first, vectors - first, thread, threads);
+    first += HeldRow::kMost * threads;
     if (first >= vectors) return;
     row.load(static_cast<const uint4*>(from) + first, vectors - first, thread, threads);
   }

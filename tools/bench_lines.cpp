@@ -1,0 +1,66 @@
+#include "bench_lines.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace expertwire::tools {
+
+namespace {
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0
+                        : std::accumulate(values.begin(), values.end(), 0.0) /
+                              static_cast<double>(values.size());
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(std::lround(q * static_cast<double>(values.size() - 1)))];
+}
+
+}  // namespace
+
+PerRank gather(Communicator& communicator, const std::vector<double>& mine) {
+  const auto ranks = static_cast<std::size_t>(communicator.size());
+  std::vector<double> all(mine.size() * ranks);
+  std::copy(mine.begin(), mine.end(),
+            all.begin() + static_cast<std::ptrdiff_t>(
+                              mine.size() * static_cast<std::size_t>(communicator.rank())));
+  communicator.all_gather(all.data(), mine.size() * sizeof(double));
+  PerRank split;
+  for (std::size_t r = 0; r < ranks; ++r)
+    split.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(r * mine.size()),
+                       all.begin() + static_cast<std::ptrdiff_t>((r + 1) * mine.size()));
+  return split;
+}
+
+Line summarize(const std::string& name, const PerRank& times) {
+  std::vector<double> slowest(times.front().size(), 0), means;
+  for (const auto& rank : times) {
+    for (std::size_t i = 0; i < rank.size(); ++i) slowest[i] = std::max(slowest[i], rank[i]);
+    means.push_back(mean(rank));
+  }
+  return {name,
+          mean(slowest),
+          quantile(slowest, 0.5),
+          quantile(slowest, 0.99),
+          quantile(slowest, 0),
+          quantile(slowest, 1),
+          mean(means),
+          *std::min_element(means.begin(), means.end()),
+          *std::max_element(means.begin(), means.end())};
+}
+
+nlohmann::json to_json(const Line& line) {
+  return {{"mean_us", line.mean_us},
+          {"p50_us", line.p50},
+          {"p99_us", line.p99},
+          {"min_us", line.min},
+          {"max_us", line.max},
+          {"over_ranks",
+           {{"avg_us", line.rank_avg}, {"min_us", line.rank_min}, {"max_us", line.rank_max}}}};
+}
+
+}  // namespace expertwire::tools
