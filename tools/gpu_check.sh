@@ -83,10 +83,10 @@ if [ "$gpus" -gt 1 ]; then
   bench ll_128_combine ll --weights combine --iters 200
 
   # Other numbers of SMs, the formulas against a sweep, and NCCL in the same run, where there is one.
-  step sweep_ht 60 "$bin/expertwire" bench ht --sms 0,64,48,32,24,20,16,12,8 --iters 20 \
+  step sweep_ht 60 "$bin/expertwire" bench ht --sms 0,64,32,24,16,12,8 --iters 20 \
     --device cuda --json "$OUT/sweep_ht.json"
   step sweep_ll 60 "$bin/expertwire" bench ll --tune --device cuda --json "$OUT/sweep_ll.json"
-  step tune_ht 90 "$bin/expertwire" bench ht --tune --sms 0,24,16,8 --iters 15 \
+  step tune_ht 90 "$bin/expertwire" bench ht --tune --sms 24,8 --iters 10 \
     --device cuda --json "$OUT/sweep_tune_ht.json"
   nccl=$(find / -xdev -name libnccl.so.2 -not -path '/proc/*' 2>/dev/null | head -1)
   if [ -n "$nccl" ]; then

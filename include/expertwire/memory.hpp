@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -50,8 +51,10 @@ class Arena {
   const Memory& part(int rank) const { return parts_[static_cast<std::size_t>(rank)]; }
 
   /// Takes `bytes` of this rank's part, aligned to 4096 bytes, and returns the offset. The content
-  /// is unspecified. Throws `Error{capacity}` that says how much is left. Thread-safe.
-  std::uint64_t carve(std::size_t bytes);
+  /// is unspecified. Where there is no room but some will come back (see give_back_when) it waits
+  /// for that as long as `patience`. Throws `Error{capacity}` that says how much is left.
+  /// Thread-safe.
+  std::uint64_t carve(std::size_t bytes, std::chrono::milliseconds patience = {});
   /// Returns what carve() gave. Pages go back to the operating system.
   void give_back(std::uint64_t offset) noexcept;
   /// The same once `safe()` is true, which carve() and carved() look at; at once if it is now.
@@ -60,10 +63,16 @@ class Arena {
   std::size_t carved();
 
  private:
+  struct Gap {
+    bool fits = false;
+    std::uint64_t offset = 0, largest = 0;
+  };
+  Gap find_gap(std::size_t bytes) const;  // under mutex_
+  void release_safe();                    // under mutex_
+  void release(std::uint64_t offset);     // under mutex_
+
   std::vector<Memory> parts_;
   int rank_;
-  void release_safe();                 // under mutex_
-  void release(std::uint64_t offset);  // under mutex_
 
   std::mutex mutex_;
   std::map<std::uint64_t, std::size_t> taken_;  // offset to size

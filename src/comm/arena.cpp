@@ -1,8 +1,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "base/check.hpp"
+#include "expertwire/deadline.hpp"
 #include "expertwire/memory.hpp"
 
 namespace expertwire {
@@ -11,32 +13,53 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
+std::size_t pages_of(std::size_t bytes) {
+  return std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
+}
+
 }  // namespace
 
 Arena::Arena(std::vector<Memory> parts, int rank) : parts_(std::move(parts)), rank_(rank) {}
 
-std::uint64_t Arena::carve(std::size_t bytes) {
-  std::lock_guard lock(mutex_);
-  release_safe();
+std::uint64_t Arena::carve(std::size_t bytes, std::chrono::milliseconds patience) {
+  const Deadline deadline = Deadline::after(patience);
   const std::size_t whole = local().bytes();
-  const std::size_t size =
-      bytes > whole ? bytes : std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
-  std::uint64_t offset = 0;
-  std::uint64_t largest = 0;
-  bool found = false;
-  for (const auto& [begin, length] : taken_) {
-    largest = std::max(largest, begin - offset);
-    found = begin - offset >= size;
-    if (found) break;
-    offset = begin + length;
+  for (;;) {
+    {
+      std::lock_guard lock(mutex_);
+      release_safe();
+      const Gap gap = find_gap(bytes);
+      if (gap.fits) {
+        taken_[gap.offset] = pages_of(bytes);
+        return gap.offset;
+      }
+      check(!leaving_.empty() && bytes <= whole && !deadline.expired(), ErrorCode::capacity,
+            "an object needs {} bytes of the arena, which has {} bytes in one piece left of {}{}; "
+            "make the communicator with a larger arena_bytes, or set EXPERTWIRE_ARENA_BYTES",
+            bytes, gap.largest, whole,
+            leaving_.empty() ? "" : " (other ranks have not destroyed all objects of before)");
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
-  if (!found) largest = std::max<std::uint64_t>(largest, whole - offset);
-  check(found || size <= whole - offset, ErrorCode::capacity,
-        "an object needs {} bytes of the arena, which has {} bytes in one piece left of {}; make "
-        "the communicator with a larger arena_bytes, or set EXPERTWIRE_ARENA_BYTES",
-        bytes, largest, whole);
-  taken_[offset] = size;
-  return offset;
+}
+
+/// The first gap that has room, or the largest that there is; under mutex_.
+Arena::Gap Arena::find_gap(std::size_t bytes) const {
+  const std::size_t whole = local().bytes();
+  Gap gap;
+  if (bytes > whole) return {false, 0, whole};
+  const std::size_t size = pages_of(bytes);
+  for (const auto& [begin, length] : taken_) {
+    gap.largest = std::max(gap.largest, begin - gap.offset);
+    if (begin - gap.offset >= size) {
+      gap.fits = true;
+      return gap;
+    }
+    gap.offset = begin + length;
+  }
+  gap.largest = std::max<std::uint64_t>(gap.largest, whole - gap.offset);
+  gap.fits = size <= whole - gap.offset;
+  return gap;
 }
 
 void Arena::give_back(std::uint64_t offset) noexcept {

@@ -14,8 +14,10 @@ SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t
   std::vector<Places> all(size, Places{kNoRoom, kNoRoom});
   std::optional<Error> refused;
   try {
-    mine_.farewells = communicator_->host_arena().carve(size * sizeof(std::uint64_t));
-    mine_.data = communicator_->arena().carve(bytes);
+    // An object of before may still be in use at a rank that is slower to destroy it.
+    const auto patience = communicator_->timeout();
+    mine_.farewells = communicator_->host_arena().carve(size * sizeof(std::uint64_t), patience);
+    mine_.data = communicator_->arena().carve(bytes, patience);
     all[rank] = mine_;
     for (std::size_t peer = 0; peer < size; ++peer)
       *farewell(mine_, communicator_->rank(), peer) = 0;

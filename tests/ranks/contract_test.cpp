@@ -388,6 +388,23 @@ TEST(Contract, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
   });
 }
 
+TEST(Contract, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
+  const MoeShape shape{64, 8, 2, 64, DType::bf16};
+  CommunicatorOptions memory = small_arena();
+  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
+  with_thread_ranks(
+      2,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        for (int i = 0; i < 3; ++i) {
+          auto object = HighThroughput::create(communicator, {shape});
+          communicator->barrier();
+          if (communicator->rank() == i % 2)
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        }
+      },
+      memory);
+}
+
 TEST(Contract, ARankWithoutRoomIsAnErrorOnEveryRank) {
   run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
     CommunicatorOptions options = small_arena();
