@@ -107,6 +107,32 @@ TEST(Bootstrap, NamesTheRankThatDoesNotCome) {
   EXPECT_EQ(named, 2);
 }
 
+/// Whether the call failed as it should; `bytes` differ.
+bool fails_as_different(Bootstrap& bootstrap, std::size_t bytes) {
+  std::vector<std::uint64_t> words(16);
+  try {
+    bootstrap.all_gather(words.data(), bytes, Deadline::after(std::chrono::seconds(60)));
+  } catch (const Error& error) {
+    return error.code() == ErrorCode::mismatch;
+  }
+  return false;
+}
+
+TEST(Bootstrap, AllThreadRanksLearnThatOneCameWithAnotherSize) {
+  std::atomic<int> failed{0};
+  run_in_process(4, [&](std::shared_ptr<Bootstrap> b) {
+    if (fails_as_different(*b, b->rank() == 2 ? 16 : 8)) ++failed;
+  });
+  EXPECT_EQ(failed, 4);
+}
+
+TEST(Bootstrap, AllRanksLearnThatOneCameWithAnotherSize) {
+  const ExitCodes codes = run_processes(4, [](std::shared_ptr<Bootstrap> b) {
+    return fails_as_different(*b, b->rank() == 2 ? 16 : 8) ? 7 : 1;
+  });
+  EXPECT_EQ(codes, (ExitCodes{7, 7, 7, 7}));
+}
+
 TEST(Bootstrap, OfProcessesNamesTheRankThatDied) {
   const ExitCodes codes = run_processes(4, [](std::shared_ptr<Bootstrap> b) {
     if (b->rank() == 2) ::raise(SIGKILL);

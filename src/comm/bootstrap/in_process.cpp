@@ -26,9 +26,11 @@ class Group {
     // The call before must be over; after a failure every call fails.
     wait(lock, rank, deadline, [&] { return leaving_ == 0 && !verdict_; });
     if (arrived_ == 0) buffer_.assign(here_.size() * bytes, 0);
-    check(buffer_.size() == here_.size() * bytes, ErrorCode::mismatch,
-          "all_gather: rank {} came with {} bytes a rank, others with {}", rank, bytes,
-          buffer_.size() / here_.size());
+    if (buffer_.size() != here_.size() * bytes)
+      fail(rank, {ErrorCode::mismatch, rank,
+                  fmt::format("all_gather: rank {} came with {} bytes a rank, others with {}; do "
+                              "all ranks make the same calls?",
+                              rank, bytes, buffer_.size() / here_.size())});
     const std::size_t mine = static_cast<std::size_t>(rank) * bytes;
     if (bytes > 0) std::memcpy(buffer_.data() + mine, data + mine, bytes);
     here_[static_cast<std::size_t>(rank)] = Presence::waiting;
@@ -54,6 +56,18 @@ class Group {
 
  private:
   enum class Presence : char { away, waiting, gone };
+  struct Verdict {
+    ErrorCode code;
+    int peer;
+    std::string text;
+  };
+
+  /// Ends this call and all others of all ranks; under mutex_.
+  [[noreturn]] void fail(int rank, const Verdict& verdict) {
+    verdict_ = verdict;
+    changed_.notify_all();
+    throw Error(verdict.code, verdict.text, {rank, verdict.peer, Phase::bootstrap});
+  }
 
   /// Waits for `condition`. The first rank to give up settles for all whose fault it is, so that
   /// its own leaving is not blamed for what comes after.
@@ -70,10 +84,7 @@ class Group {
             ErrorCode::timeout, missing,
             fmt::format("rank {} did not come within {} ms", missing, deadline.budget().count())};
       }
-      if (verdict_) {
-        changed_.notify_all();
-        throw Error(verdict_->code, verdict_->text, {rank, verdict_->peer, Phase::bootstrap});
-      }
+      if (verdict_) fail(rank, *verdict_);
       changed_.wait_until(lock, until);
     }
   }
@@ -83,12 +94,6 @@ class Group {
       if (here_[i] == presence) return static_cast<int>(i);
     return -1;
   }
-
-  struct Verdict {
-    ErrorCode code;
-    int peer;
-    std::string text;
-  };
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -38,12 +38,13 @@ class Rendezvous final : public Bootstrap {
   }
 
  private:
+  enum class Trouble : std::int32_t { gone, late, differs };
   /// Goes before the data in both directions.
   struct Frame {
     std::uint64_t call;
     std::uint64_t bytes_per_rank;
-    std::int32_t lost;       ///< from rank 0: -1, or the rank for which the call failed
-    std::int32_t timed_out;  ///< from rank 0: whether that rank was late rather than gone
+    std::int32_t lost;  ///< from rank 0: -1, or the rank for which the call failed
+    Trouble trouble;    ///< from rank 0: and why
   };
 
   Party party(const std::string& secret) const { return {secret, "rendezvous", rank(), size()}; }
@@ -83,49 +84,57 @@ class Rendezvous final : public Bootstrap {
                        request_.address, request_.timeout.count(), text);
   }
 
+  static Trouble trouble_of(Transfer result) {
+    return result == Transfer::timed_out ? Trouble::late : Trouble::gone;
+  }
   ErrorContext context(int peer) const { return {rank(), peer, Phase::bootstrap}; }
 
-  [[noreturn]] void fail(int peer, bool timed_out, Deadline deadline) const {
-    if (timed_out)
+  [[noreturn]] void fail(int peer, Trouble trouble, Deadline deadline) const {
+    if (trouble == Trouble::late)
       throw Error(ErrorCode::timeout,
                   fmt::format("rank {} did not come within {} ms", peer, deadline.budget().count()),
+                  context(peer));
+    if (trouble == Trouble::differs)
+      throw Error(ErrorCode::mismatch,
+                  fmt::format("all_gather, call {}: rank {} came with another size, or for another "
+                              "call, than rank 0; do all ranks make the same calls?",
+                              calls_, peer),
                   context(peer));
     throw Error(ErrorCode::peer_lost, fmt::format("rank {} has left the job", peer), context(peer));
   }
 
   void gather_and_hand_out(char* data, std::size_t bytes, Deadline deadline) {
     int lost = -1;
-    bool timed_out = false;
+    Trouble trouble = Trouble::gone;
     for (int r = 1; r < size() && lost < 0; ++r) {
       Frame frame{};
       const int fd = sockets_[static_cast<std::size_t>(r)].get();
       Transfer result = receive_all(fd, &frame, sizeof(frame), deadline);
-      if (result == Transfer::done) {
-        check(frame.call == calls_ && frame.bytes_per_rank == bytes, ErrorCode::mismatch,
-              "all_gather: rank {} is at call {} with {} bytes a rank, rank 0 at call {} with {}",
-              r, frame.call, frame.bytes_per_rank, calls_, bytes);
+      const bool same = frame.call == calls_ && frame.bytes_per_rank == bytes;
+      if (result == Transfer::done && same)
         result = receive_all(fd, data + static_cast<std::size_t>(r) * bytes, bytes, deadline);
-      }
-      if (result != Transfer::done) lost = r, timed_out = result == Transfer::timed_out;
+      if (result == Transfer::done && same) continue;
+      lost = r;
+      trouble = result == Transfer::done ? Trouble::differs : trouble_of(result);
     }
     // All others are told, also when one cannot be: what they need is complete, or lost for all.
     const bool complete = lost < 0;
-    const Frame frame{calls_, bytes, lost, timed_out ? 1 : 0};
+    const Frame frame{calls_, bytes, lost, trouble};
     const Deadline farewell = complete ? deadline : Deadline::after(std::chrono::seconds(1));
     for (int r = 1; r < size(); ++r) {
-      if (!complete && r == lost) continue;
+      if (!complete && r == lost && trouble != Trouble::differs) continue;
       const int fd = sockets_[static_cast<std::size_t>(r)].get();
       Transfer result = send_all(fd, &frame, sizeof(frame), farewell);
       if (result == Transfer::done && complete)
         result = send_all(fd, data, static_cast<std::size_t>(size()) * bytes, farewell);
-      if (result != Transfer::done && lost < 0) lost = r, timed_out = result == Transfer::timed_out;
+      if (result != Transfer::done && lost < 0) lost = r, trouble = trouble_of(result);
     }
-    if (lost >= 0) fail(lost, timed_out, deadline);
+    if (lost >= 0) fail(lost, trouble, deadline);
   }
 
   void hand_in(char* data, std::size_t bytes, Deadline deadline) {
     const int fd = sockets_.front().get();
-    const Frame frame{calls_, bytes, -1, 0};
+    const Frame frame{calls_, bytes, -1, Trouble::gone};
     Frame answer{};
     // Rank 0 knows who is late, so it gets a little longer to say so.
     const Deadline patience = Deadline::after(deadline.remaining() + std::chrono::seconds(2));
@@ -133,11 +142,10 @@ class Rendezvous final : public Bootstrap {
     if (send_all(fd, &frame, sizeof(frame), deadline) == Transfer::done)
       send_all(fd, data + static_cast<std::size_t>(rank()) * bytes, bytes, deadline);
     Transfer result = receive_all(fd, &answer, sizeof(answer), patience);
-    if (result == Transfer::done && answer.lost >= 0)
-      fail(answer.lost, answer.timed_out != 0, deadline);
+    if (result == Transfer::done && answer.lost >= 0) fail(answer.lost, answer.trouble, deadline);
     if (result == Transfer::done)
       result = receive_all(fd, data, static_cast<std::size_t>(size()) * bytes, patience);
-    if (result != Transfer::done) fail(0, result == Transfer::timed_out, deadline);
+    if (result != Transfer::done) fail(0, trouble_of(result), deadline);
   }
 
   RendezvousRequest request_;
