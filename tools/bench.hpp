@@ -55,6 +55,7 @@ struct Timings {
 /// What a comparison with another library took.
 struct Peer {
   std::string name;
+  std::string version;
   Timings timings;
 };
 

@@ -103,7 +103,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   result.memcpy_us = (result.memcpy_us + after) / 2;
   if (options.peer == "mpi")
-    result.peers = {{"mpi", bench_mpi(*communicator, steps, options, result.threads)}};
+    result.peers = {{"mpi", "", bench_mpi(*communicator, steps, options, result.threads)}};
   return result;
 }
 

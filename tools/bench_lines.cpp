@@ -36,13 +36,15 @@ PerRank gather(Communicator& communicator, const std::vector<double>& mine) {
   return split;
 }
 
-Line summarize(const std::string& name, const PerRank& times) {
+Line summarize(const std::string& how, Operation operation, const PerRank& times) {
+  static constexpr const char* kNames[] = {"dispatch", "combine", "pair"};
   std::vector<double> slowest(times.front().size(), 0), means;
   for (const auto& rank : times) {
     for (std::size_t i = 0; i < rank.size(); ++i) slowest[i] = std::max(slowest[i], rank[i]);
     means.push_back(mean(rank));
   }
-  return {name,
+  return {how + (how.empty() ? "" : " ") + kNames[static_cast<int>(operation)],
+          operation,
           mean(slowest),
           quantile(slowest, 0.5),
           quantile(slowest, 0.99),

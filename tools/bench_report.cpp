@@ -20,12 +20,13 @@ namespace {
 using nlohmann::json;
 
 std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timings,
-                                 const std::string& prefix) {
+                                 const std::string& how) {
   std::vector<double> pair(timings.dispatch.size());
   for (std::size_t i = 0; i < pair.size(); ++i) pair[i] = timings.dispatch[i] + timings.combine[i];
-  std::vector<Line> lines{summarize(prefix + "dispatch", gather(communicator, timings.dispatch)),
-                          summarize(prefix + "combine", gather(communicator, timings.combine)),
-                          summarize(prefix + "pair", gather(communicator, pair))};
+  std::vector<Line> lines{
+      summarize(how, Operation::dispatch, gather(communicator, timings.dispatch)),
+      summarize(how, Operation::combine, gather(communicator, timings.combine)),
+      summarize(how, Operation::pair, gather(communicator, pair))};
   return lines;
 }
 
@@ -37,13 +38,13 @@ struct Totals {
   struct Floor {
     double bytes, us;
   };
-  Floor floor_of(const std::string& line) const {
+  Floor floor_of(Operation operation) const {
     const double rows = burst_us > 0 ? wire : unique;
     const Floor dispatch{rows * dispatch_row,
                          burst_us > 0 ? dispatch_burst_us : memcpy_us * dispatch_row / combine_row};
     const Floor combine{rows * combine_row, burst_us > 0 ? burst_us : memcpy_us};
-    if (line.ends_with("dispatch")) return dispatch;
-    if (line.ends_with("combine")) return combine;
+    if (operation == Operation::dispatch) return dispatch;
+    if (operation == Operation::combine) return combine;
     return {dispatch.bytes + combine.bytes, dispatch.us + combine.us};
   }
 };
@@ -76,7 +77,7 @@ void print_lines(const std::vector<Line>& lines, const Totals& totals) {
              "mean", "p50", "p99", "min", "max", "rank avg", "min", "max",
              cuda ? "wire GB/s" : "uniq GB/s", cuda ? "of burst" : "of memcpy");
   for (const Line& line : lines) {
-    const Totals::Floor floor = totals.floor_of(line.name);
+    const Totals::Floor floor = totals.floor_of(line.operation);
     fmt::print(
         "{:<17} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} | {:>9.1f} {:>9.1f} {:>9.1f} "
         "| {:>9.2f} {:>8.0f}%\n",
@@ -88,17 +89,17 @@ void print_lines(const std::vector<Line>& lines, const Totals& totals) {
 /// All that was timed, as lines.
 std::vector<Line> summarize_all(Communicator& communicator, const Measurement& m) {
   const bool cuda = communicator.cuda_device() >= 0;
-  std::vector<Line> lines = summarize_pair(communicator, m.timings, cuda ? "host " : "");
+  std::vector<Line> lines = summarize_pair(communicator, m.timings, cuda ? "host" : "");
   if (!m.stream.dispatch.empty()) {
-    const auto stream = summarize_pair(communicator, m.stream, "stream ");
+    const auto stream = summarize_pair(communicator, m.stream, "stream");
     lines.insert(lines.end(), stream.begin(), stream.end());
   }
   if (!m.kernel.dispatch.empty()) {
-    const auto kernel = summarize_pair(communicator, m.kernel, "kernel ");
+    const auto kernel = summarize_pair(communicator, m.kernel, "kernel");
     lines.insert(lines.end(), kernel.begin(), kernel.end());
   }
   if (!m.graph_pair.empty())
-    lines.push_back(summarize("graph pair", gather(communicator, m.graph_pair)));
+    lines.push_back(summarize("graph", Operation::pair, gather(communicator, m.graph_pair)));
   return lines;
 }
 
@@ -140,7 +141,7 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   const std::vector<Line> lines = summarize_all(communicator, m);
   std::vector<Line> peers;
   for (const Peer& peer : m.peers) {
-    const auto three = summarize_pair(communicator, peer.timings, peer.name + " ");
+    const auto three = summarize_pair(communicator, peer.timings, peer.name);
     peers.insert(peers.end(), three.begin(), three.end());
   }
   if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
@@ -151,6 +152,8 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   std::vector<Line> all = lines;
   all.insert(all.end(), peers.begin(), peers.end());
   print_lines(all, totals);
+  if (!m.peers.empty() && !m.peers.front().version.empty())
+    fmt::print("# {} is version {}\n", options.peer, m.peers.front().version);
   for (const std::string& line : m.moments) fmt::print("# {}\n", line);
   // Peers are timed as the first three lines are on the CPU, and as the next three are on CUDA.
   const std::size_t ours = communicator.cuda_device() >= 0 ? 3 : 0;
@@ -199,6 +202,7 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
                    {"burst_us", totals.burst_us},
                    {"dispatch_burst_us", totals.dispatch_burst_us},
                    {"moments", m.moments},
+                   {"peer_version", m.peers.empty() ? "" : m.peers.front().version},
                    {"verified", options.verify},
                    {"checked", totals.checked},
                    {"wrong", totals.wrong}};

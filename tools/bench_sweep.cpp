@@ -31,8 +31,8 @@ std::vector<Row> over_ranks(Communicator& communicator, const std::vector<SweepP
   std::vector<Row> rows;
   for (const SweepPoint& point : points)
     rows.push_back({point.sms, point.tuning,
-                    summarize("dispatch", gather(communicator, point.kernel.dispatch)),
-                    summarize("combine", gather(communicator, point.kernel.combine)),
+                    summarize("", Operation::dispatch, gather(communicator, point.kernel.dispatch)),
+                    summarize("", Operation::combine, gather(communicator, point.kernel.combine)),
                     slowest(communicator, point.dispatch_burst_us),
                     slowest(communicator, point.burst_us)});
   return rows;

@@ -1,6 +1,7 @@
 #include "nccl_peer.hpp"
 
 #include <dlfcn.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -29,6 +30,7 @@ class Nccl {
                                            "directory into LD_LIBRARY_PATH (") +
                                ::dlerror() + ")");
     find("ncclGetErrorString", error_string);
+    find("ncclGetVersion", get_version);
     find("ncclGetUniqueId", get_unique_id);
     find("ncclCommInitRank", comm_init_rank);
     find("ncclCommDestroy", comm_destroy);
@@ -44,7 +46,15 @@ class Nccl {
       throw std::runtime_error(std::string(call) + " failed: " + error_string(result));
   }
 
+  /// E.g. 2.28.9.
+  std::string version() const {
+    int number = 0;
+    require(get_version(&number), "ncclGetVersion");
+    return fmt::format("{}.{}.{}", number / 10000, number / 100 % 100, number % 100);
+  }
+
   const char* (*error_string)(int);
+  int (*get_version)(int*);
   int (*get_unique_id)(UniqueId*);
   int (*comm_init_rank)(Comm*, int, UniqueId, int);
   int (*comm_destroy)(Comm);
@@ -108,6 +118,8 @@ class Exchange {
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
   ~Exchange() { nccl_.comm_destroy(comm_); }
+
+  std::string version() const { return nccl_.version(); }
 
   /// Rows to every other rank, or (`back`) the other way round.
   void all_to_all(int step, bool back) {
@@ -182,10 +194,13 @@ class Exchange {
 std::vector<Peer> bench_nccl(Communicator& communicator, const Steps& steps,
                              const BenchOptions& options, cudaStream_t stream) {
   Exchange exchange(communicator, steps, options, stream);
-  return {{"nccl a2a", exchange.time([&](int i) { exchange.all_to_all(i, false); },
-                                     [&](int i) { exchange.all_to_all(i, true); })},
-          {"nccl ag/rs", exchange.time([&](int) { exchange.all_gather(); },
-                                       [&](int) { exchange.reduce_scatter(); })}};
+  const std::string version = exchange.version();
+  return {{"nccl a2a", version,
+           exchange.time([&](int i) { exchange.all_to_all(i, false); },
+                         [&](int i) { exchange.all_to_all(i, true); })},
+          {"nccl ag/rs", version,
+           exchange.time([&](int) { exchange.all_gather(); },
+                         [&](int) { exchange.reduce_scatter(); })}};
 }
 
 }  // namespace expertwire::tools
