@@ -1,6 +1,5 @@
 // What both modes promise besides right values: errors, handles, lanes, streams, shapes.
 
-#include <dirent.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,7 +7,7 @@
 #include <cstring>
 #include <thread>
 
-#include "ranks/thread_ranks.hpp"
+#include "ranks/requests.hpp"
 
 namespace expertwire::test {
 namespace {
@@ -17,37 +16,6 @@ using reference::RankInput;
 using reference::RoundTripOptions;
 using reference::RoutingPattern;
 using reference::Workload;
-
-const MoeShape kShape{64, 24, 4, 32, DType::bf16};
-
-Workload workload_for(int ranks, const MoeShape& shape = kShape) {
-  return Workload({shape, ranks, 21, RoutingPattern::parse("uniform"), true});
-}
-
-template <class Call>
-void expect_error(ErrorCode code, const char* words, Call call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error: " << words;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(words), std::string::npos) << error.what();
-  }
-}
-
-/// A request over inputs that it keeps.
-template <class Object>
-struct Request {
-  RankInput input;
-  typename Object::DispatchRequest dispatch;
-
-  Request(const Workload& workload, int rank, int step) : input(workload.input(rank, step)) {
-    const MoeShape& shape = workload.spec().shape;
-    dispatch.x = {input.x.data(), shape.dtype, {input.tokens, shape.hidden}};
-    dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {input.tokens, shape.top_k}};
-    dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {input.tokens, shape.top_k}};
-  }
-};
 
 TEST(Contract, BadInputConsumesNoOperation) {
   const Workload workload = workload_for(3);
@@ -360,64 +328,6 @@ TEST(Contract, ObjectsWaitForTheirQueuedWork) {
   });
 }
 
-/// What a slow rank still writes for an object does not land in the next one's memory.
-TEST(Contract, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
-  const Workload workload = workload_for(2);
-  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
-    auto pool_dispatch = [&](HighThroughput& object) {
-      Request<HighThroughput> request(workload, communicator->rank(), 1);
-      request.dispatch.output = HighThroughput::Output::pool;
-      return object.dispatch(request.dispatch);
-    };
-    auto first = HighThroughput::create(communicator, {kShape});
-    const auto held = pool_dispatch(*first);
-    std::unique_ptr<HighThroughput> second;
-    const std::size_t before = communicator->arena().carved();
-    if (communicator->rank() == 0) {
-      first->release(held.handle);
-      first.reset();
-      EXPECT_EQ(communicator->arena().carved(), before);  // rank 1 still has it
-      second = HighThroughput::create(communicator, {kShape});
-    } else {
-      second = HighThroughput::create(communicator, {kShape});
-      first->release(held.handle);  // writes a credit into what rank 0 let go of
-      first.reset();
-    }
-    communicator->barrier();
-    EXPECT_EQ(communicator->arena().carved(), before);
-  });
-}
-
-TEST(Contract, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
-  const MoeShape shape{64, 8, 2, 64, DType::bf16};
-  CommunicatorOptions memory = small_arena();
-  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
-  with_thread_ranks(
-      2,
-      [&](const std::shared_ptr<Communicator>& communicator) {
-        for (int i = 0; i < 3; ++i) {
-          auto object = HighThroughput::create(communicator, {shape});
-          communicator->barrier();
-          if (communicator->rank() == i % 2)
-            std::this_thread::sleep_for(std::chrono::milliseconds(100));
-        }
-      },
-      memory);
-}
-
-TEST(Contract, ARankWithoutRoomIsAnErrorOnEveryRank) {
-  run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
-    CommunicatorOptions options = small_arena();
-    if (bootstrap->rank() == 1) options.arena_bytes = 4096 * 4;
-    auto communicator = Communicator::create(std::move(bootstrap), options);
-    expect_error(ErrorCode::capacity,
-                 communicator->rank() == 1 ? "EXPERTWIRE_ARENA_BYTES" : "rank 1",
-                 [&] { LowLatency::create(communicator, {kShape}); });
-    communicator->barrier();
-    EXPECT_EQ(communicator->arena().carved(), 0U);
-  });
-}
-
 TEST(Contract, CapacityIsGivenByAllRanksOrNone) {
   const Workload workload = workload_for(2);
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
@@ -557,7 +467,7 @@ TEST(Contract, ARankThatLeavesIsFoundBeforeTheDeadline) {
   });
 }
 
-// Shapes and resources -------------------------------------------------------------------------
+// Shapes ---------------------------------------------------------------------------------------
 
 TEST(Contract, FortyRanks) {
   const MoeShape shape{16, 40 * 3, 5, 6, DType::bf16};
@@ -570,30 +480,6 @@ TEST(Contract, FortyRanks) {
       reports.add(round_trip(*ll, *communicator, workload, step, {}));
       reports.add(round_trip(*ht, *communicator, workload, step, {}));
     }
-  });
-}
-
-int threads_of_process() {
-  DIR* folder = ::opendir("/proc/self/task");
-  int count = 0;
-  while (::readdir(folder) != nullptr) ++count;
-  ::closedir(folder);
-  return count;
-}
-
-TEST(Contract, AThousandObjectsLeaveNothingBehind) {
-  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
-    communicator->barrier();
-    const int before = threads_of_process();
-    communicator->barrier();
-    for (int i = 0; i < 500; ++i) {
-      LowLatency::create(communicator, {kShape, 2, 2});
-      HighThroughput::create(communicator, {kShape, 2, 0, 2});
-    }
-    communicator->barrier();
-    EXPECT_EQ(communicator->arena().carved(), 0U);
-    EXPECT_LE(threads_of_process(), before);
-    communicator->barrier();
   });
 }
 

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "ranks/thread_ranks.hpp"
+
+namespace expertwire::test {
+
+inline const MoeShape kShape{64, 24, 4, 32, DType::bf16};
+
+inline reference::Workload workload_for(int ranks, const MoeShape& shape = kShape) {
+  return reference::Workload({shape, ranks, 21, reference::RoutingPattern::parse("uniform"), true});
+}
+
+template <class Call>
+void expect_error(ErrorCode code, const char* words, Call call) {
+  try {
+    call();
+    ADD_FAILURE() << "no error: " << words;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    EXPECT_NE(std::string(error.what()).find(words), std::string::npos) << error.what();
+  }
+}
+
+/// A request over inputs that it keeps.
+template <class Object>
+struct Request {
+  reference::RankInput input;
+  typename Object::DispatchRequest dispatch;
+
+  Request(const reference::Workload& workload, int rank, int step)
+      : input(workload.input(rank, step)) {
+    const MoeShape& shape = workload.spec().shape;
+    dispatch.x = {input.x.data(), shape.dtype, {input.tokens, shape.hidden}};
+    dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {input.tokens, shape.top_k}};
+    dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {input.tokens, shape.top_k}};
+  }
+};
+
+}  // namespace expertwire::test

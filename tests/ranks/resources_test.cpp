@@ -1,0 +1,98 @@
+// What objects take and give back: room in the arena, descriptors, threads.
+
+#include <dirent.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "ranks/requests.hpp"
+
+namespace expertwire::test {
+namespace {
+
+using reference::Workload;
+
+/// What a slow rank still writes for an object does not land in the next one's memory.
+TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto pool_dispatch = [&](HighThroughput& object) {
+      Request<HighThroughput> request(workload, communicator->rank(), 1);
+      request.dispatch.output = HighThroughput::Output::pool;
+      return object.dispatch(request.dispatch);
+    };
+    auto first = HighThroughput::create(communicator, {kShape});
+    const auto held = pool_dispatch(*first);
+    std::unique_ptr<HighThroughput> second;
+    const std::size_t before = communicator->arena().carved();
+    if (communicator->rank() == 0) {
+      first->release(held.handle);
+      first.reset();
+      EXPECT_EQ(communicator->arena().carved(), before);  // rank 1 still has it
+      second = HighThroughput::create(communicator, {kShape});
+    } else {
+      second = HighThroughput::create(communicator, {kShape});
+      first->release(held.handle);  // writes a credit into what rank 0 let go of
+      first.reset();
+    }
+    communicator->barrier();
+    EXPECT_EQ(communicator->arena().carved(), before);
+  });
+}
+
+TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
+  const MoeShape shape{64, 8, 2, 64, DType::bf16};
+  CommunicatorOptions memory = small_arena();
+  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
+  with_thread_ranks(
+      2,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        for (int i = 0; i < 3; ++i) {
+          auto object = HighThroughput::create(communicator, {shape});
+          communicator->barrier();
+          if (communicator->rank() == i % 2)
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        }
+      },
+      memory);
+}
+
+TEST(Resources, ARankWithoutRoomIsAnErrorOnEveryRank) {
+  run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
+    CommunicatorOptions options = small_arena();
+    if (bootstrap->rank() == 1) options.arena_bytes = 4096 * 4;
+    auto communicator = Communicator::create(std::move(bootstrap), options);
+    expect_error(ErrorCode::capacity,
+                 communicator->rank() == 1 ? "EXPERTWIRE_ARENA_BYTES" : "rank 1",
+                 [&] { LowLatency::create(communicator, {kShape}); });
+    communicator->barrier();
+    EXPECT_EQ(communicator->arena().carved(), 0U);
+  });
+}
+
+int threads_of_process() {
+  DIR* folder = ::opendir("/proc/self/task");
+  int count = 0;
+  while (::readdir(folder) != nullptr) ++count;
+  ::closedir(folder);
+  return count;
+}
+
+TEST(Resources, AThousandObjectsLeaveNothingBehind) {
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    communicator->barrier();
+    const int before = threads_of_process();
+    communicator->barrier();
+    for (int i = 0; i < 500; ++i) {
+      LowLatency::create(communicator, {kShape, 2, 2});
+      HighThroughput::create(communicator, {kShape, 2, 0, 2});
+    }
+    communicator->barrier();
+    EXPECT_EQ(communicator->arena().carved(), 0U);
+    EXPECT_LE(threads_of_process(), before);
+    communicator->barrier();
+  });
+}
+
+}  // namespace
+}  // namespace expertwire::test
