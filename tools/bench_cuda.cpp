@@ -7,9 +7,9 @@
 #include <array>
 #include <utility>
 
+#include "base/cuda_event.hpp"
 #include "base/device_tensors.hpp"
 #include "comm/shared_block.hpp"
-#include "cuda_event.hpp"
 #include "device/limits.hpp"
 #include "ep/cuda/trace.hpp"
 #include "ep/row_format.hpp"

@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/cuda_event.hpp"
 #include "base/device_tensors.hpp"
-#include "cuda_event.hpp"
 #include "ep/route.hpp"
 
 namespace expertwire::tools {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -8,6 +7,8 @@
 #include <memory>
 #include <mutex>
 #include <vector>
+
+#include "expertwire/deadline.hpp"
 
 namespace expertwire {
 
@@ -51,10 +52,10 @@ class Arena {
   const Memory& part(int rank) const { return parts_[static_cast<std::size_t>(rank)]; }
 
   /// Takes `bytes` of this rank's part, aligned to 4096 bytes, and returns the offset. The content
-  /// is unspecified. Where there is no room but some will come back (see give_back_when) it waits
-  /// for that as long as `patience`. Throws `Error{capacity}` that says how much is left.
+  /// is unspecified. Where there will be room once something comes back (see give_back_when) it
+  /// waits for that until `patience` ends. Throws `Error{capacity}` that says how much is left.
   /// Thread-safe.
-  std::uint64_t carve(std::size_t bytes, std::chrono::milliseconds patience = {});
+  std::uint64_t carve(std::size_t bytes, const Deadline& patience = Deadline::after({}));
   /// Returns what carve() gave. Pages go back to the operating system.
   void give_back(std::uint64_t offset) noexcept;
   /// The same once `safe()` is true, which carve() and carved() look at; at once if it is now.
@@ -63,19 +64,20 @@ class Arena {
   std::size_t carved();
 
  private:
+  using Pieces = std::map<std::uint64_t, std::size_t>;  // offset to size
   struct Gap {
     bool fits = false;
     std::uint64_t offset = 0, largest = 0;
   };
-  Gap find_gap(std::size_t bytes) const;  // under mutex_
-  void release_safe();                    // under mutex_
-  void release(std::uint64_t offset);     // under mutex_
+  Gap find_gap(std::size_t bytes, const Pieces& taken) const;
+  void release_safe();                 // under mutex_
+  void release(std::uint64_t offset);  // under mutex_
 
   std::vector<Memory> parts_;
   int rank_;
 
   std::mutex mutex_;
-  std::map<std::uint64_t, std::size_t> taken_;  // offset to size
+  Pieces taken_;
   std::map<std::uint64_t, std::function<bool()>> leaving_;
 };
 

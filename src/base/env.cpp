@@ -61,11 +61,13 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_SENDER_WARPS", "0 (by formula)",
              "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows; 1 to 15."},
     Variable{"EXPERTWIRE_RING_BYTES", "0 (by formula)",
-             "High-throughput dispatch on CUDA: shared memory of a block for rows on their way, "
+             "High-throughput dispatch on CUDA: what of a block's shared memory holds rows on "
+             "their way, "
              "16384 to 229376 bytes."},
     Variable{"EXPERTWIRE_LINK_GBPS", "0 (measured)",
-             "Speed at which a GPU writes to its peers, in GB/s; the formula starts from it. "
-             "Measured when the first object of a communicator is made."},
+             "Speed at which a GPU writes to a peer, in GB/s; the formula starts from it. Measured "
+             "when a "
+             "high-throughput object is made that has 8 MB of pool or more, once a communicator."},
     Variable{"EXPERTWIRE_FIRST_EPOCH", "0",
              "Epoch before the first operation (32 bits); tests start close to where it wraps."},
     Variable{"CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps",
@@ -164,8 +166,9 @@ Env Env::read() {
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
-  env.sender_warps = static_cast<int>(integer_of("EXPERTWIRE_SENDER_WARPS", 0, 15).value_or(0));
-  env.ring_bytes = static_cast<int>(integer_of("EXPERTWIRE_RING_BYTES", 0, 229376).value_or(0));
+  env.sender_warps =
+      static_cast<int>(integer_of("EXPERTWIRE_SENDER_WARPS", 0, INT32_MAX).value_or(0));
+  env.ring_bytes = static_cast<int>(integer_of("EXPERTWIRE_RING_BYTES", 0, INT32_MAX).value_or(0));
   env.link_gbps = static_cast<double>(integer_of("EXPERTWIRE_LINK_GBPS", 0, 100'000).value_or(0));
   env.first_epoch =
       static_cast<std::uint32_t>(integer_of("EXPERTWIRE_FIRST_EPOCH", 0, 0xFFFFFFFFLL).value_or(0));

@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "base/check.hpp"
-#include "expertwire/deadline.hpp"
 #include "expertwire/memory.hpp"
 
 namespace expertwire {
@@ -21,40 +20,39 @@ std::size_t pages_of(std::size_t bytes) {
 
 Arena::Arena(std::vector<Memory> parts, int rank) : parts_(std::move(parts)), rank_(rank) {}
 
-std::uint64_t Arena::carve(std::size_t bytes, std::chrono::milliseconds patience) {
-  const Deadline deadline = Deadline::after(patience);
+std::uint64_t Arena::carve(std::size_t bytes, const Deadline& patience) {
   const std::size_t whole = local().bytes();
   for (;;) {
     {
       std::lock_guard lock(mutex_);
       release_safe();
-      const Gap gap = find_gap(bytes);
+      const Gap gap = find_gap(bytes, taken_);
       if (gap.fits) {
         taken_[gap.offset] = pages_of(bytes);
         return gap.offset;
       }
-      check(!leaving_.empty() && bytes <= whole && !deadline.expired(), ErrorCode::capacity,
+      auto later = taken_;
+      for (const auto& [offset, safe] : leaving_) later.erase(offset);
+      const bool would_fit = find_gap(bytes, later).fits;
+      check(would_fit && !patience.expired(), ErrorCode::capacity,
             "an object needs {} bytes of the arena, which has {} bytes in one piece left of {}{}; "
             "make the communicator with a larger arena_bytes, or set EXPERTWIRE_ARENA_BYTES",
             bytes, gap.largest, whole,
-            leaving_.empty() ? "" : " (other ranks have not destroyed all objects of before)");
+            would_fit ? " (other ranks have not destroyed all objects of before)" : "");
     }
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
 }
 
-/// The first gap that has room, or the largest that there is; under mutex_.
-Arena::Gap Arena::find_gap(std::size_t bytes) const {
+/// The first gap that has room, or the largest that there is.
+Arena::Gap Arena::find_gap(std::size_t bytes, const Pieces& taken) const {
   const std::size_t whole = local().bytes();
+  const std::size_t size = bytes > whole ? bytes : pages_of(bytes);  // which could overflow
   Gap gap;
-  if (bytes > whole) return {false, 0, whole};
-  const std::size_t size = pages_of(bytes);
-  for (const auto& [begin, length] : taken_) {
+  for (const auto& [begin, length] : taken) {
     gap.largest = std::max(gap.largest, begin - gap.offset);
-    if (begin - gap.offset >= size) {
-      gap.fits = true;
-      return gap;
-    }
+    gap.fits = begin - gap.offset >= size;
+    if (gap.fits) return gap;
     gap.offset = begin + length;
   }
   gap.largest = std::max<std::uint64_t>(gap.largest, whole - gap.offset);

@@ -1,5 +1,6 @@
 #include "comm/shared_block.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <optional>
 
@@ -14,8 +15,10 @@ SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t
   std::vector<Places> all(size, Places{kNoRoom, kNoRoom});
   std::optional<Error> refused;
   try {
-    // An object of before may still be in use at a rank that is slower to destroy it.
-    const auto patience = communicator_->timeout();
+    // An object of before may still be in use at a rank that is slower to destroy it. If that rank
+    // keeps it, it waits below for what is found here.
+    constexpr std::chrono::milliseconds kMost{2000};
+    const Deadline patience = Deadline::after(std::min(communicator_->timeout() / 4, kMost));
     mine_.farewells = communicator_->host_arena().carve(size * sizeof(std::uint64_t), patience);
     mine_.data = communicator_->arena().carve(bytes, patience);
     all[rank] = mine_;

@@ -69,6 +69,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"hidden_208_fp32", 3, {208, 24, 4, 40, DType::fp32}},
                     Case{"hidden_16", 2, {16, 8, 3, 100, DType::bf16}},
                     Case{"hidden_2880", 2, {2880, 32, 4, 40, DType::bf16}},
+                    Case{"many_scales", 2, {16512, 8, 2, 12, DType::bf16}},
                     Case{"hidden_2688", 4, {2688, 128, 6, 40, DType::bf16}, "lognormal:1.0"}),
     [](const auto& test) { return std::string(test.param.name); });
 

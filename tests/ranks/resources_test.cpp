@@ -57,6 +57,25 @@ TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
       memory);
 }
 
+TEST(Resources, RoomThatAPeerKeepsIsAnErrorOnEveryRankAndTheJobGoesOn) {
+  const MoeShape shape{64, 8, 2, 64, DType::bf16};
+  CommunicatorOptions memory = small_arena();
+  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
+  memory.timeout = std::chrono::milliseconds(2000);
+  with_thread_ranks(
+      2,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        auto object = HighThroughput::create(communicator, {shape});
+        if (communicator->rank() == 1) object.reset();
+        expect_error(ErrorCode::capacity, "arena",
+                     [&] { HighThroughput::create(communicator, {shape}); });
+        object.reset();
+        communicator->barrier();
+        HighThroughput::create(communicator, {shape});
+      },
+      memory);
+}
+
 TEST(Resources, ARankWithoutRoomIsAnErrorOnEveryRank) {
   run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
     CommunicatorOptions options = small_arena();

@@ -46,18 +46,21 @@ TEST(Arena, SaysHowMuchIsMissing) {
   retire_segment(segment.id);
 }
 
+Deadline in(std::chrono::milliseconds time) { return Deadline::after(time); }
+
 TEST(Arena, WaitsForWhatWillComeBackAndForNothingElse) {
   Segment segment = create_segment(4 * 4096);
   Arena arena({Memory(0, segment.mapping, segment.bytes)}, 0);
-  const auto all = arena.carve(4 * 4096);
+  const auto three = arena.carve(3 * 4096), one = arena.carve(4096);
   int looks = 0;
-  arena.give_back_when(all, [&] { return ++looks > 3; });
-  EXPECT_EQ(arena.carve(4 * 4096, std::chrono::seconds(60)), all);
+  arena.give_back_when(three, [&] { return ++looks > 3; });
+  EXPECT_EQ(arena.carve(3 * 4096, in(std::chrono::hours(1))), three);
   EXPECT_EQ(looks, 4);
-  // Nothing is on its way back: the wait would be in vain, and there is none.
-  EXPECT_THROW(arena.carve(4096, std::chrono::hours(24)), Error);
-  arena.give_back_when(all, [] { return false; });
-  EXPECT_THROW(arena.carve(4096, std::chrono::milliseconds(20)), Error);
+  // Nothing is on its way back, or too little: no wait, however long it might be.
+  EXPECT_THROW(arena.carve(4096, in(std::chrono::hours(24))), Error);
+  arena.give_back_when(one, [] { return false; });
+  EXPECT_THROW(arena.carve(2 * 4096, in(std::chrono::hours(24))), Error);
+  EXPECT_THROW(arena.carve(4096, in(std::chrono::milliseconds(20))), Error);
   retire_segment(segment.id);
 }
 

@@ -321,21 +321,6 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 
 // Launch -----------------------------------------------------------------------------------------
 
-Moving plan_moving(const MovingRequest& r) {
-  Moving moving{static_cast<std::uint32_t>(r.row_bytes), 1, r.stages, 0, r.bulk, r.awaited};
-  if (!r.bulk) return moving;
-  constexpr std::uint32_t kVector = 16, kLine = 128;
-  moving.ring_bytes = r.ring_bytes / static_cast<std::uint32_t>(r.warps) / kLine * kLine;
-  const std::uint64_t most =
-      moving.ring_bytes / static_cast<std::uint32_t>(r.stages * r.parts) / kVector * kVector;
-  const std::uint64_t pieces = (r.row_bytes + most - 1) / most;
-  moving.piece_bytes =
-      static_cast<std::uint32_t>(align_up((r.row_bytes + pieces - 1) / pieces, kVector));
-  moving.pieces =
-      static_cast<std::int32_t>((r.row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
-  return moving;
-}
-
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
   high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32,
                               shared_bytes(params.moving.bulk), launch.stream>>>(params);

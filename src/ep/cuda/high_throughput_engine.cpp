@@ -34,7 +34,7 @@ struct CudaHandle final : HighThroughputHandle {
 /// the latter alone; a combine is one kernel.
 class CudaEngine final : public HighThroughputEngine {
  public:
-  CudaEngine(Object& object, const HighThroughputOptions& options);
+  CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning);
   ~CudaEngine() override { runtime_.drain(); }
 
   HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) override;
@@ -85,7 +85,6 @@ class CudaEngine final : public HighThroughputEngine {
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
-  static Tuning tuning_of(const HighThroughputOptions& options);
 
   Runtime runtime_;
   cuda::HighThroughputShape shape_;
@@ -105,13 +104,13 @@ cuda::HighThroughputShape CudaEngine::shape_of(const HighThroughputOptions& opti
           options.shape.dtype};
 }
 
-CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
+CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning)
     : runtime_(object, make_region(object, options), options.lanes, options.sms),
       shape_(shape_of(options, object.communicator()->size())),
       hidden_(options.shape.hidden),
       pool_rows_(pool_rows_of(options, object.communicator()->size())),
       bulk_(runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector"),
-      tuning_(tuning_of(options)),
+      tuning_(tuning),
       lanes_(static_cast<std::size_t>(options.lanes)) {
   const DeviceGuard guard(runtime_.share().device());
   check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
@@ -122,21 +121,6 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options)
   const SlotSizes& sizes = shape_.slots.sizes;
   link_bytes_per_us_ = runtime_.measure_links(
       {shape_.slots.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
-}
-
-Tuning CudaEngine::tuning_of(const HighThroughputOptions& options) {
-  const Env& env = Env::get();
-  Tuning tuning = options.tuning;
-  if (tuning.sender_warps == 0) tuning.sender_warps = env.sender_warps;
-  if (tuning.ring_bytes == 0) tuning.ring_bytes = env.ring_bytes;
-  check_argument(tuning.sender_warps >= 0 && tuning.sender_warps < cuda::kHighThroughputWarps,
-                 "tuning.sender_warps is {}; it must be from 1 to {}, or 0", tuning.sender_warps,
-                 cuda::kHighThroughputWarps - 1);
-  constexpr int kMost = static_cast<int>(cuda::kRingBytes), kFewest = 16384;
-  check_argument(
-      tuning.ring_bytes == 0 || (tuning.ring_bytes >= kFewest && tuning.ring_bytes <= kMost),
-      "tuning.ring_bytes is {}; it must be from {} to {}, or 0", tuning.ring_bytes, kFewest, kMost);
-  return tuning;
 }
 
 void CudaEngine::make_lane(Lane& lane, int handles) {
@@ -300,12 +284,12 @@ void CudaEngine::dispatch(const Dispatch& work) {
   const bool owned = work.outputs.x.present();
   const int blocks = runtime_.budget_of(call);
   const cuda::Sending sending =
-      asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, cuda::kRingBytes}));
+      asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
   p.senders = sending.warps;
   // Receivers need rings, too, if they copy.
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
-      {p.format.data_bytes, warps, 2, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
+      {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
@@ -352,11 +336,10 @@ void CudaEngine::combine(const Combine& work) {
   p.context = runtime_.context_of(call);
   p.shape = shape_;
   p.routing = handle->routing;
-  const std::uint64_t row_bytes = shape_.slots.sizes.row_bytes;
-  p.pushing =
-      cuda::plan_moving({row_bytes, warps, 2, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
+  const auto row_bytes = static_cast<std::uint32_t>(shape_.slots.sizes.row_bytes);
+  p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
   p.summing = cuda::plan_moving(
-      {row_bytes, warps, 2, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
+      {row_bytes, warps, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();
@@ -407,12 +390,30 @@ HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle
               : TensorView()};
 }
 
+/// What was asked for, by the caller or the environment.
+Tuning checked_tuning(Tuning tuning) {
+  const Env& env = Env::get();
+  if (tuning.sender_warps == 0) tuning.sender_warps = env.sender_warps;
+  if (tuning.ring_bytes == 0) tuning.ring_bytes = env.ring_bytes;
+  check_argument(tuning.sender_warps >= 0 && tuning.sender_warps < cuda::kHighThroughputWarps,
+                 "tuning.sender_warps (or EXPERTWIRE_SENDER_WARPS) is {}; it must be from 1 to {}, "
+                 "or 0",
+                 tuning.sender_warps, cuda::kHighThroughputWarps - 1);
+  constexpr int kMost = static_cast<int>(cuda::kRingBytes);
+  constexpr int kFewest = static_cast<int>(cuda::kFewestRingBytes);
+  check_argument(
+      tuning.ring_bytes == 0 || (tuning.ring_bytes >= kFewest && tuning.ring_bytes <= kMost),
+      "tuning.ring_bytes (or EXPERTWIRE_RING_BYTES) is {}; it must be from {} to {}, or 0",
+      tuning.ring_bytes, kFewest, kMost);
+  return tuning;
+}
+
 }  // namespace
 
 std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
                                                        const HighThroughputOptions& options) {
   cuda::check_limits(object, options.shape, options.handles);
-  return std::make_unique<CudaEngine>(object, options);
+  return std::make_unique<CudaEngine>(object, options, checked_tuning(options.tuning));
 }
 
 }  // namespace expertwire::ep

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "ep/cuda/context.hpp"
+#include "ep/cuda/tuning.hpp"
 #include "ep/routing.hpp"
 #include "ep/row_format.hpp"
 #include "ep/slots.hpp"
@@ -62,18 +63,6 @@ struct NotifyParams {
 /// Work that warps share out: rows that are sent, and tokens that are summed.
 enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
 
-/// How warps move rows; see pipeline.cuh.
-struct Moving {
-  std::uint32_t piece_bytes;  ///< of a row; the last piece may be shorter
-  std::int32_t pieces;        ///< of a row
-  std::int32_t stages;
-  std::uint32_t ring_bytes;  ///< of a warp's ring
-  bool bulk;
-  /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
-  /// warp counts when it leaves a chunk.
-  bool awaited;
-};
-
 struct HighThroughputDispatchParams {
   Context context;
   HighThroughputShape shape;
@@ -113,21 +102,6 @@ struct HighThroughputCombineParams {
   std::byte* out;             ///< [T, H]
   float* out_topk_weights;    ///< [T, K] or null
 };
-
-/// Threads of a block of dispatch and combine, and the shared memory of its rings.
-inline constexpr int kHighThroughputWarps = 16;
-inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336;
-
-/// Splits rows so that `warps` warps have `stages` stages of `parts` pieces each. Without bulk
-/// copies there are no rings, and a piece is a row.
-struct MovingRequest {
-  std::uint64_t row_bytes;
-  int warps, stages, parts;
-  std::uint32_t ring_bytes;  ///< of all warps
-  bool bulk;
-  bool awaited;
-};
-Moving plan_moving(const MovingRequest& request);
 
 struct HighThroughputLaunch {
   int blocks;

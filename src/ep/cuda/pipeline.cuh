@@ -148,15 +148,15 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Ready
 
 #endif
 
-/// The same by loads and stores, in whole rows.
+/// The same by loads and stores.
 template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
-__device__ __forceinline__ void move_by_vectors(Ready ready, PieceOf piece, Look look,
+__device__ __forceinline__ void move_by_vectors(int pieces, Ready ready, PieceOf piece, Look look,
                                                 LandingOf land, Done done) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
-  for (Cursor at; ready(at.row); ++at.row) {
+  for (Cursor at; at.piece > 0 || ready(at.row); at.step(pieces, 1)) {
     const Piece p = piece(at);
-    look(at.row);
+    if (at.piece == 0) look(at.row);
     const Landing landing = land(at);
     const unsigned landed = __ballot_sync(kAllLanes, landing.to != nullptr);
     const auto vectors = static_cast<int>(p.bytes / sizeof(uint4));
@@ -187,7 +187,7 @@ __device__ __forceinline__ void move_rows(const Ring& ring, int pieces, bool bul
   if constexpr (has_bulk_copies()) {
     if (bulk) return move_by_bulk(ring, pieces, ready, piece, look, land, done);
   }
-  move_by_vectors(ready, piece, look, land, done);
+  move_by_vectors(pieces, ready, piece, look, land, done);
 }
 
 }  // namespace expertwire::ep::cuda

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/check.hpp"
+#include "base/cuda_event.hpp"
 #include "base/env.hpp"
 #include "ep/cuda/trace.hpp"
 
@@ -213,30 +214,41 @@ Context Runtime::context_of(const Call& call) const {
 double Runtime::measure_links(const Scratch& scratch) {
   constexpr std::size_t kFewest = std::size_t{8} << 20, kMost = std::size_t{32} << 20;
   constexpr double kUnmeasured = 350e3;
-  if (share_->link_bytes_per_us > 0) return share_->link_bytes_per_us;
   Communicator& communicator = *object_.communicator();
-  if (communicator.size() == 1 || scratch.bytes < kFewest) return kUnmeasured;
-  const DeviceGuard guard(share_->device());
-  const int next = (communicator.rank() + 1) % communicator.size();
-  const std::size_t bytes = std::min(scratch.bytes, kMost);
-  cudaStream_t stream = share_->memory_stream().get();
-  cudaEvent_t events[2];
-  for (cudaEvent_t& event : events) check_cuda(cudaEventCreate(&event), "cudaEventCreate");
-  for (int i = 0; i < 2; ++i) {  // the first for practice
-    check_cuda(cudaEventRecord(events[0], stream), "cudaEventRecord");
-    check_cuda(cudaMemcpyAsync(region_->lane(next, 0) + scratch.offset,
-                               lane_base(0) + scratch.offset, bytes, cudaMemcpyDefault, stream),
-               "cudaMemcpyAsync");
-    check_cuda(cudaEventRecord(events[1], stream), "cudaEventRecord");
-  }
-  check_cuda(cudaEventSynchronize(events[1]), "cudaEventSynchronize");
-  float ms = 0;
-  check_cuda(cudaEventElapsedTime(&ms, events[0], events[1]), "cudaEventElapsedTime");
-  for (cudaEvent_t event : events) cudaEventDestroy(event);
   const double asked = Env::get().link_gbps * 1e3;
-  share_->link_bytes_per_us = asked > 0 ? asked : static_cast<double>(bytes) / (ms * 1e3);
-  communicator.barrier();  // nobody sends rows before all have measured
-  return share_->link_bytes_per_us;
+  if (communicator.size() == 1 || scratch.bytes < kFewest) return asked > 0 ? asked : kUnmeasured;
+  // What a rank knows may have gone with its last object, so ranks ask each other.
+  double& known = share_->link_bytes_per_us;
+  std::vector<double> all(static_cast<std::size_t>(communicator.size()));
+  all[static_cast<std::size_t>(communicator.rank())] = known;
+  communicator.all_gather(all.data(), sizeof(double));
+  if (std::find(all.begin(), all.end(), 0.0) != all.end()) {
+    known = time_copies({scratch.offset, std::min(scratch.bytes, kMost)});
+    communicator.barrier();  // nobody sends rows before all have measured
+  }
+  return asked > 0 ? asked : known;
+}
+
+/// The fastest of a few copies to the next rank, in bytes a microsecond.
+double Runtime::time_copies(const Scratch& scratch) const {
+  constexpr int kCopies = 5;
+  const DeviceGuard guard(share_->device());
+  const Communicator& communicator = *object_.communicator();
+  const int next = (communicator.rank() + 1) % communicator.size();
+  cudaStream_t stream = share_->memory_stream().get();
+  std::vector<CudaEvent> events(kCopies + 1);
+  events[0].record(stream);
+  for (std::size_t i = 0; i < kCopies; ++i) {
+    check_cuda(
+        cudaMemcpyAsync(region_->lane(next, 0) + scratch.offset, lane_base(0) + scratch.offset,
+                        scratch.bytes, cudaMemcpyDefault, stream),
+        "cudaMemcpyAsync");
+    events[i + 1].record(stream);
+  }
+  check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  double us = events[1].us_since(events[0]);
+  for (std::size_t i = 1; i < kCopies; ++i) us = std::min(us, events[i + 1].us_since(events[i]));
+  return static_cast<double>(scratch.bytes) / std::max(us, 1e-3);
 }
 
 std::byte* Runtime::lane_base(int lane) const {

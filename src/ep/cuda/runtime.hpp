@@ -146,8 +146,9 @@ class Runtime {
     std::uint64_t offset;
     std::size_t bytes;
   };
-  /// The speed of the links, measured once a communicator by all ranks at the same time, if there
-  /// is enough memory for it. Collective.
+  /// The speed of the links, in bytes a microsecond: what EXPERTWIRE_LINK_GBPS says, else what was
+  /// measured when one of the communicator's objects was made, else measured now, if there is
+  /// enough memory for it. Collective; all ranks have the same scratch.
   double measure_links(const Scratch& scratch);
 
   /// This rank's part of a lane.
@@ -190,6 +191,7 @@ class Runtime {
   void drain() noexcept;
 
  private:
+  double time_copies(const Scratch& scratch) const;
   void begin(const Call& call, const StreamPlace& place);
   void end(const Call& call, const StreamPlace& place);
   void look_for_lost_peer(const char* operation);

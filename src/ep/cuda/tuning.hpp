@@ -1,7 +1,7 @@
 #pragma once
 
-// How kernels are cut to shape, SM budget and links: the formulas. Pure functions, tested without a
-// GPU.
+// How the kernels of the high-throughput mode are cut to shape, SM budget and links: the formulas.
+// Pure functions, tested without a GPU.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,8 +10,13 @@
 
 namespace expertwire::ep::cuda {
 
-/// What a high-throughput dispatch has on its way: warps of a block that send, and the shared
-/// memory of a block's rings, two stages a warp.
+/// Warps of a block of dispatch and combine, and the shared memory of its rings.
+inline constexpr int kHighThroughputWarps = 16;
+inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336, kFewestRingBytes = 16384;
+
+// What is on its way ------------------------------------------------------------------------------
+
+/// Of a dispatch: warps of a block that send, and the part of a block's rings that they use.
 struct Sending {
   int warps;
   std::uint32_t ring_bytes;
@@ -19,24 +24,25 @@ struct Sending {
 
 struct SendingRequest {
   int blocks;
-  double link_bytes_per_us;  ///< what a GPU writes to its peers
+  double link_bytes_per_us;  ///< what a GPU writes to a peer
   bool owned;                ///< receivers copy rows out of the pool, with rings of their own
-  std::uint32_t most_ring_bytes;
+  bool bulk;                 ///< there are rings
 };
 
-/// A row needs about 8 us from the start of its load to the end of its store while the wire is
-/// busy, so speed * 8 us are on their way, over all blocks. More waits in queues, and then SMs that
-/// get a small part of the wire end late. As many warps as have two stages of 7 KB or more, and two
-/// at least. Owned output fills the rings: receivers need them as well.
+/// A piece of a row needs about 8 us from the start of its load to the end of its store while the
+/// wire is busy, so speed * 8 us are on their way, over all blocks. More waits in queues, and then
+/// SMs that get a small part of the wire end late. As many warps as have two stages of 7 KB or
+/// more, and two at least. Owned output fills the rings: receivers need them as well. Without bulk
+/// copies there is little on its way, however many warps send.
 constexpr Sending sending_of(const SendingRequest& r) {
   constexpr double kJourneyUs = 8;
   constexpr std::uint32_t kStageBytes = 7168, kStages = 2;
   constexpr int kFewestWarps = 2, kMostWarps = 8;
-  if (r.owned) return {kMostWarps, r.most_ring_bytes};
+  if (r.owned || !r.bulk) return {kMostWarps, kRingBytes};
   const double wanted = r.link_bytes_per_us * kJourneyUs / r.blocks;
   const auto ring = static_cast<std::uint32_t>(
       std::clamp(wanted, static_cast<double>(kFewestWarps * kStages * kStageBytes),
-                 static_cast<double>(r.most_ring_bytes)));
+                 static_cast<double>(kRingBytes)));
   const auto warps = static_cast<int>(ring / (kStages * kStageBytes));
   return {std::clamp(warps, kFewestWarps, kMostWarps), ring};
 }
@@ -45,6 +51,47 @@ constexpr Sending sending_of(const SendingRequest& r) {
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
   return {asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
           asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
+}
+
+// How rows are cut --------------------------------------------------------------------------------
+
+/// How warps move rows; see pipeline.cuh.
+struct Moving {
+  std::uint32_t piece_bytes;  ///< of a row; the last piece may be shorter
+  std::int32_t pieces;        ///< of a row
+  std::int32_t stages;
+  std::uint32_t ring_bytes;  ///< of a warp's ring
+  bool bulk;
+  /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
+  /// warp counts when it leaves a chunk.
+  bool awaited;
+};
+
+/// Rows for `warps` warps of which each has a ring of two stages, of `parts` pieces each. Without
+/// bulk copies there are no rings, and a piece is a row.
+struct MovingRequest {
+  std::uint32_t row_bytes;
+  int warps, parts;
+  std::uint32_t ring_bytes;  ///< of all warps
+  bool bulk;
+  bool awaited;
+};
+
+constexpr Moving plan_moving(const MovingRequest& r) {
+  constexpr std::uint32_t kVector = 16, kLine = 128, kStages = 2;
+  Moving moving{r.row_bytes, 1, kStages, 0, r.bulk, r.awaited};
+  if (!r.bulk) return moving;
+  const auto round_up = [](std::uint32_t bytes) {
+    return (bytes + kVector - 1) / kVector * kVector;
+  };
+  moving.ring_bytes = r.ring_bytes / static_cast<std::uint32_t>(r.warps) / kLine * kLine;
+  const std::uint32_t most =
+      moving.ring_bytes / (kStages * static_cast<std::uint32_t>(r.parts)) / kVector * kVector;
+  const std::uint32_t pieces = (r.row_bytes + most - 1) / most;
+  moving.piece_bytes = round_up((r.row_bytes + pieces - 1) / pieces);
+  moving.pieces =
+      static_cast<std::int32_t>((r.row_bytes + moving.piece_bytes - 1) / moving.piece_bytes);
+  return moving;
 }
 
 }  // namespace expertwire::ep::cuda

@@ -6,7 +6,7 @@
 
 #include "base/cuda.hpp"
 
-namespace expertwire::tools {
+namespace expertwire {
 
 /// A moment of a stream.
 class CudaEvent {
@@ -29,4 +29,4 @@ class CudaEvent {
   cudaEvent_t event_ = nullptr;
 };
 
-}  // namespace expertwire::tools
+}  // namespace expertwire
