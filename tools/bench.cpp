@@ -93,7 +93,14 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     throw std::invalid_argument("--peer mpi compares high throughput; use `bench ht`");
   if (sweeps && !options.peer.empty())
     throw std::invalid_argument("--peer compares with one number of SMs; leave --tune out");
-  const bool launched = Env::get().rank.has_value();
+  const Env& env = Env::get();
+  if (options.tune && !options.high_throughput && (options.sms > 0 || !options.sweep.empty()))
+    throw std::invalid_argument("--tune of ll tries numbers of SMs itself; leave --sms out");
+  if (options.tune && (env.sender_warps > 0 || env.ring_bytes > 0))
+    throw std::invalid_argument(
+        "--tune holds the formula against a sweep, but EXPERTWIRE_SENDER_WARPS or "
+        "EXPERTWIRE_RING_BYTES replaces it; unset them");
+  const bool launched = env.rank.has_value();
   if (!launched) {
     const int ranks = options.ranks > 0               ? options.ranks
                       : wants_cuda(options.device, 1) ? cuda_device_count()
@@ -118,10 +125,8 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
   if (options.ranks > 0 && options.ranks != communicator->size())
     throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
                                             options.ranks, communicator->size()));
-  if (sweeps) {
-    report_sweep(*communicator, options, sweep(communicator, options));
-    return 0;
-  }
+  if (sweeps)
+    return report_sweep(*communicator, options, sweep(communicator, options)) == 0 ? 0 : 1;
   const Measurement measurement = measure(communicator, options);
   return report(*communicator, options, measurement) == 0 ? 0 : 1;
 }

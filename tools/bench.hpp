@@ -86,14 +86,16 @@ struct SweepPoint {
   int sms = 0;
   Tuning tuning = {};  ///< zeros: by formula
   Timings kernel = {};
+  reference::Report report = {};
   double burst_us = 0, dispatch_burst_us = 0;
 };
 /// The points of `--sms A,B,...` and `--tune`, and what they took. CUDA only.
 std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>& communicator,
                               const BenchOptions& options);
-/// Rank 0 prints them, best and formula first, and writes the JSON file.
-void report_sweep(Communicator& communicator, const BenchOptions& options,
-                  const std::vector<SweepPoint>& points);
+/// Rank 0 prints them in their order, then how far the formula is from the best, and writes the
+/// JSON file. Returns the number of wrong values over all ranks.
+std::int64_t report_sweep(Communicator& communicator, const BenchOptions& options,
+                          const std::vector<SweepPoint>& points);
 
 /// Runs the bench that the options and the communicator's backend ask for.
 Measurement measure(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options);

@@ -217,8 +217,9 @@ bool has_bulk_copies(int device) {
 
 /// Microseconds to store the wire bytes of an operation to all peers at once, with no protocol: the
 /// better of plain stores and bulk copies.
-double time_burst(const std::shared_ptr<Communicator>& communicator, DeviceTensors& device,
-                  double wire_bytes, int blocks) {
+double time_burst(const std::shared_ptr<Communicator>& communicator, double wire_bytes,
+                  int blocks) {
+  DeviceTensors device(communicator->cuda_device());
   const int peers = communicator->size() - 1;
   if (peers == 0 || peers > StoreAllParams::kMostPeers) return 0;
   const auto bytes = static_cast<std::size_t>(wire_bytes / peers) / 16 * 16;
@@ -391,6 +392,7 @@ class Mode {
 
   /// Verifies `checks` steps, then times.
   Measurement measure(const reference::RoundTripOptions& check, int checks) {
+    if (options_.peer == "nccl") require_nccl();
     Measurement result = start_measurement(*communicator_, steps_, options_);
     result.sms = sms_of(*communicator_, options_);
     const OptionsOf object_options = options_of({result.sms});
@@ -410,21 +412,22 @@ class Mode {
     return result;
   }
 
-  /// Kernel times alone, of an object of the point's.
-  void time(SweepPoint& point) {
+  /// Verifies one step of an object of the point's; then kernel times alone.
+  void measure(SweepPoint& point, const reference::RoundTripOptions& check) {
     auto object = ObjectOf::create(communicator_, options_of(point));
-    PairOf pair(*object, device_, inputs_, options_, communicator_->size());
-    for (int i = 0; i < 3; ++i) {
+    if (options_.verify) point.report = round_trip(*object, *communicator_, workload_, 0, check);
+    DeviceTensors device(communicator_->cuda_device());
+    PairOf pair(*object, device, inputs_, options_, communicator_->size());
+    for (int i = 0; i < options_.warmup; ++i) {
       pair.dispatch(i, nullptr);
       pair.combine(i, nullptr);
     }
     Measurement result;
-    time_kernels(*communicator_, options_, device_, pair, graph_, result);
+    time_kernels(*communicator_, options_, device, pair, graph_, result);
     point.kernel = result.kernel;
   }
   double burst(std::size_t row_bytes, int sms) {
-    return time_burst(communicator_, device_, steps_.traffic.wire * static_cast<double>(row_bytes),
-                      sms);
+    return time_burst(communicator_, steps_.traffic.wire * static_cast<double>(row_bytes), sms);
   }
 
  private:
@@ -467,7 +470,8 @@ std::vector<SweepPoint> tuning_points(const BenchOptions& options, int sms) {
 
 template <class ModeOf>
 std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator,
-                                 const BenchOptions& options) {
+                                 const BenchOptions& options,
+                                 const reference::RoundTripOptions& check) {
   std::vector<SweepPoint> points;
   BenchOptions one = options;
   for (int asked : options.sweep.empty() ? std::vector<int>{options.sms} : options.sweep) {
@@ -478,7 +482,7 @@ std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator
   }
   for (std::size_t i = 0; i < points.size(); ++i) {
     SweepPoint& point = points[i];
-    mode.time(point);
+    mode.measure(point, check);
     if (i > 0 && point.sms == points[i - 1].sms) {
       point.burst_us = points[i - 1].burst_us;
       point.dispatch_burst_us = points[i - 1].dispatch_burst_us;
@@ -491,34 +495,40 @@ std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator
   return points;
 }
 
+reference::RoundTripOptions check_of(const BenchOptions& options) {
+  using Payload = reference::RoundTripOptions::Payload;
+  reference::RoundTripOptions check;
+  check.weights = options.weights;
+  if (options.fp8) check.payload = options.high_throughput ? Payload::fp8 : Payload::cast;
+  if (!options.high_throughput) return check;
+  check.output = options.output;
+  check.in_place = options.output == HighThroughput::Output::pool;
+  return check;
+}
+
 }  // namespace
 
 Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communicator,
                                    const BenchOptions& options) {
-  reference::RoundTripOptions check;
-  check.weights = options.weights;
-  if (options.fp8) check.payload = reference::RoundTripOptions::Payload::cast;
-  return LowLatencyMode(communicator, options, can_capture(options)).measure(check, 2);
+  return LowLatencyMode(communicator, options, can_capture(options)).measure(check_of(options), 2);
 }
 
 Measurement bench_cuda_high_throughput(const std::shared_ptr<Communicator>& communicator,
                                        const BenchOptions& options) {
-  reference::RoundTripOptions check;
-  check.weights = options.weights;
-  check.output = options.output;
-  check.in_place = options.output == HighThroughput::Output::pool;
-  if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
-  return HighThroughputMode(communicator, options, can_capture(options)).measure(check, 1);
+  return HighThroughputMode(communicator, options, can_capture(options))
+      .measure(check_of(options), 1);
 }
 
 std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>& communicator,
                               const BenchOptions& options) {
   BenchOptions plain = options;
   plain.trace = false;
+  const bool graph = can_capture(plain);
   if (options.high_throughput)
-    return sweep_of(HighThroughputMode(communicator, plain, can_capture(plain)), *communicator,
-                    plain);
-  return sweep_of(LowLatencyMode(communicator, plain, can_capture(plain)), *communicator, plain);
+    return sweep_of(HighThroughputMode(communicator, plain, graph), *communicator, plain,
+                    check_of(plain));
+  return sweep_of(LowLatencyMode(communicator, plain, graph), *communicator, plain,
+                  check_of(plain));
 }
 
 }  // namespace expertwire::tools

@@ -51,7 +51,8 @@ void print_formula_against_best(const std::vector<Row>& rows, bool high_throughp
       return a.pair_us() < b.pair_us();
     });
     fmt::print(
-        "# all {} SMs, as by default: pair {:.1f} us; best {:.1f} us with {}: {:.1f}% more\n",
+        "# all {} SMs of a rank, as by default: pair {:.1f} us; best {:.1f} us with {}: {:.1f}% "
+        "more\n",
         rows.front().sms, rows.front().pair_us(), best->pair_us(), best->sms,
         100 * (rows.front().pair_us() / best->pair_us() - 1));
     return;
@@ -67,8 +68,12 @@ void print_formula_against_best(const std::vector<Row>& rows, bool high_throughp
   }
 }
 
+struct Verified {
+  double checked, wrong;
+};
+
 void write(const BenchOptions& options, const Communicator& communicator,
-           const std::vector<Row>& rows) {
+           const std::vector<Row>& rows, const Verified& verified) {
   nlohmann::json points = nlohmann::json::array();
   for (const Row& row : rows)
     points.push_back({{"sms", row.sms},
@@ -78,14 +83,26 @@ void write(const BenchOptions& options, const Communicator& communicator,
                       {"combine", to_json(row.combine)},
                       {"dispatch_burst_us", row.dispatch_burst_us},
                       {"burst_us", row.burst_us}});
-  const nlohmann::json result = {{"mode", options.high_throughput ? "ht" : "ll"},
-                                 {"banner", communicator.banner()},
-                                 {"ranks", communicator.size()},
-                                 {"model", options.model},
-                                 {"tokens", options.shape.max_tokens},
-                                 {"fp8", options.fp8},
-                                 {"seed", options.seed},
-                                 {"points", points}};
+  const nlohmann::json result = {
+      {"mode", options.high_throughput ? "ht" : "ll"},
+      {"banner", communicator.banner()},
+      {"ranks", communicator.size()},
+      {"model", options.model},
+      {"shape",
+       {{"hidden", options.shape.hidden},
+        {"experts", options.shape.experts},
+        {"top_k", options.shape.top_k},
+        {"tokens", options.shape.max_tokens},
+        {"dtype", std::string(to_string(options.shape.dtype))}}},
+      {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
+      {"routing", options.routing},
+      {"iterations", options.iterations},
+      {"verified", options.verify},
+      {"checked", verified.checked},
+      {"wrong", verified.wrong},
+      {"fp8", options.fp8},
+      {"seed", options.seed},
+      {"points", points}};
   std::ofstream file(options.json);
   file << result.dump(2) << "\n";
   if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);
@@ -93,10 +110,19 @@ void write(const BenchOptions& options, const Communicator& communicator,
 
 }  // namespace
 
-void report_sweep(Communicator& communicator, const BenchOptions& options,
-                  const std::vector<SweepPoint>& points) {
+std::int64_t report_sweep(Communicator& communicator, const BenchOptions& options,
+                          const std::vector<SweepPoint>& points) {
   const std::vector<Row> rows = over_ranks(communicator, points);
-  if (communicator.rank() != 0) return;
+  reference::Report mine;
+  for (const SweepPoint& point : points) mine += point.report;
+  if (mine.wrong > 0) fmt::print(stderr, "wrong: {}\n", mine.first_wrong);
+  double checked = 0, wrong = 0;
+  for (const auto& rank :
+       gather(communicator, {static_cast<double>(mine.checked), static_cast<double>(mine.wrong)})) {
+    checked += rank[0];
+    wrong += rank[1];
+  }
+  if (communicator.rank() != 0) return static_cast<std::int64_t>(wrong);
   fmt::print(
       "# {}\n# {}: kernel us (p50, slowest rank) and the share of the burst of as many SMs\n",
       communicator.banner(), options.high_throughput ? "ht" : "ll");
@@ -109,8 +135,12 @@ void report_sweep(Communicator& communicator, const BenchOptions& options,
                100 * row.dispatch_burst_us / row.dispatch.p50, row.combine.p50, row.burst_us,
                100 * row.burst_us / row.combine.p50);
   if (options.tune) print_formula_against_best(rows, options.high_throughput);
-  fmt::print("# not verified: `expertwire bench` without a sweep does that\n");
-  if (!options.json.empty()) write(options, communicator, rows);
+  if (options.verify)
+    fmt::print("# verified {:.0f} values: {:.0f} wrong\n", checked, wrong);
+  else
+    fmt::print("# not verified (--no-verify)\n");
+  if (!options.json.empty()) write(options, communicator, rows, {checked, wrong});
+  return static_cast<std::int64_t>(wrong);
 }
 
 }  // namespace expertwire::tools

@@ -33,12 +33,12 @@ step() { # step NAME LIMIT COMMAND...
 }
 
 # What there is so far, as JSON and as a table.
-report() {
+report() { # report [COMPLETE]
   for name in "${!rc[@]}"; do echo "$name ${rc[$name]}"; done >"$OUT/steps.txt"
-  python3 - "$OUT" "$(cat .pack/commit 2>/dev/null || git rev-parse HEAD)" <<'PY'
+  python3 - "$OUT" "$(cat .pack/commit 2>/dev/null || git rev-parse HEAD)" "${1:-}" <<'PY'
 import json, pathlib, subprocess, sys
 
-out, commit = pathlib.Path(sys.argv[1]), sys.argv[2]
+out, commit, complete = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "complete"
 query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
 gpus = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
 steps = dict(sorted(line.split() for line in (out / "steps.txt").read_text().splitlines()))
@@ -75,9 +75,9 @@ sweeps = {file.stem[6:]: [
 said = {s: last_line(s, w) for s, w in (("verify_threads", "verified"), ("memcheck", "SUMMARY"),
                                         ("racecheck", "SUMMARY"), ("killed", "lost"),
                                         ("doctor", "measured")) if s in steps}
-passed = all(code == "0" for code in steps.values()) and all(
+passed = complete and all(code == "0" for code in steps.values()) and all(
     t["result"] == "completed" for t in tests) and all(b["wrong"] == 0 for b in benches.values())
-report = {"commit": commit, "gpus": gpus, "passed": passed, "steps": steps, "said": said,
+report = {"commit": commit, "gpus": gpus, "complete": complete, "passed": passed, "steps": steps, "said": said,
           "wrong_values_without": removals, "tests": tests, "benches": benches,
           "sweeps": sweeps}
 (out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -164,18 +164,18 @@ if [ "$gpus" -gt 1 ]; then
   bench ll_128_combine ll --weights combine --iters 200
 
   # Other numbers of SMs, the formulas against a sweep, and NCCL in the same run, where there is one.
-  step sweep_ht 60 "$bin/expertwire" bench ht --sms 0,64,32,24,16,12,8 --iters 15 \
+  step sweep_ht 90 "$bin/expertwire" bench ht --sms 0,64,32,24,16,12,8 --iters 15 \
     --device cuda --json "$OUT/sweep_ht.json"
   step sweep_ll 60 "$bin/expertwire" bench ll --tune --device cuda --json "$OUT/sweep_ll.json"
-  step tune_ht 90 "$bin/expertwire" bench ht --tune --sms 24 --iters 10 \
+  step tune_ht 90 "$bin/expertwire" bench ht --tune --sms 24 --iters 10 --no-verify \
     --device cuda --json "$OUT/sweep_tune_ht.json"
   nccl=$(find / -xdev -name libnccl.so.2 -not -path '/proc/*' 2>/dev/null | head -1)
   if [ -n "$nccl" ]; then
     # Multicast must stay off on some machines; the copies compared here do not need it.
-    export LD_LIBRARY_PATH=$(dirname "$nccl"):${LD_LIBRARY_PATH:-} NCCL_NVLS_ENABLE=0
+    export LD_LIBRARY_PATH=$(dirname "$nccl")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} NCCL_NVLS_ENABLE=0
     bench ht_nccl ht --peer nccl --iters 15 --no-verify
     bench ll_nccl ll --peer nccl --iters 100 --no-verify
   fi
 fi
 
-report
+report complete

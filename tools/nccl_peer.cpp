@@ -191,6 +191,8 @@ class Exchange {
 
 }  // namespace
 
+void require_nccl() { Nccl(); }
+
 std::vector<Peer> bench_nccl(Communicator& communicator, const Steps& steps,
                              const BenchOptions& options, cudaStream_t stream) {
   Exchange exchange(communicator, steps, options, stream);
