@@ -256,13 +256,14 @@ double time_burst(const std::shared_ptr<Communicator>& communicator, double wire
              : plain;
 }
 
-int sms_of(const Communicator& communicator, const BenchOptions& options) {
+/// SMs of a rank, at most `asked` if that is not 0.
+int sms_of(const Communicator& communicator, int asked) {
   int sms = 0;
   check_cuda(
       cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, communicator.cuda_device()),
       "cudaDeviceGetAttribute");
   sms /= communicator.topology().ranks_on_gpu(communicator.rank());
-  return options.sms > 0 ? std::min(options.sms, sms) : sms;
+  return asked > 0 ? std::min(asked, sms) : sms;
 }
 
 // Low latency ------------------------------------------------------------------------------------
@@ -394,7 +395,7 @@ class Mode {
   Measurement measure(const reference::RoundTripOptions& check, int checks) {
     if (options_.peer == "nccl") require_nccl();
     Measurement result = start_measurement(*communicator_, steps_, options_);
-    result.sms = sms_of(*communicator_, options_);
+    result.sms = sms_of(*communicator_, options_.sms);
     const OptionsOf object_options = options_of({result.sms});
     auto object = ObjectOf::create(communicator_, object_options);
     result.arena_bytes = ObjectOf::memory_bytes(object_options, communicator_->size());
@@ -473,10 +474,8 @@ std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator
                                  const BenchOptions& options,
                                  const reference::RoundTripOptions& check) {
   std::vector<SweepPoint> points;
-  BenchOptions one = options;
   for (int asked : options.sweep.empty() ? std::vector<int>{options.sms} : options.sweep) {
-    one.sms = asked;
-    const int sms = sms_of(communicator, one);
+    const int sms = sms_of(communicator, asked);
     const auto here = options.tune ? tuning_points(options, sms) : std::vector<SweepPoint>{{sms}};
     points.insert(points.end(), here.begin(), here.end());
   }

@@ -1,17 +1,10 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "bench.hpp"
-#include "bench_lines.hpp"
-#include "expertwire/version.hpp"
+#include "bench_output.hpp"
 
 namespace expertwire::tools {
 
@@ -31,7 +24,7 @@ std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timi
 }
 
 struct Totals {
-  double selections, unique, wire, memcpy_us, checked, wrong, burst_us, dispatch_burst_us;
+  double selections, unique, wire, memcpy_us, burst_us, dispatch_burst_us;
   double dispatch_row, combine_row;  ///< bytes
 
   /// What a line's operation has to move, and how long that takes at least.
@@ -122,8 +115,7 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   const auto row_bytes = static_cast<double>(options.shape.row_bytes());
   const PerRank numbers =
       gather(communicator, {m.traffic.selections, m.traffic.unique, m.traffic.wire, m.memcpy_us,
-                            static_cast<double>(m.report.checked),
-                            static_cast<double>(m.report.wrong), m.burst_us, m.dispatch_burst_us});
+                            m.burst_us, m.dispatch_burst_us});
   Totals totals{};
   totals.dispatch_row = static_cast<double>(options.dispatch_row_bytes());
   totals.combine_row = row_bytes;
@@ -133,10 +125,8 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     totals.unique += rank[1] / ranks;
     totals.wire += rank[2] / ranks;
     totals.memcpy_us = std::max(totals.memcpy_us, rank[3]);
-    totals.checked += rank[4];
-    totals.wrong += rank[5];
-    totals.burst_us = std::max(totals.burst_us, rank[6]);
-    totals.dispatch_burst_us = std::max(totals.dispatch_burst_us, rank[7]);
+    totals.burst_us = std::max(totals.burst_us, rank[4]);
+    totals.dispatch_burst_us = std::max(totals.dispatch_burst_us, rank[5]);
   }
   const std::vector<Line> lines = summarize_all(communicator, m);
   std::vector<Line> peers;
@@ -144,8 +134,8 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     const auto three = summarize_pair(communicator, peer.timings, peer.name);
     peers.insert(peers.end(), three.begin(), three.end());
   }
-  if (m.report.wrong > 0) fmt::print(stderr, "wrong: {}\n", m.report.first_wrong);
-  if (communicator.rank() != 0) return static_cast<std::int64_t>(totals.wrong);
+  const Verified verified = gather_verified(communicator, m.report);
+  if (communicator.rank() != 0) return static_cast<std::int64_t>(verified.wrong);
 
   print_header(communicator, options, m);
   print_traffic(totals);
@@ -162,57 +152,29 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     fmt::print("# {} takes {:.2f} x as long as {} (p50)\n", peers[i].name, peers[i].p50 / line.p50,
                line.name);
   }
-  if (options.verify)
-    fmt::print("# verified {:.0f} values: {:.0f} wrong\n", totals.checked, totals.wrong);
-  else
-    fmt::print("# not verified (--no-verify)\n");
+  print_verified(options, verified);
 
-  if (!options.json.empty()) {
-    std::array<char, 256> host{};
-    ::gethostname(host.data(), host.size() - 1);
-    json result = {{"version", kVersion},
-                   {"mode", options.high_throughput ? "ht" : "ll"},
-                   {"banner", communicator.banner()},
-                   {"ranks", communicator.size()},
-                   {"threads", m.threads},
-                   {"lanes", options.lanes},
-                   {"model", options.model},
-                   {"shape",
-                    {{"hidden", options.shape.hidden},
-                     {"experts", options.shape.experts},
-                     {"top_k", options.shape.top_k},
-                     {"tokens", options.shape.max_tokens},
-                     {"dtype", std::string(to_string(options.shape.dtype))}}},
-                   {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
-                   {"routing", options.routing},
-                   {"seed", options.seed},
-                   {"skew",
-                    {{"expert_max_over_mean", m.skew.expert_max_over_mean},
-                     {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
-                   {"iterations", options.iterations},
-                   {"arena_bytes", m.arena_bytes},
-                   {"bytes_per_rank",
-                    {{"selections", totals.selections * row_bytes},
-                     {"unique", totals.unique * row_bytes},
-                     {"wire", totals.wire * row_bytes}}},
-                   {"memcpy_us", totals.memcpy_us},
-                   {"sms", m.sms},
-                   {"fp8", options.fp8},
-                   {"dispatch_row_bytes", totals.dispatch_row},
-                   {"burst_us", totals.burst_us},
-                   {"dispatch_burst_us", totals.dispatch_burst_us},
-                   {"moments", m.moments},
-                   {"peer_version", m.peers.empty() ? "" : m.peers.front().version},
-                   {"verified", options.verify},
-                   {"checked", totals.checked},
-                   {"wrong", totals.wrong}};
-    const char* times = communicator.cuda_device() >= 0 ? "times" : "host";
-    for (const Line& line : all) result[times][line.name] = to_json(line);
-    std::ofstream file(options.json);
-    file << result.dump(2) << "\n";
-    if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);
-  }
-  return static_cast<std::int64_t>(totals.wrong);
+  json result = describe_run(communicator, options, verified);
+  result.update({{"threads", m.threads},
+                 {"skew",
+                  {{"expert_max_over_mean", m.skew.expert_max_over_mean},
+                   {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
+                 {"arena_bytes", m.arena_bytes},
+                 {"bytes_per_rank",
+                  {{"selections", totals.selections * row_bytes},
+                   {"unique", totals.unique * row_bytes},
+                   {"wire", totals.wire * row_bytes}}},
+                 {"memcpy_us", totals.memcpy_us},
+                 {"sms", m.sms},
+                 {"dispatch_row_bytes", totals.dispatch_row},
+                 {"burst_us", totals.burst_us},
+                 {"dispatch_burst_us", totals.dispatch_burst_us},
+                 {"moments", m.moments},
+                 {"peer_version", m.peers.empty() ? "" : m.peers.front().version}});
+  const char* times = communicator.cuda_device() >= 0 ? "times" : "host";
+  for (const Line& line : all) result[times][line.name] = to_json(line);
+  write_json(options, result);
+  return static_cast<std::int64_t>(verified.wrong);
 }
 
 }  // namespace expertwire::tools

@@ -1,10 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "bench.hpp"
-#include "bench_lines.hpp"
+#include "bench_output.hpp"
 
 namespace expertwire::tools {
 
@@ -68,44 +67,14 @@ void print_formula_against_best(const std::vector<Row>& rows, bool high_throughp
   }
 }
 
-struct Verified {
-  double checked, wrong;
-};
-
-void write(const BenchOptions& options, const Communicator& communicator,
-           const std::vector<Row>& rows, const Verified& verified) {
-  nlohmann::json points = nlohmann::json::array();
-  for (const Row& row : rows)
-    points.push_back({{"sms", row.sms},
-                      {"sender_warps", row.tuning.sender_warps},
-                      {"ring_bytes", row.tuning.ring_bytes},
-                      {"dispatch", to_json(row.dispatch)},
-                      {"combine", to_json(row.combine)},
-                      {"dispatch_burst_us", row.dispatch_burst_us},
-                      {"burst_us", row.burst_us}});
-  const nlohmann::json result = {
-      {"mode", options.high_throughput ? "ht" : "ll"},
-      {"banner", communicator.banner()},
-      {"ranks", communicator.size()},
-      {"model", options.model},
-      {"shape",
-       {{"hidden", options.shape.hidden},
-        {"experts", options.shape.experts},
-        {"top_k", options.shape.top_k},
-        {"tokens", options.shape.max_tokens},
-        {"dtype", std::string(to_string(options.shape.dtype))}}},
-      {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
-      {"routing", options.routing},
-      {"iterations", options.iterations},
-      {"verified", options.verify},
-      {"checked", verified.checked},
-      {"wrong", verified.wrong},
-      {"fp8", options.fp8},
-      {"seed", options.seed},
-      {"points", points}};
-  std::ofstream file(options.json);
-  file << result.dump(2) << "\n";
-  if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);
+nlohmann::json to_json(const Row& row) {
+  return {{"sms", row.sms},
+          {"sender_warps", row.tuning.sender_warps},
+          {"ring_bytes", row.tuning.ring_bytes},
+          {"dispatch", tools::to_json(row.dispatch)},
+          {"combine", tools::to_json(row.combine)},
+          {"dispatch_burst_us", row.dispatch_burst_us},
+          {"burst_us", row.burst_us}};
 }
 
 }  // namespace
@@ -115,14 +84,8 @@ std::int64_t report_sweep(Communicator& communicator, const BenchOptions& option
   const std::vector<Row> rows = over_ranks(communicator, points);
   reference::Report mine;
   for (const SweepPoint& point : points) mine += point.report;
-  if (mine.wrong > 0) fmt::print(stderr, "wrong: {}\n", mine.first_wrong);
-  double checked = 0, wrong = 0;
-  for (const auto& rank :
-       gather(communicator, {static_cast<double>(mine.checked), static_cast<double>(mine.wrong)})) {
-    checked += rank[0];
-    wrong += rank[1];
-  }
-  if (communicator.rank() != 0) return static_cast<std::int64_t>(wrong);
+  const Verified verified = gather_verified(communicator, mine);
+  if (communicator.rank() != 0) return static_cast<std::int64_t>(verified.wrong);
   fmt::print(
       "# {}\n# {}: kernel us (p50, slowest rank) and the share of the burst of as many SMs\n",
       communicator.banner(), options.high_throughput ? "ht" : "ll");
@@ -135,12 +98,11 @@ std::int64_t report_sweep(Communicator& communicator, const BenchOptions& option
                100 * row.dispatch_burst_us / row.dispatch.p50, row.combine.p50, row.burst_us,
                100 * row.burst_us / row.combine.p50);
   if (options.tune) print_formula_against_best(rows, options.high_throughput);
-  if (options.verify)
-    fmt::print("# verified {:.0f} values: {:.0f} wrong\n", checked, wrong);
-  else
-    fmt::print("# not verified (--no-verify)\n");
-  if (!options.json.empty()) write(options, communicator, rows, {checked, wrong});
-  return static_cast<std::int64_t>(wrong);
+  print_verified(options, verified);
+  nlohmann::json result = describe_run(communicator, options, verified);
+  for (const Row& row : rows) result["points"].push_back(to_json(row));
+  write_json(options, result);
+  return static_cast<std::int64_t>(verified.wrong);
 }
 
 }  // namespace expertwire::tools

@@ -62,12 +62,11 @@ constexpr std::array kVariables = {
              "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows; 1 to 15."},
     Variable{"EXPERTWIRE_RING_BYTES", "0 (by formula)",
              "High-throughput dispatch on CUDA: what of a block's shared memory holds rows on "
-             "their way, "
-             "16384 to 229376 bytes."},
+             "their way, 16384 to 229376 bytes."},
     Variable{"EXPERTWIRE_LINK_GBPS", "0 (measured)",
              "Speed at which a GPU writes to a peer, in GB/s; the formula starts from it. Measured "
-             "when a "
-             "high-throughput object is made that has 8 MB of pool or more, once a communicator."},
+             "when a high-throughput object is made that has 8 MB of pool or more, once a "
+             "communicator."},
     Variable{"EXPERTWIRE_FIRST_EPOCH", "0",
              "Epoch before the first operation (32 bits); tests start close to where it wraps."},
     Variable{"CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps",

@@ -1,6 +1,5 @@
 #include "expertwire/communicator.hpp"
 
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -12,6 +11,7 @@
 
 #include "expertwire/memory_channel.hpp"
 #include "expertwire/version.hpp"
+#include "ranks/entries.hpp"
 #include "ranks/processes.hpp"
 #include "ranks/thread_ranks.hpp"
 
@@ -285,19 +285,11 @@ TEST(MemoryChannel, ASilentPeerIsNamedAtTheDeadline) {
   });
 }
 
-int open_descriptors() {
-  DIR* folder = ::opendir("/proc/self/fd");
-  int count = 0;
-  while (::readdir(folder) != nullptr) ++count;
-  ::closedir(folder);
-  return count;
-}
-
 TEST(Communicator, LeavesNoDescriptorsBehind) {
   with_thread_ranks(2, [](const auto& c) { c->barrier(); });
-  const int before = open_descriptors();
+  const auto before = entries_of("fd");
   for (int i = 0; i < 50; ++i) with_thread_ranks(3, [](const auto& c) { c->barrier(); });
-  EXPECT_EQ(open_descriptors(), before);
+  EXPECT_EQ(entries_of("fd"), before);
 }
 
 }  // namespace

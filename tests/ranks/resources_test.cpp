@@ -1,10 +1,10 @@
 // What objects take and give back: room in the arena, descriptors, threads.
 
-#include <dirent.h>
 #include <gtest/gtest.h>
 
 #include <thread>
 
+#include "ranks/entries.hpp"
 #include "ranks/requests.hpp"
 
 namespace expertwire::test {
@@ -89,18 +89,10 @@ TEST(Resources, ARankWithoutRoomIsAnErrorOnEveryRank) {
   });
 }
 
-int threads_of_process() {
-  DIR* folder = ::opendir("/proc/self/task");
-  int count = 0;
-  while (::readdir(folder) != nullptr) ++count;
-  ::closedir(folder);
-  return count;
-}
-
 TEST(Resources, AThousandObjectsLeaveNothingBehind) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
     communicator->barrier();
-    const int before = threads_of_process();
+    const auto before = entries_of("task");
     communicator->barrier();
     for (int i = 0; i < 500; ++i) {
       LowLatency::create(communicator, {kShape, 2, 2});
@@ -108,7 +100,7 @@ TEST(Resources, AThousandObjectsLeaveNothingBehind) {
     }
     communicator->barrier();
     EXPECT_EQ(communicator->arena().carved(), 0U);
-    EXPECT_LE(threads_of_process(), before);
+    EXPECT_LE(entries_of("task"), before);
     communicator->barrier();
   });
 }

@@ -1,8 +1,13 @@
-#include "bench_lines.hpp"
+#include "bench_output.hpp"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <numeric>
+
+#include "expertwire/version.hpp"
 
 namespace expertwire::tools {
 
@@ -63,6 +68,56 @@ nlohmann::json to_json(const Line& line) {
           {"max_us", line.max},
           {"over_ranks",
            {{"avg_us", line.rank_avg}, {"min_us", line.rank_min}, {"max_us", line.rank_max}}}};
+}
+
+Verified gather_verified(Communicator& communicator, const reference::Report& mine) {
+  if (mine.wrong > 0) fmt::print(stderr, "wrong: {}\n", mine.first_wrong);
+  Verified all{};
+  for (const auto& rank :
+       gather(communicator, {static_cast<double>(mine.checked), static_cast<double>(mine.wrong)})) {
+    all.checked += rank[0];
+    all.wrong += rank[1];
+  }
+  return all;
+}
+
+void print_verified(const BenchOptions& options, const Verified& verified) {
+  if (options.verify)
+    fmt::print("# verified {:.0f} values: {:.0f} wrong\n", verified.checked, verified.wrong);
+  else
+    fmt::print("# not verified (--no-verify)\n");
+}
+
+nlohmann::json describe_run(const Communicator& communicator, const BenchOptions& options,
+                            const Verified& verified) {
+  const MoeShape& shape = options.shape;
+  return {{"version", kVersion},
+          {"mode", options.high_throughput ? "ht" : "ll"},
+          {"banner", communicator.banner()},
+          {"ranks", communicator.size()},
+          {"lanes", options.lanes},
+          {"model", options.model},
+          {"shape",
+           {{"hidden", shape.hidden},
+            {"experts", shape.experts},
+            {"top_k", shape.top_k},
+            {"tokens", shape.max_tokens},
+            {"dtype", std::string(to_string(shape.dtype))}}},
+          {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
+          {"fp8", options.fp8},
+          {"routing", options.routing},
+          {"seed", options.seed},
+          {"iterations", options.iterations},
+          {"verified", options.verify},
+          {"checked", verified.checked},
+          {"wrong", verified.wrong}};
+}
+
+void write_json(const BenchOptions& options, const nlohmann::json& result) {
+  if (options.json.empty()) return;
+  std::ofstream file(options.json);
+  file << result.dump(2) << "\n";
+  if (!file) fmt::print(stderr, "expertwire: cannot write {}\n", options.json);
 }
 
 }  // namespace expertwire::tools
