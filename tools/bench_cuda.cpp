@@ -168,27 +168,27 @@ std::vector<std::string> describe_moments(const std::string& operation,
 }
 
 /// Kernel spans by the device's clock; in a graph, where the pair can be captured, so that no
-/// rank's host holds up the others.
+/// rank's host holds up the others. The first pair of a replay does not count: in it kernels wait
+/// for whichever host launches last.
 void time_kernels(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
                   Pair& pair, bool graph, Measurement& result) {
   constexpr int kMostLaunches = 3;  // of a pair
   ep::cuda::Trace trace(communicator.cuda_device(),
                         kMostLaunches * std::max(kPairsOfGraph, options.iterations));
   std::vector<ep::cuda::OperationTimes> all;
-  auto take = [&] {
+  auto take = [&](std::size_t skipped) {
     device.synchronize();
     const auto times = trace.read();
-    all.insert(all.end(), times.begin(), times.end());
+    all.insert(all.end(), times.begin() + static_cast<std::ptrdiff_t>(2 * skipped), times.end());
   };
   if (graph) {
     const PairGraph captured(device, pair, kPairsOfGraph);
     trace.read();
-    for (int done = 0; done < options.iterations + kPairsOfGraph; done += kPairsOfGraph) {
+    for (int pairs = 0; pairs <= options.iterations; pairs += kPairsOfGraph - 1) {
       communicator.barrier();
       captured.launch();
-      take();
+      take(pairs == 0 ? kPairsOfGraph : 1);  // of the first replay, none counts
     }
-    all.erase(all.begin(), all.begin() + 2 * kPairsOfGraph);  // the first replay
   } else {
     Stream stream{CudaStream{device.stream()}};
     communicator.barrier();
@@ -196,7 +196,7 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
       pair.dispatch(i, &stream);
       pair.combine(i, &stream);
     }
-    take();
+    take(0);
   }
   for (std::size_t i = 0; i + 1 < all.size(); i += 2) {
     result.kernel.dispatch.push_back(all[i].span_us);

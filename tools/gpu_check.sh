@@ -114,7 +114,7 @@ PY
 step doctor 60 "$bin/expertwire" doctor
 step tests 150 "$bin/gpu_tests" --gtest_output="json:$OUT/tests.json"
 step vector_copies 60 env EXPERTWIRE_CUDA_COPIES=vector "$bin/gpu_tests" \
-  --gtest_filter='*HighThroughputRoundTrip*'
+  --gtest_filter='*RoundTrip*:*Images*'
 step faults 90 "$bin/gpu_fault_tests" --gtest_output="json:$OUT/faults.json"
 step verify_threads $((seconds + 40)) "$bin/expertwire" verify --device cuda --seconds "$seconds"
 

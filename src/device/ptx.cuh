@@ -108,6 +108,22 @@ __device__ __forceinline__ void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
 }
 
+/// Whether this code may use bulk copies.
+__device__ __forceinline__ constexpr bool has_bulk_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+
+/// Between an acquire and a bulk copy of what it covers: the copy engine is another proxy.
+__device__ __forceinline__ void let_bulk_copies_see() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async;" : : : "memory");
+#endif
+}
+
 // Bulk copies (Hopper and later): one thread moves kilobytes between shared and global memory, the
 // latter of any rank that is mapped here. Addresses and sizes are multiples of 16 bytes.
 
@@ -127,8 +143,9 @@ __device__ __forceinline__ void mbarrier_invalidate(std::uint64_t* barrier) {
   asm volatile("mbarrier.inval.shared::cta.b64 [%0];" : : "r"(shared_address(barrier)) : "memory");
 }
 
-/// Makes initialised barriers visible to the copy engine.
-__device__ __forceinline__ void fence_mbarrier_init() {
+/// Makes what this thread wrote to shared memory, initialised barriers too, visible to the copy
+/// engine.
+__device__ __forceinline__ void fence_proxy_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
 
@@ -187,9 +204,19 @@ __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" : : "n"(kPending) : "memory");
 }
 
-/// Between an acquire and a bulk copy of what it covers: the copy engine is another proxy.
-__device__ __forceinline__ void fence_proxy_async() {
-  asm volatile("fence.proxy.async;" : : : "memory");
+/// The same for a number that is known at run time, up to kMostPending.
+inline constexpr int kMostPending = 3;
+__device__ __forceinline__ void bulk_wait(int pending) {
+  switch (pending) {
+    case 0:
+      return bulk_wait<0>();
+    case 1:
+      return bulk_wait<1>();
+    case 2:
+      return bulk_wait<2>();
+    default:
+      return bulk_wait<kMostPending>();
+  }
 }
 
 #endif

@@ -45,16 +45,17 @@ struct DirectionSlots {
 
 /// One selection of a token, as it travels with the row.
 struct Selection {
-  std::int32_t local_expert;  ///< of the rank that receives the row
-  std::int32_t position;      ///< index among the source's selections of that expert
-  float weight;               ///< 1 if the dispatch came without weights
+  std::int32_t expert;    ///< below 0: none
+  std::int32_t position;  ///< index among the source's selections of that expert
+  float weight;           ///< 1 if the dispatch came without weights
 };
 static_assert(sizeof(Selection) == 12);
 
-/// Goes before the payload of a low-latency row; `count` selections follow, in top-k order.
+/// Goes before the payload of a low-latency row. All K selections of the token follow, so that the
+/// row is the same for every rank; each takes those of its experts.
 struct RowHeader {
   std::int32_t token;  ///< index at the source
-  std::int32_t count;
+  std::int32_t unused;
 };
 static_assert(sizeof(RowHeader) == 8);
 

@@ -74,5 +74,53 @@ TEST(Tuning, WhatIsAskedForReplacesTheFormula) {
   EXPECT_EQ(asked_or({0, 77}, formula).ring_bytes, 77U);
 }
 
+TEST(Tuning, ItemsAreCutEvenlyAndInOrder) {
+  for (int blocks : {2, 3, 24, 132})
+    for (int first : {0, 1})
+      for (int items : {0, 1, 2, 23, 24, 131, 132, 133, 1024, 16384}) {
+        const Cut tokens = cut(items, blocks, first);
+        int next = 0, fewest = items, most = 0;
+        for (int block = 0; block < blocks; ++block) {
+          const Part part = tokens.of(block);
+          const int count = part.end - part.begin;
+          if (block < first) {
+            EXPECT_EQ(count, 0);
+            continue;
+          }
+          EXPECT_EQ(part.begin, next);
+          next = part.end;
+          fewest = std::min(fewest, count);
+          most = std::max(most, count);
+        }
+        EXPECT_EQ(next, items);
+        EXPECT_LE(most - fewest, 1);
+      }
+}
+
+TEST(Tuning, ImagesAreWholeWhereTheyFit) {
+  constexpr std::uint32_t kRoom = 220000, kHeader = 128, kRow = 14336;
+  const Images few = plan_images({kHeader, kRow, 1, kRoom, true});
+  EXPECT_TRUE(few.whole && few.kept);
+  EXPECT_EQ(few.count, 1);
+  EXPECT_GE(few.stride, kHeader + kRow);
+  EXPECT_EQ(few.stride % 128, 0U);
+  const Images many = plan_images({kHeader, kRow, 100, kRoom, true});
+  EXPECT_TRUE(many.whole && !many.kept);
+  EXPECT_EQ(many.count, kMostImages);
+  const Images longer = plan_images({kHeader, kRoom / 2 - kHeader, 3, kRoom, true});
+  EXPECT_TRUE(longer.whole && !longer.kept);
+  EXPECT_EQ(longer.count, 1);
+}
+
+TEST(Tuning, ImagesAreHeadersWhereRowsDoNotFitOrNothingCopiesThem) {
+  constexpr std::uint32_t kRoom = 220000, kHeader = 128;
+  for (const Images& images : {plan_images({kHeader, kRoom, 3, kRoom, true}),
+                               plan_images({kHeader, 14336, 3, kRoom, false})}) {
+    EXPECT_FALSE(images.whole || images.kept);
+    EXPECT_EQ(images.stride, kHeader);
+    EXPECT_EQ(images.count, 3);
+  }
+}
+
 }  // namespace
 }  // namespace expertwire::ep::cuda

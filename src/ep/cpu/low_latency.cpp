@@ -89,13 +89,10 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
   const float* weights = op.handle->weighted
                              ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
                              : nullptr;
-  std::int32_t count = 0;
-  for (int k = 0; k < route.top_k; ++k) {
-    if (experts[k] < 0 || route.placement.rank_of(experts[k]) != to.rank) continue;
-    selections[count++] = {route.placement.local_index(experts[k]), route.positions_of(token)[k],
-                           weights != nullptr ? weights[k] : 1.0F};
-  }
-  *header = {token, count};
+  for (int k = 0; k < route.top_k; ++k)
+    selections[k] = {experts[k], route.positions_of(token)[k],
+                     weights != nullptr ? weights[k] : 1.0F};
+  header->token = token;
   if (to.rank != memory_.rank() || op.cast) {  // else own rows are expanded from x itself
     std::byte* place = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
     void* data = place;
@@ -176,6 +173,7 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
   const auto* ranges = op.outputs.ranges.as<std::int32_t>();
   LowLatencyHandle& handle = *op.handle;
+  const Placement& placement = handle.route.placement;
   const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
   const std::size_t scale_bytes = op.format.scale_bytes();
   const auto* in_slot = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
@@ -184,20 +182,24 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
                               : Payload{in_slot, in_slot + op.format.data_bytes};
   void* places[32];
   int copies = 0;
-  for (std::int32_t i = 0; i < header->count; ++i) {
-    const std::size_t expert = index(selections[i].local_expert);
+  std::size_t next = entry;
+  for (int k = 0; k < shape_.top_k; ++k) {
+    const Selection& selection = selections[k];
+    if (selection.expert < 0 || placement.rank_of(selection.expert) != memory_.rank()) continue;
+    const std::size_t i = next++;
+    const std::size_t expert = index(placement.local_index(selection.expert));
     const std::int32_t* range = ranges + (expert * size + index(source)) * 2;
-    handle.weights[entry + index(i)] = selections[i].weight;
-    handle.copies[entry + index(i)] = LowLatencyHandle::kDropped;
-    if (selections[i].position >= range[1]) continue;
+    handle.weights[i] = selection.weight;
+    handle.copies[i] = LowLatencyHandle::kDropped;
+    if (selection.position >= range[1]) continue;
     const std::size_t place =
-        expert * rows_per_expert + index(range[0]) + index(selections[i].position);
+        expert * rows_per_expert + index(range[0]) + index(selection.position);
     places[copies++] = op.outputs.x.as<std::byte>() + place * op.format.data_bytes;
     if (scale_bytes > 0)
       std::memcpy(op.outputs.scales.as<std::byte>() + place * scale_bytes, payload.scales,
                   scale_bytes);
     op.outputs.source_tokens.as<std::int32_t>()[place] = header->token;
-    handle.copies[entry + index(i)] = static_cast<std::int64_t>(place);
+    handle.copies[i] = static_cast<std::int64_t>(place);
   }
   vector_ops().copy(places, copies, payload.data, op.format.data_bytes, true);
 }

@@ -49,10 +49,16 @@ enum Mark : std::int32_t {
 /// What a traced launch writes: nanoseconds [kMarks][kMostTracedBlocks], 0 where it was not noted.
 inline constexpr int kMostTracedBlocks = 256;
 
+/// The same for kernels, in device memory.
+struct FailureWords {
+  std::uint32_t failed;   ///< sticky, tested first by every kernel; set behind the report
+  std::uint32_t claimed;  ///< some thread reports
+};
+
 struct Context {
   std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
   HostWords* host;
-  std::uint32_t* failed;  ///< device memory: sticky, tested first by every kernel
+  FailureWords* failure;
   std::uint64_t timeout_ns;
   std::uint64_t* trace;  ///< this launch's part of a trace, or null
   std::int32_t rank;

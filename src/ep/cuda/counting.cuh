@@ -69,7 +69,7 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
     const int key = rank >= 0 ? mine.in_warp * kMostRanks + rank : -1 - lane;
     const unsigned same = __match_any_sync(0xFFFFFFFFU, key);
     if (expert == kOutOfRange && r.note)
-      note_invalid_id(context, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
+      note_invalid_id(*context.host, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
     if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
     const bool leads = rank >= 0 && (same & before) == 0;
 #pragma unroll 1

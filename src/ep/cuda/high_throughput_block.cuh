@@ -25,6 +25,7 @@ static_assert(kBlockSharedBytes + kRingBytes + 1024 <= 227 * 1024,
 
 inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }
 
+/// To be followed by a barrier.
 __device__ __forceinline__ void take_routing(const Context& c, const HighThroughputRouting& routing,
                                              BlockShared& s) {
   for (int rank = threadIdx.x; rank < c.size; rank += blockDim.x) {
@@ -32,7 +33,6 @@ __device__ __forceinline__ void take_routing(const Context& c, const HighThrough
     s.capacity[rank] = routing.capacity[rank];
   }
   if (threadIdx.x == 0) s.overflow = *routing.overflow != 0;
-  __syncthreads();
 }
 
 /// The ring of `warp`, with room for `parts` pieces a stage.

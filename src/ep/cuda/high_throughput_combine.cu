@@ -361,13 +361,12 @@ __device__ void run(const Params& p, BlockShared& s) {
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.combine);
   start(p);
-  const Epoch credit = peek_credit(c, lane);
+  const Peeked peeked = peek(c, lane);
   take_routing(c, p.routing, s);
-  const Entry entry = enter(c, lane);
-  if (!entry.usable) return;
+  if (stops(c, Phase::credit)) return;
+  const Entry entry = admit(c, lane, peeked);
+  if (!entry.usable || stops(c, Phase::counts)) return;
   const Epoch n = entry.send;
-  if (stops(c, Phase::credit) || !await_credits(c, lane, n, credit) || stops(c, Phase::counts))
-    return;
   mark(c, kAdmitted);
   if (blockIdx.x == 0) send_offers(p, s, n);
   if (stops(c, Phase::combine_rows)) return;

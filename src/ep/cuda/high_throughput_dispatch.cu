@@ -292,13 +292,12 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.dispatch);
   start(p);
-  const Epoch credit = peek_credit(c, lane);
+  const Peeked peeked = peek(c, lane);
   take_routing(c, p.routing, s);
-  const Entry entry = enter(c, lane);
-  if (!entry.usable) return;
+  const Entry entry = admit(c, lane, peeked);
+  if (!entry.usable || stops(c, Phase::dispatch_rows)) return;
   const Epoch n = entry.send;
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.epoch = n;
-  if (!await_credits(c, lane, n, credit) || stops(c, Phase::dispatch_rows)) return;
   mark(c, kAdmitted);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;

@@ -109,7 +109,7 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
       shape_(shape_of(options, object.communicator()->size())),
       hidden_(options.shape.hidden),
       pool_rows_(pool_rows_of(options, object.communicator()->size())),
-      bulk_(runtime_.share().has_bulk_copies() && Env::get().cuda_copies != "vector"),
+      bulk_(runtime_.share().bulk_copies()),
       tuning_(tuning),
       lanes_(static_cast<std::size_t>(options.lanes)) {
   const DeviceGuard guard(runtime_.share().device());

@@ -50,6 +50,7 @@ struct NotifyParams {
   HighThroughputShape shape;
   HighThroughputRouting routing;
   std::int32_t tokens;
+  Cut cut;                ///< of the tokens, made at the launch: none for the first of many blocks
   std::int32_t capacity;  ///< rows that this rank's output has room for
   bool strict;            ///< no rank has given a capacity: needing more is an overflow
   RowFormat format;

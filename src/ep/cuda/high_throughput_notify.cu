@@ -96,7 +96,7 @@ __device__ RankSet take_experts(const Params& p, const Shared& s, int token, boo
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (base + k >= p.shape.top_k) continue;
-      if (!valid[k] && count) note_invalid_id(p.context, p.ids, first + base + k);
+      if (!valid[k] && count) note_invalid_id(*p.context.host, p.ids, first + base + k);
       p.routing.experts[first + base + k] = experts[k];
       if (experts[k] < 0) continue;
       if (count) atomicAdd(&s.experts[experts[k]], 1);
@@ -154,13 +154,6 @@ __device__ void place_tokens(const Params& p, const Shared& s, const Part& token
   if (token < tokens.end)
 #pragma unroll 1
     for (; found < width; ++found) list[found] = {-1, -1};
-}
-
-/// The tokens that a block owns: none for the first, if there are others.
-__device__ Part tokens_of_block(const Params& p) {
-  const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  if (blocks == 1) return {0, p.tokens};
-  return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
 }
 
 // Roles: tallies ---------------------------------------------------------------------------------
@@ -366,7 +359,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   const Context& c = p.context;
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
-  const Epoch credit = peek_credit(c, lane);
+  const Epoch credit = peek(c, lane).credit;
   const int counters = p.shape.placement.experts + 2 * c.size;
 #pragma unroll 1
   for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;
@@ -378,7 +371,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
       grant<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.dispatch.consumed) + c.rank, *p.release);
     return;
   }
-  const Part own = tokens_of_block(p);
+  const Part own = p.cut.of(static_cast<int>(blockIdx.x));
   if (blockIdx.x > 0 || gridDim.x == 1) plan_tokens(p, s, own, entry.send);
   __syncthreads();
   if (blockIdx.x == 0) exchange_counts(p, s, lane, entry.send, credit);
@@ -401,11 +394,13 @@ cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launc
   const int wanted = params.release != nullptr || params.tokens == 0
                          ? 1
                          : 1 + (params.tokens + kTokensOfBlock - 1) / kTokensOfBlock;
-  const int blocks = std::min({wanted, launch.blocks, 1 + kMostTallies});
-  high_throughput::
-      notify<<<blocks == 2 ? 1 : blocks, kThreads,
-               shared_bytes(params.shape.placement.experts, params.context.size), launch.stream>>>(
-          params);
+  int blocks = std::min({wanted, launch.blocks, 1 + kMostTallies});
+  if (blocks == 2) blocks = 1;
+  NotifyParams p = params;
+  p.cut = cut(params.tokens, blocks, blocks == 1 ? 0 : 1);
+  high_throughput::notify<<<
+      blocks, kThreads, shared_bytes(p.shape.placement.experts, p.context.size), launch.stream>>>(
+      p);
   return cudaGetLastError();
 }
 

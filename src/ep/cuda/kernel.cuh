@@ -23,10 +23,16 @@ __device__ __forceinline__ Direction<KernelAccess> direction(const Context& cont
 }
 
 /// Leaves a report for the host, if nobody has before, and makes all kernels of the object leave.
+/// On return the report is there.
 __device__ __noinline__ inline void report_failure(const Context& context, ErrorCode code, int peer,
                                                    Phase phase, std::uint64_t detail,
                                                    std::uint64_t waited_ns) {
-  if (atomicCAS(context.failed, 0U, 1U) != 0U) return;
+  FailureWords& failure = *context.failure;
+  if (atomicCAS(&failure.claimed, 0U, 1U) != 0U) {
+    while (device::load_acquire_system(&failure.failed) == 0) {
+    }
+    return;
+  }
   HostWords& host = *context.host;
   host.code = static_cast<std::int32_t>(code);
   host.phase = static_cast<std::int32_t>(phase);
@@ -34,6 +40,7 @@ __device__ __noinline__ inline void report_failure(const Context& context, Error
   host.detail = detail;
   host.waited_ms = waited_ns / 1'000'000;
   device::store_release_system(&host.failed, 1);
+  device::store_release_system(&failure.failed, 1);
 }
 
 /// How long a thread has waited, and what it does about it. Not inlined: short kernels wait for
@@ -52,7 +59,7 @@ struct Patience {
     }
     if (now < next_look) return kGoOn;
     next_look = now + kLookEveryNs;
-    if (device::load_relaxed_system(context.failed) != 0) return kGiveUp;
+    if (device::load_relaxed_system(&context.failure->failed) != 0) return kGiveUp;
     device::store_relaxed_system(&context.host->awaited[peer], 1);
     const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
     return aborted || now - start >= context.timeout_ns ? kLastLook : kGoOn;
@@ -87,16 +94,16 @@ __device__ __forceinline__ bool wait_until(const Context& context, int peer, Pha
   }
 }
 
-/// Notes a moment of this block, if the launch is traced. All threads may call.
-__device__ __forceinline__ void mark(const Context& context, Mark moment) {
-  if (context.trace != nullptr && threadIdx.x == 0 && blockIdx.x < kMostTracedBlocks)
+/// Notes a moment of this block, or of one of its threads, if the launch is traced. All threads may
+/// call.
+__device__ __forceinline__ void mark(const Context& context, Mark moment, int thread = 0) {
+  if (context.trace != nullptr && threadIdx.x == thread && blockIdx.x < kMostTracedBlocks)
     context.trace[moment * kMostTracedBlocks + blockIdx.x] = device::now_ns();
 }
 
 /// Remembers an id that is out of range; it counts as "no selection".
-__device__ __noinline__ inline void note_invalid_id(const Context& context, const ExpertIds& ids,
+__device__ __noinline__ inline void note_invalid_id(HostWords& host, ExpertIds ids,
                                                     std::int64_t i) {
-  HostWords& host = *context.host;
   atomicAdd_system(&host.invalid_ids, 1ULL);
   if (atomicCAS_system(reinterpret_cast<unsigned long long*>(&host.first_invalid_at), 0ULL,
                        static_cast<unsigned long long>(i) + 1) == 0)
@@ -121,30 +128,15 @@ __device__ __forceinline__ void start(const Params& p) {
   mark(p.context, kStarted);
 }
 
-/// The words of an entry, asked for; one thread has them.
-struct EntryWords {
-  Epoch send, receive;
-  std::uint32_t failed;
-};
-__device__ __forceinline__ EntryWords peek_entry(const Context& context,
-                                                 const Direction<KernelAccess>& lane) {
-  EntryWords words{};
-  if (threadIdx.x == 0)
-    words = {lane.sending(), lane.receiving(), device::load_relaxed_system(context.failed)};
-  return words;
-}
-
-/// Reads the epochs once, before anybody can advance them. All threads call, after start(); what
-/// was peeked at may have been loading meanwhile.
-__device__ __forceinline__ Entry enter(const EntryWords& peeked) {
-  __shared__ Entry entry;
-  if (threadIdx.x == 0) entry = {peeked.send, peeked.receive, peeked.failed == 0};
-  __syncthreads();
-  return entry;
-}
+/// Reads the epochs once, before anybody can advance them. All threads call, after start().
 __device__ __forceinline__ Entry enter(const Context& context,
                                        const Direction<KernelAccess>& lane) {
-  return enter(peek_entry(context, lane));
+  __shared__ Entry entry;
+  if (threadIdx.x == 0)
+    entry = {lane.sending(), lane.receiving(),
+             device::load_relaxed_system(&context.failure->failed) == 0};
+  __syncthreads();
+  return entry;
 }
 
 /// Test builds: whether this rank is to vanish here.
@@ -156,23 +148,46 @@ __device__ __forceinline__ bool stops(const Context& context, Phase phase) {
 #endif
 }
 
-/// A thread's first look at the credit of its peer: asked for together with other things, before
-/// the epoch is known.
-__device__ __forceinline__ Epoch peek_credit(const Context& context,
-                                             const Direction<KernelAccess>& lane) {
+/// What a kernel must know before it writes to others; a thread has the credit of the peer of its
+/// number. Asked for early, together with other things.
+struct Peeked {
+  Epoch send, receive, credit;
+  std::uint32_t failed;
+};
+__device__ __forceinline__ Peeked peek(const Context& context,
+                                       const Direction<KernelAccess>& lane) {
+  static_assert(kMostRanks <= 512, "a thread a peer");
   const auto peer = static_cast<int>(threadIdx.x);
-  return peer < context.size ? lane.credit_of(peer) : 0;
+  if (peer >= context.size) return {};
+  return {lane.sending(), lane.receiving(), lane.credit_of(peer),
+          device::load_relaxed_system(&context.failure->failed)};
 }
+
 /// Waits for credit of every peer. All threads call; true on all, or false on all.
 __device__ __forceinline__ bool await_credits(const Context& context,
                                               const Direction<KernelAccess>& lane, Epoch n,
                                               Epoch peeked) {
-  static_assert(kMostRanks <= 512, "a thread a peer");
   const auto peer = static_cast<int>(threadIdx.x);
   const bool good =
       peer >= context.size || lane.allows(peeked, n) ||
       wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); });
   return __syncthreads_and(good);
+}
+
+/// enter() and await_credits() behind one barrier; not usable if credit did not come.
+__device__ __forceinline__ Entry admit(const Context& context, const Direction<KernelAccess>& lane,
+                                       const Peeked& peeked) {
+  __shared__ Entry entry;
+  const auto peer = static_cast<int>(threadIdx.x);
+  const Epoch n = peeked.send;
+  bool good = true;
+  if (peer == 0) entry = {n, peeked.receive, true};
+  if (peer < context.size)
+    good = peeked.failed == 0 &&
+           (lane.allows(peeked.credit, n) ||
+            wait_until(context, peer, Phase::credit, n, [&] { return lane.may_write(peer, n); }));
+  good = __syncthreads_and(good);
+  return {entry.send, entry.receive, good};
 }
 
 /// Waits for up to kMost values of epoch `n`: `word(i)` is null where there is none, and told by
@@ -250,16 +265,6 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
 __device__ __forceinline__ void leave_send(const Direction<KernelAccess>& lane, Epoch n) {
   __syncthreads();
   if (threadIdx.x == 0) lane.finish_send(n, gridDim.x);
-}
-
-/// The part of `count` items that block or warp `index` of `parts` owns: contiguous, in order.
-struct Part {
-  int begin;
-  int end;
-};
-__device__ __forceinline__ Part part_of(int count, int index, int parts) {
-  const int each = count / parts, more = count % parts;
-  return {index * each + min(index, more), (index + 1) * each + min(index + 1, more)};
 }
 
 }  // namespace expertwire::ep::cuda

@@ -4,8 +4,8 @@
 // Roles. The first block ships the weights if dispatch did not have them. A team sums one row that
 // came from another rank and writes the partial sum into that rank's slot. Then the whole block
 // adds the partial sums of one token after another; the own rank's share is made there, without a
-// slot, while the others are on the wire. A warp of its own, the announcer, releases the flags of
-// what teams wrote last.
+// slot, while the others are on the wire. A sender, a warp of its own, releases the flags of what
+// teams wrote last.
 //
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.
@@ -194,7 +194,7 @@ struct Rows {
   }
 };
 
-/// Sums rows and sends them home, a team a row. The last round is the announcer's.
+/// Sums rows and sends them home, a team a row. The last round is the sender's to release.
 template <class Element>
 __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
   const Params& p = rows.p;
@@ -222,10 +222,10 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
   }
 }
 
-/// The announcer's part: the last round of this block's teams, a lane a team.
+/// The senders' part: the last round of this block's teams, a lane a team.
 __device__ void announce_rows(const Rows& rows, const Team& team) {
   if (rows.count == 0) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) - Block::kWorkers;
   const int item = (rows.count - 1) / team.count() * team.count() + Team::index_of(lane);
   Block::await_workers();
   int i = 1;
@@ -236,13 +236,13 @@ __device__ void announce_rows(const Rows& rows, const Team& team) {
 template <class Element>
 __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
   const Context& c = p.context;
-  const Epoch credit = peek_credit(c, lane);
-  if (threadIdx.x / 32 == 1) take_rows(p, s);  // the first warp has the epochs
-  const Entry entry = enter(c, lane);
+  const Peeked peeked = peek(c, lane);
+  if (threadIdx.x / 32 == Block::kWorkers / 32 - 1) take_rows(p, s);  // the first have credit
+  *good = !stops(c, Phase::combine_weights) && !stops(c, Phase::credit);
+  if (!*good) return {};
+  const Entry entry = admit(c, lane, peeked);
   const Epoch n = entry.send;
-  *good = entry.usable && !stops(c, Phase::combine_weights);
-  if (!*good) return entry;
-  *good = !stops(c, Phase::credit) && await_credits(c, lane, n, credit);
+  *good = entry.usable;
   // Not before credit: receive halves two epochs back may still wait for the flag of theirs.
   if (*good && p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
   if (*good && p.topk_weights != nullptr) *good = await_weights(p, n);
@@ -251,11 +251,11 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   if (!*good) return entry;
   const Rows rows(p, s, n);
   const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
-  if (Block::announcer())
+  if (Block::sends())
     announce_rows(rows, team);
   else
     send_rows<Element>(rows, s, team);
-  mark(c, kSent);
+  mark(c, kSent, Block::kWorkers);
   return entry;
 }
 
@@ -383,7 +383,7 @@ __device__ void run(const Params& p, Shared& s) {
   const Epoch n = entry.receive;
   // Split from its send half, it has not seen the weights of the own rank's rows yet.
   if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
-  if (!Block::announcer())
+  if (!Block::sends())
 #pragma unroll 1
     for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)
       good = sum_token<Element>(p, s, token, n);
@@ -417,12 +417,12 @@ cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) 
   return cudaGetLastError();
 }
 
-cudaError_t prepare_low_latency_dispatch();
+cudaError_t prepare_low_latency_dispatch(std::uint32_t shared_bytes);
 
-cudaError_t prepare_low_latency() {
+cudaError_t prepare_low_latency(std::uint32_t shared_bytes) {
   cudaFuncAttributes attributes{};
   const cudaError_t result = cudaFuncGetAttributes(&attributes, low_latency::combine);
-  return result != cudaSuccess ? result : prepare_low_latency_dispatch();
+  return result != cudaSuccess ? result : prepare_low_latency_dispatch(shared_bytes);
 }
 
 }  // namespace expertwire::ep::cuda

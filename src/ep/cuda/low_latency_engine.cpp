@@ -40,7 +40,9 @@ class CudaEngine final : public LowLatencyEngine {
     shape_.by_width = Divider(shape_.width);
     shape_.dtype = options.shape.dtype;
     const DeviceGuard guard(runtime_.share().device());
-    check_cuda(cuda::prepare_low_latency(), "loading the low-latency kernels");
+    shape_.shared_bytes = runtime_.share().shared_bytes();
+    shape_.bulk = runtime_.share().bulk_copies();
+    check_cuda(cuda::prepare_low_latency(shape_.shared_bytes), "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)
       pools_.push_back(

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "ep/cuda/context.hpp"
+#include "ep/cuda/tuning.hpp"
 #include "ep/routing.hpp"
 #include "ep/row_format.hpp"
 #include "ep/slots.hpp"
@@ -32,6 +33,8 @@ struct LowLatencyShape {
   std::int32_t turn;   ///< this rank's number modulo the width
   Divider by_top_k, by_width;
   DType dtype;
+  std::uint32_t shared_bytes;  ///< shared memory that a block may have
+  bool bulk;                   ///< there is a copy engine, and it may be used
 };
 
 struct LowLatencyDispatchParams {
@@ -40,6 +43,9 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
+  // Made at the launch.
+  Cut cut;  ///< of the tokens: none for the first block where they are few
+  Images images;
   RowFormat format;                 ///< of the rows that travel and of out_x
   bool cast;                        ///< x is of the row type and is cast to it
   ExpertIds ids;                    ///< [T, K]
@@ -73,7 +79,7 @@ struct Launch {
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch);
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch);
 
-/// Loads the kernels and lets them have their shared memory; once a device.
-cudaError_t prepare_low_latency();
+/// Loads the kernels and lets them have the shared memory of a block; once a device.
+cudaError_t prepare_low_latency(std::uint32_t shared_bytes);
 
 }  // namespace expertwire::ep::cuda

@@ -1,7 +1,7 @@
 #pragma once
 
 // How a block of low-latency dispatch plans its tokens: from the selections of all tokens before
-// them it follows which row and which position each gets.
+// them it follows which row and which position each gets. The plan makes the header of their rows.
 
 #include "ep/cuda/counting.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
@@ -10,31 +10,24 @@
 namespace expertwire::ep::cuda {
 
 inline constexpr int kMostTopK = 32;
-inline constexpr int kBatch = 8;  // tokens that a block plans at a time
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 /// The plan of a batch of tokens, in shared memory.
 struct Plan {
-  std::int32_t experts[kBatch][kMostTopK];
-  std::int32_t positions[kBatch][kMostTopK];  // index among my selections of that expert
-  float weights[kBatch][kMostTopK];
-  Destination destinations[kBatch][kMostTopK];
-  /// Where the payload of a row goes; null where there is nothing to write. Every rank begins with
-  /// another destination.
-  std::byte* payloads[kBatch][kMostTopK];
+  std::int32_t experts[kMostImages][kMostTopK];
+  float weights[kMostImages][kMostTopK];
+  Destination destinations[kMostImages][kMostTopK];
+  /// Where the rows go, null: nowhere, and their flags. Every rank begins with another destination.
+  std::byte* rows[kMostImages][kMostTopK];
+  Epoch* flags[kMostImages][kMostTopK];
 };
 
-/// Whether a row needs nothing but its header: the own rank reads the payload from x.
-__device__ __forceinline__ bool is_header_alone(const LowLatencyDispatchParams& p,
-                                                const Destination& to) {
-  return to.rank == p.context.rank && !p.cast;
-}
-
-/// Plans one token whose experts are in the plan already, and adds it to what is `so_far`; one
-/// warp.
+/// Plans one token whose experts are in the plan already, adds it to what is `so_far`, and makes
+/// the header of its row; one warp. If the block `keeps_own` rows, they go nowhere.
 __device__ inline void plan_token(const LowLatencyDispatchParams& p, Plan& plan,
-                                  const Counters& so_far, int b, int token, Epoch n) {
-  const int lane = static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
+                                  const Counters& so_far, int b, int token, Epoch n, bool keeps_own,
+                                  RowHeader* header) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, top_k = p.shape.top_k;
   const unsigned before = (1U << lane) - 1;
   const std::int32_t expert = lane < top_k ? plan.experts[b][lane] : -1;
   const std::int32_t rank = expert < 0 ? -1 : p.shape.placement.rank_of(expert);
@@ -52,26 +45,25 @@ __device__ inline void plan_token(const LowLatencyDispatchParams& p, Plan& plan,
     const std::int32_t other = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(rest)) - 1);
     place += other < rank ? 1 : 0;
   }
-  if (lane < top_k) plan.positions[b][lane] = position;
+  if (lane < top_k)
+    reinterpret_cast<Selection*>(header + 1)[lane] = {expert, position, plan.weights[b][lane]};
+  if (lane == 0) header->token = token;
   if (lane < p.shape.width && lane >= __popc(leaders)) plan.destinations[b][lane] = {-1, -1};
   if (leads_rank) plan.destinations[b][place] = {rank, so_far.ranks[rank]++};
   __syncwarp();
   if (leads_expert) so_far.experts[expert] += __popc(same_expert);
-  __syncwarp();
-  if (lane < p.shape.width)
-    p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] =
-        plan.destinations[b][lane];
   if (lane < top_k) p.routing.experts[static_cast<std::int64_t>(token) * top_k + lane] = expert;
+  const Context& c = p.context;
   if (lane < p.shape.width) {
-    const Context& c = p.context;
     const LowLatencySlots& slots = p.shape.slots;
     const Destination to = plan.destinations[b][lane];
-    std::byte* payload = nullptr;
-    if (to.rank >= 0 && !is_header_alone(p, to))
-      payload = at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) + slots.header_bytes;
-    const int turned = lane - p.shape.turn;
-    plan.payloads[b][turned < 0 ? turned + p.shape.width : turned] = payload;
+    p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] = to;
+    const int turned = lane - p.shape.turn, i = turned < 0 ? turned + p.shape.width : turned;
+    const bool any = to.rank >= 0 && !(keeps_own && to.rank == c.rank);
+    plan.rows[b][i] = any ? at<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) : nullptr;
+    if (any) plan.flags[b][i] = at<Epoch>(c, to.rank, slots.row_flag_of(n, c.rank, to.row));
   }
+  __syncwarp();
 }
 
 /// A selection of a batch; a thread has one.
@@ -82,7 +74,7 @@ struct PlannedSelection {
 __device__ inline PlannedSelection load_selection(const LowLatencyDispatchParams& p,
                                                   const Part& tokens) {
   const auto i = static_cast<int>(threadIdx.x);
-  static_assert(kBatch * kMostTopK <= Block::kWorkers);
+  static_assert(kMostImages * kMostTopK <= Block::kWorkers);
   PlannedSelection mine;
   if (i >= (tokens.end - tokens.begin) * p.shape.top_k) return mine;
   const std::int64_t at = static_cast<std::int64_t>(tokens.begin) * p.shape.top_k + i;
@@ -99,13 +91,6 @@ __device__ inline void take_selection(const LowLatencyDispatchParams& p, Plan& p
   const int b = p.shape.by_top_k.quotient(i), k = i - b * p.shape.top_k;
   plan.experts[b][k] = mine.expert;
   plan.weights[b][k] = mine.weight;
-}
-
-/// The tokens that a block owns: where there are few, none for the first, which sends the counts.
-__device__ inline Part tokens_of_block(const LowLatencyDispatchParams& p) {
-  const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  if (p.tokens >= blocks) return part_of(p.tokens, block, blocks);
-  return block == 0 ? Part{0, 0} : part_of(p.tokens, block - 1, blocks - 1);
 }
 
 }  // namespace expertwire::ep::cuda

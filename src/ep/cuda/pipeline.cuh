@@ -52,25 +52,12 @@ struct Ring {
   __device__ void init() const {
 #pragma unroll 1
     for (int s = 0; s < stages; ++s) device::mbarrier_init(full + s, 1);
-    device::fence_mbarrier_init();
+    device::fence_proxy_async_shared();
   }
 };
 
-/// Whether this code may use the copy engine.
-__device__ __forceinline__ constexpr bool has_bulk_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  return true;
-#else
-  return false;
-#endif
-}
-
-/// Between an acquire and a bulk copy of what it covers.
-__device__ __forceinline__ void let_bulk_copies_see() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  device::fence_proxy_async();
-#endif
-}
+using device::has_bulk_copies;
+using device::let_bulk_copies_see;
 
 /// Where a piece goes, for one lane: null if this lane has no destination.
 struct Landing {

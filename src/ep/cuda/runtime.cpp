@@ -64,31 +64,33 @@ std::shared_ptr<DeviceShare> DeviceShare::of(const std::shared_ptr<Communicator>
 
 namespace {
 
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 int sms_of(const Communicator& communicator) {
-  int sms = 0;
-  check_cuda(
-      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, communicator.cuda_device()),
-      "cudaDeviceGetAttribute");
+  const int sms = attribute_of(communicator.cuda_device(), cudaDevAttrMultiProcessorCount);
   const int ranks = communicator.topology().ranks_on_gpu(communicator.rank());
   check(ranks <= sms, ErrorCode::unsupported, "{} ranks share a GPU of {} SMs; at most {} can",
         ranks, sms, sms);
   return sms / ranks;
 }
 
-/// The major number of a device's compute capability.
-int generation_of(int device) {
-  int major = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "cudaDeviceGetAttribute");
-  return major;
-}
+/// What kernels declare in their code: a few words.
+constexpr std::uint32_t kOwnSharedBytes = 1024;
 
 }  // namespace
 
 DeviceShare::DeviceShare(const Communicator& communicator)
     : device_(communicator.cuda_device()),
       sms_(sms_of(communicator)),
-      has_bulk_copies_(generation_of(device_) >= 9),
+      bulk_copies_(attribute_of(device_, cudaDevAttrComputeCapabilityMajor) >= 9 &&
+                   Env::get().cuda_copies != "vector"),
+      shared_bytes_(static_cast<std::uint32_t>(
+                        attribute_of(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin)) -
+                    kOwnSharedBytes),
       stream_(make_cuda_stream(device_)),
       memory_stream_(make_cuda_stream(device_)),
       order_(device_) {}
@@ -157,10 +159,10 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
   const DeviceGuard guard(share_->device());
   words_memory_ = allocate_pinned(sizeof(HostWords));
   words_ = static_cast<HostWords*>(words_memory_.get());
-  failed_memory_ =
-      allocate_on_device(sizeof(std::uint32_t), share_->device(), share_->memory_stream());
-  failed_ = static_cast<std::uint32_t*>(failed_memory_.get());
-  check_cuda(cudaMemsetAsync(failed_, 0, sizeof(*failed_), share_->memory_stream().get()),
+  failure_memory_ =
+      allocate_on_device(sizeof(FailureWords), share_->device(), share_->memory_stream());
+  failure_ = static_cast<FailureWords*>(failure_memory_.get());
+  check_cuda(cudaMemsetAsync(failure_, 0, sizeof(*failure_), share_->memory_stream().get()),
              "cudaMemsetAsync");
   check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
   allocator_ = [share = share_](const AllocationRequest& request) -> Allocation {
@@ -176,7 +178,7 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
     context.size = communicator.size();
     for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, l);
     context.host = words_;
-    context.failed = failed_;
+    context.failure = failure_;
   }
   share_->join(sms_ * lanes);
 }

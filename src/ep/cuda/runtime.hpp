@@ -62,8 +62,10 @@ class DeviceShare {
   static std::shared_ptr<DeviceShare> of(const std::shared_ptr<Communicator>& communicator);
   explicit DeviceShare(const Communicator& communicator);
 
-  /// Whether the device has a bulk copy engine (Hopper and later).
-  bool has_bulk_copies() const { return has_bulk_copies_; }
+  /// Whether the device has a bulk copy engine (Hopper and later) and kernels are to use it.
+  bool bulk_copies() const { return bulk_copies_; }
+  /// Shared memory that a block may have beside what a kernel takes by itself.
+  std::uint32_t shared_bytes() const { return shared_bytes_; }
   /// SMs of the device over the ranks that share it.
   int sms() const { return sms_; }
   int device() const { return device_; }
@@ -84,7 +86,8 @@ class DeviceShare {
  private:
   int device_;
   int sms_;
-  bool has_bulk_copies_;
+  bool bulk_copies_;
+  std::uint32_t shared_bytes_;
   std::shared_ptr<CUstream_st> stream_, memory_stream_;
   std::mutex mutex_;
   int joined_ = 0;
@@ -200,9 +203,9 @@ class Runtime {
   Object& object_;
   std::shared_ptr<Region> region_;
   std::shared_ptr<DeviceShare> share_;
-  std::shared_ptr<void> words_memory_, failed_memory_;
+  std::shared_ptr<void> words_memory_, failure_memory_;
   HostWords* words_;
-  std::uint32_t* failed_;
+  FailureWords* failure_;
   Allocator allocator_;
   int sms_;
   std::vector<std::unique_ptr<Chain>> chains_;  // by lane

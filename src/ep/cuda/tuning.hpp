@@ -1,11 +1,12 @@
 #pragma once
 
-// How the kernels of the high-throughput mode are cut to shape, SM budget and links: the formulas.
-// Pure functions, tested without a GPU.
+// How kernels are cut to shape, SM budget and links: the formulas. Pure functions, tested without a
+// GPU.
 
 #include <algorithm>
 #include <cstdint>
 
+#include "expertwire/host_device.hpp"
 #include "expertwire/tuning.hpp"
 
 namespace expertwire::ep::cuda {
@@ -51,6 +52,64 @@ constexpr Sending sending_of(const SendingRequest& r) {
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
   return {asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
           asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
+}
+
+// How items are cut over blocks
+// --------------------------------------------------------------------
+
+/// Some of the items, one behind the other.
+struct Part {
+  int begin;
+  int end;
+};
+
+/// Items in order over blocks, as evenly as can be; none for blocks before the `first`. Divided on
+/// the host: short kernels feel it.
+struct Cut {
+  std::int32_t first;
+  std::int32_t each;  ///< items of a block
+  std::int32_t more;  ///< blocks that have one more
+
+  EXPERTWIRE_HOST_DEVICE constexpr Part of(int block) const {
+    const int i = block - first;
+    if (i < 0) return {0, 0};
+    const int begin = i * each + (i < more ? i : more);
+    return {begin, begin + each + (i < more ? 1 : 0)};
+  }
+};
+
+constexpr Cut cut(int items, int blocks, int first) {
+  const int parts = blocks - first;
+  return {first, items / parts, items % parts};
+}
+
+// Images of low-latency rows ----------------------------------------------------------------------
+
+inline constexpr int kMostImages = 8;
+
+/// The shared memory in which a block of low-latency dispatch makes rows before they are sent: as a
+/// whole, or, if they do not fit or there is no copy engine, their headers alone.
+struct Images {
+  std::uint32_t stride;  ///< from one to the next
+  std::int32_t count;    ///< tokens that a block has at a time
+  bool whole;
+  bool kept;  ///< whole, and every token of a block has its own
+};
+
+struct ImagesRequest {
+  std::uint32_t header_bytes, row_bytes;
+  int tokens;          ///< of a block
+  std::uint32_t room;  ///< of shared memory, at least for a header
+  bool bulk;           ///< there is a copy engine
+};
+
+constexpr Images plan_images(const ImagesRequest& r) {
+  constexpr std::uint32_t kLine = 128;
+  const std::uint32_t whole = (r.header_bytes + r.row_bytes + kLine - 1) / kLine * kLine;
+  const bool fits = r.bulk && whole <= r.room;
+  const std::uint32_t stride = fits ? whole : r.header_bytes;
+  const int most = std::min(kMostImages, static_cast<int>(r.room / stride));
+  return {stride, std::clamp(r.tokens, 1, most), fits, fits && r.tokens <= most};
 }
 
 // How rows are cut --------------------------------------------------------------------------------

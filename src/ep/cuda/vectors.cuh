@@ -75,9 +75,15 @@ struct HeldRow {
         held[i] = static_cast<const uint4*>(from)[thread + i * threads];
   }
   __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads) const {
+    uint4* at = static_cast<uint4*>(to) + thread;
+    int left = vectors - thread;
 #pragma unroll
-    for (int i = 0; i < kMost; ++i)
-      if (thread + i * threads < vectors) static_cast<uint4*>(to)[thread + i * threads] = held[i];
+    for (int i = 0; i < kMost; ++i) {
+      if (left <= 0) return;
+      *at = held[i];
+      at += threads;
+      left -= threads;
+    }
   }
 };
 
