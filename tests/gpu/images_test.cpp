@@ -48,7 +48,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"kept", {512, 24, 6, 14, DType::bf16}, 2},
         Case{"batches", {512, 24, 6, 61, DType::bf16}, 2},
         Case{"one_block", {1024, 24, 4, 37, DType::fp32}, 1},
-        // Two rows of 96 KB fit; rows of 256 KB do not, cast ones of 66 KB do.
+        // Two rows of 96 KB fit, one of 256 KB does not.
         Case{"long_rows", {24576, 12, 2, 9, DType::fp32}, 2},
         Case{"longer_than_a_block_has", {65536, 12, 2, 5, DType::fp32}, 2}),
     [](const auto& test) { return test.param.name; });

@@ -9,14 +9,16 @@ namespace expertwire::ep::cuda {
 
 /// The selections that a thread looks at: the same one of every `step` tokens.
 struct Selections {
-  int token, k, step, in_warp;
+  int token, k, step;
   bool active;
+  unsigned earlier;  // lanes that have earlier selections of the token
 
   __device__ Selections(int top_k, const Divider& by_top_k) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int tokens = by_top_k.quotient(32);  // of a warp at a time; K is at most 32
-    in_warp = by_top_k.quotient(lane);
-    k = lane - in_warp * top_k;
+    const int in_warp = by_top_k.quotient(lane), first = in_warp * top_k;
+    k = lane - first;
+    earlier = ((1U << lane) - 1) & ~((1U << first) - 1);
     token = warp * tokens + in_warp;
     step = static_cast<int>(blockDim.x) / 32 * tokens;
     active = in_warp < tokens;
@@ -60,26 +62,23 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
                                              const Counters& counters) {
   constexpr int kAtOnce = 4;  // loads in flight
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const unsigned before = (1U << lane) - 1;
   // Tokens of rank m * 32 + lane; added up at the end, because all warps count the same few ranks.
   std::int32_t of_rank[kMostRanks / 32] = {};
+  // Rank by rank: to match all lanes takes longer.
   auto count = [&](int token, std::int32_t expert) {
     const std::int32_t rank = expert >= 0 ? r.placement.rank_of(expert) : -1;
-    // Selections of one token that go to one rank have the same key; no others have.
-    const int key = rank >= 0 ? mine.in_warp * kMostRanks + rank : -1 - lane;
-    const unsigned same = __match_any_sync(0xFFFFFFFFU, key);
     if (expert == kOutOfRange && r.note)
       note_invalid_id(*context.host, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
     if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
-    const bool leads = rank >= 0 && (same & before) == 0;
 #pragma unroll 1
-    for (unsigned rest = __ballot_sync(0xFFFFFFFFU, leads); rest != 0;) {
+    for (unsigned rest = __ballot_sync(0xFFFFFFFFU, rank >= 0); rest != 0;) {
       const std::int32_t one = __shfl_sync(0xFFFFFFFFU, rank, __ffs(static_cast<int>(rest)) - 1);
-      const unsigned all = __ballot_sync(0xFFFFFFFFU, leads && rank == one);
+      const unsigned all = __ballot_sync(0xFFFFFFFFU, rank == one);
+      const unsigned tokens = __ballot_sync(0xFFFFFFFFU, rank == one && (all & mine.earlier) == 0);
       rest &= ~all;
 #pragma unroll
       for (int m = 0; m < kMostRanks / 32; ++m)
-        if (one == m * 32 + lane) of_rank[m] += __popc(all);
+        if (one == m * 32 + lane) of_rank[m] += __popc(tokens);
     }
   };
   for (int base = 0; base < r.tokens; base += kAtOnce * mine.step) {  // alike on all lanes

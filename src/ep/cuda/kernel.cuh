@@ -73,9 +73,10 @@ struct Patience {
 };
 
 /// Polls `ready()` until it is true; called by one thread. False when the wait is given up: at the
-/// deadline, when another thread of the object failed, or when the host says so.
+/// deadline, when another thread of the object failed, or when the host says so. `ready` may say
+/// that it waits for another `peer` now.
 template <class Ready>
-__device__ __forceinline__ bool wait_until(const Context& context, int peer, Phase phase,
+__device__ __forceinline__ bool wait_until(const Context& context, const int& peer, Phase phase,
                                            std::uint64_t detail, Ready ready) {
   constexpr int kPolls = 16;
   Patience patience;
@@ -199,32 +200,25 @@ __device__ __forceinline__ bool await_told(const Context& context, Epoch n, Word
   const Tagged* words[kMost];
 #pragma unroll
   for (int i = 0; i < kMost; ++i) words[i] = word(i);
-  auto look = [&] {
+  int awaited = peer(0);
+  return wait_until(context, awaited, Phase::counts, n, [&] {
     Tagged seen[kMost] = {};
 #pragma unroll
     for (int i = 0; i < kMost; ++i)
       if (words[i] != nullptr) seen[i] = KernelAccess::load(words[i]);
-    int missing = kMost;
+    bool all = true;
 #pragma unroll
     for (int i = kMost - 1; i >= 0; --i) {
       if (words[i] == nullptr) continue;
-      if (belongs_to(seen[i], n))
+      if (belongs_to(seen[i], n)) {
         values[i] = seen[i].value;
-      else
-        missing = i;
+      } else {
+        all = false;
+        awaited = peer(i);
+      }
     }
-    return missing;
-  };
-  int missing = look();
-  while (missing < kMost) {  // another one each time round
-    const int awaited = missing;
-    if (!wait_until(context, peer(awaited), Phase::counts, n, [&] {
-          missing = look();
-          return missing != awaited;
-        }))
-      return false;
-  }
-  return true;
+    return all;
+  });
 }
 
 /// Waits for flags that have one word a peer, `flag_of(peer)` apart. All threads call.
@@ -260,6 +254,21 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
     if (both) lane.end_send(n);
   }
   return true;
+}
+
+/// The same by one warp, when its block has read all.
+__device__ __forceinline__ void leave_receive_by_warp(const Context& context,
+                                                      const Direction<KernelAccess>& lane,
+                                                      const DirectionSlots& place, Epoch n,
+                                                      bool both) {
+  const int thread = static_cast<int>(threadIdx.x) % 32;
+  if (!__any_sync(0xFFFFFFFFU, thread == 0 && lane.last_to_receive(gridDim.x))) return;
+#pragma unroll 1
+  for (int peer = thread; peer < context.size; peer += 32)
+    grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
+  if (thread != 0) return;
+  lane.end_receive(n);
+  if (both) lane.end_send(n);
 }
 
 __device__ __forceinline__ void leave_send(const Direction<KernelAccess>& lane, Epoch n) {

@@ -17,11 +17,11 @@
 // lane of a sender stores the row, waits until the copy is complete, and releases the row's flag at
 // system scope. Without images: stores of the workers, barrier, release. The receiver's thread 0
 // acquires the flag, barrier, loads. Slots are written after a credit was acquired (and a proxy
-// fence); the credit is released by the last block to finish, after a barrier and an acq_rel count
-// of all blocks.
+// fence). Workers meet a sender at a barrier when what they have loaded has come; it counts at
+// acq_rel, and in the last block releases the credit, while the workers write the output.
 //
-// Cost. T * (distinct ranks) rows, of which one is the own rank's, and T * K rows written by
-// receivers; a block reads topk_idx up to the end of its tokens, the first all of it. What a block
+// Cost. T * (distinct other ranks) rows over the wire and T * K rows written by receivers; a block
+// reads topk_idx up to the end of its tokens, the first all of it. What a block
 // must know from memory is asked for at once, before the first barrier: entry words, credit, its
 // selections, and x, which comes to its image, or to L2 if it is cast. A row waits for one flag;
 // its header and payload are loaded together.
@@ -39,25 +39,29 @@ using Shared = DispatchShared;
 
 // Roles: counts ----------------------------------------------------------------------------------
 
-/// Counts go to every rank, zeros too; the first block. They need no release: each carries its
-/// epoch.
+/// Counts go to every rank, zeros too; the first block, a thread a word. They need no release: each
+/// carries its epoch.
 __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
+  static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kFormat == 1 &&
+                LowLatencySlots::kHeader == 2);
   const Context& c = p.context;
-  const LowLatencySlots& slots = p.shape.slots;
-  const int local = p.shape.placement.local_experts();
-  const int entries = LowLatencySlots::kHeader + local;
-  const std::int32_t* total = expert_counters(s) + p.shape.placement.experts;
+  const Placement& placement = p.shape.placement;
+  const std::int32_t* total = expert_counters(s) + placement.experts;
+  const int words = placement.experts + LowLatencySlots::kHeader * c.size;
 #pragma unroll 1
-  for (int peer = 0; peer < c.size; ++peer) {
-    Tagged* counts = at<Tagged>(c, peer, slots.counts_of(n, c.rank));
-#pragma unroll 1
-    for (int entry = threadIdx.x; entry < entries; entry += blockDim.x) {
-      std::int32_t value = s.total_to_rank[peer];
-      if (entry == LowLatencySlots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
-      if (entry >= LowLatencySlots::kHeader)
-        value = total[peer * local + entry - LowLatencySlots::kHeader];
-      tell<KernelAccess>(counts + entry, value, n);
-    }
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
+    const int header = i - placement.experts;
+    const bool count = header < 0;
+    const int peer = count ? placement.rank_of(i) : header / LowLatencySlots::kHeader;
+    const int word = count ? LowLatencySlots::kHeader + placement.local_index(i)
+                           : header % LowLatencySlots::kHeader;
+    std::int32_t value = 0;
+    if (count)
+      value = total[i];
+    else
+      value = word == LowLatencySlots::kRows ? s.total_to_rank[peer]
+                                             : static_cast<std::int32_t>(p.format.dtype);
+    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + word, value, n);
   }
 }
 
@@ -278,21 +282,53 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ar
   if (lane == 0) row.copies = copies;
 }
 
-/// Copies a row, whose first vectors are held, to its places; one team.
-__device__ void expand_row(const Params& p, const Expansion& row, const Team& team, HeldRow& held,
-                           const std::byte* data, const float* scales) {
-  copy_held_row(held, data, static_cast<int>(p.format.data_bytes / sizeof(uint4)), team.thread,
-                team.threads, row.copies, [&](int i) -> void* {
-                  const std::int64_t place = row.places[i];
-                  return place >= 0 ? p.out_x + place * p.format.data_bytes : nullptr;
-                });
-  const auto count = static_cast<int>(p.format.scales);
-#pragma unroll 1
-  for (int i = team.thread; i < count * row.copies; i += team.threads) {
-    const std::int64_t place = row.places[i / count];
-    if (place >= 0) p.out_scales[place * count + i % count] = scales[i % count];
+/// A row on its way to its places: what a thread of a team holds of it.
+struct Held {
+  HeldRow row;
+  float scale;  // the thread's, if there are not more than threads
+
+  __device__ __forceinline__ void load(const Params& p, const Team& team, const std::byte* data) {
+    row.load(data, vectors_of(p), team.thread, team.threads);
+    if (team.thread < static_cast<int>(p.format.scales)) scale = scales_of(p, data)[team.thread];
   }
-}
+  /// Whether it is all of the row.
+  __device__ static bool whole(const Params& p, const Team& team) {
+    return vectors_of(p) <= HeldRow::kMost * team.threads &&
+           static_cast<int>(p.format.scales) <= team.threads;
+  }
+  /// Waits for what has been loaded: somebody might want to know the digest.
+  __device__ __forceinline__ void settle(const Params& p, const Team& team, Shared& s) const {
+    std::uint32_t digest = row.digest(vectors_of(p), team.thread, team.threads);
+    if (team.thread < static_cast<int>(p.format.scales)) digest ^= __float_as_uint(scale);
+    if (digest == 0x9E3779B9U) s.digest = digest;
+  }
+  /// Writes the row to its places; one team.
+  __device__ __forceinline__ void expand(const Params& p, const Expansion& to, const Team& team,
+                                         const std::byte* data) {
+    copy_held_row(row, data, vectors_of(p), team.thread, team.threads, to.copies,
+                  [&](int i) -> void* {
+                    const std::int64_t place = to.places[i];
+                    return place >= 0 ? p.out_x + place * p.format.data_bytes : nullptr;
+                  });
+    const auto count = static_cast<int>(p.format.scales);
+#pragma unroll 1
+    for (int j = team.thread; j < count; j += team.threads) {
+      const float value = j == team.thread ? scale : scales_of(p, data)[j];
+#pragma unroll 1
+      for (int i = 0; i < to.copies; ++i)
+        if (const std::int64_t place = to.places[i]; place >= 0)
+          p.out_scales[place * count + j] = value;
+    }
+  }
+
+ private:
+  __device__ static int vectors_of(const Params& p) {
+    return static_cast<int>(p.format.data_bytes / sizeof(uint4));
+  }
+  __device__ static const float* scales_of(const Params& p, const std::byte* data) {
+    return reinterpret_cast<const float*>(data + p.format.data_bytes);
+  }
+};
 
 /// Expands rows of this rank that never left their block. Workers.
 __device__ void expand_own(const Params& p, Shared& s) {
@@ -319,21 +355,18 @@ __device__ void expand_own(const Params& p, Shared& s) {
     team.sync();
     if (!mine) continue;
     await_image(p, s, b, 0);
-    const auto* data = s.image_at[b];
-    HeldRow held;
-    held.load(data, static_cast<int>(p.format.data_bytes / sizeof(uint4)), team.thread,
-              team.threads);
-    expand_row(p, row, team, held, data,
-               reinterpret_cast<const float*>(data + p.format.data_bytes));
+    Held held;
+    held.load(p, team, s.image_at[b]);
+    held.expand(p, row, team, s.image_at[b]);
   }
 }
 
-/// Expands rows as they come, a team a row. Workers; false if the wait was given up.
-__device__ bool expand_items(const Params& p, Shared& s, Epoch n) {
+/// Expands rows as they come, a team a row. Workers. When the last rows have been read, and before
+/// they are written, workers and senders meet.
+__device__ void expand_items(const Params& p, Shared& s, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
-  const auto vectors = static_cast<int>(p.format.data_bytes / sizeof(uint4));
-  bool good = true;
+  bool good = true, told = false;
   int i = 0;
   const int rows = s.first_item[c.size];
   const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
@@ -356,28 +389,47 @@ __device__ bool expand_items(const Params& p, Shared& s, Epoch n) {
     const bool mine = item < rows && good;
     const auto* header = at<const RowHeader>(c, c.rank, slots.row_of(n, source, index));
     const auto* data = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
-    HeldRow held;
+    Held held;
     if (mine) {
-      held.load(data, vectors, team.thread, team.threads);
+      held.load(p, team, data);
       if (team.first_warp()) find_places(p, s, row, {source, index, header});
     }
+    told = base + team.count() >= rows && Held::whole(p, team);
+    if (told && mine) held.settle(p, team, s);
+    if (told) Block::meet_having_read(good);
     team.sync();
-    if (mine)
-      expand_row(p, row, team, held, data,
-                 reinterpret_cast<const float*>(data + p.format.data_bytes));
+    if (mine) held.expand(p, row, team, data);
   }
-  return good;
+  if (!told) Block::meet_having_read(good);
 }
 
-/// The workers' part. False if the wait was given up.
-__device__ bool receive(const Params& p, Shared& s, Epoch n) {
-  if (!take_counts(p, s, n)) return false;
+/// The workers' part.
+__device__ void receive(const Params& p, Shared& s, Epoch n) {
+  if (!take_counts(p, s, n)) {
+    Block::meet_having_read(false);
+    return;
+  }
   mark(p.context, kCounted);
   if (keeps_own(p)) {
     expand_own(p, s);
     Block::sync_workers();  // teams of other sizes follow
   }
-  return expand_items(p, s, n);
+  expand_items(p, s, n);
+  if (p.context.trace != nullptr) {  // what has been written is to be there
+    __threadfence();
+    Block::sync_workers();
+  }
+  mark(p.context, kReceived);
+}
+
+/// The end of the receive half: when workers have read all that came, and while they write; the
+/// first sender.
+__device__ void leave(const Params& p, const Direction<KernelAccess>& lane, const Entry& entry,
+                      bool sends) {
+  const bool good = Block::meet_having_read(true);
+  if (Block::sender() != 0 || !good || stops(p.context, Phase::release)) return;
+  leave_receive_by_warp(p.context, lane, p.shape.slots.dispatch, entry.receive, sends);
+  mark(p.context, kEnded, Block::kWorkers);
 }
 
 }  // namespace
@@ -398,26 +450,36 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
   const Entry entry = sends ? send(p, shared, lane, &good) : enter(c, lane);
   if (!good || !entry.usable) return;
   if (!receives) return leave_send(lane, entry.send);
-  if (!Block::sends()) good = receive(p, shared, entry.receive);
-  if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
-  mark(c, kReceived);
-  leave_receive(c, lane, p.shape.slots.dispatch, entry.receive, false, sends);
-  mark(c, kEnded);
+  if (Block::sends())
+    leave(p, lane, entry, sends);
+  else
+    receive(p, shared, entry.receive);
 }
 
 }  // namespace low_latency
 
 // Launch -----------------------------------------------------------------------------------------
 
+namespace {
+
+/// The cut of tokens: none for the first block, which sends the counts, where they are few.
+Cut cut_tokens(int tokens, int blocks) {
+  return cut(tokens, blocks, tokens < blocks && blocks > 1 ? 1 : 0);
+}
+
+}  // namespace
+
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch) {
   LowLatencyDispatchParams p = params;
   const LowLatencyShape& shape = p.shape;
-  p.cut = cut(p.tokens, launch.blocks, p.tokens < launch.blocks && launch.blocks > 1 ? 1 : 0);
+  p.cut = cut_tokens(p.tokens, launch.blocks);
+  // Shared memory for the largest call, always: what changes it may wait for other kernels.
+  const Cut most = cut_tokens(static_cast<int>(shape.slots.sizes.max_tokens), launch.blocks);
   const std::uint32_t others = images_at(shape.placement.experts);
   p.images =
       plan_images({static_cast<std::uint32_t>(shape.slots.header_bytes),
-                   p.format.data_bytes + p.format.scale_bytes(),
-                   p.cut.each + (p.cut.more > 0 ? 1 : 0), shape.shared_bytes - others, shape.bulk});
+                   static_cast<std::uint32_t>(shape.slots.sizes.row_bytes),
+                   most.each + (most.more > 0 ? 1 : 0), shape.shared_bytes - others, shape.bulk});
   const std::uint32_t bytes = others + static_cast<std::uint32_t>(p.images.count) * p.images.stride;
   low_latency::dispatch<<<launch.blocks, Block::kThreads, bytes, launch.stream>>>(p);
   return cudaGetLastError();

@@ -31,19 +31,24 @@ __device__ inline void plan_token(const LowLatencyDispatchParams& p, Plan& plan,
   const unsigned before = (1U << lane) - 1;
   const std::int32_t expert = lane < top_k ? plan.experts[b][lane] : -1;
   const std::int32_t rank = expert < 0 ? -1 : p.shape.placement.rank_of(expert);
-  const unsigned same_expert = __match_any_sync(kAllLanes, expert);
-  const unsigned same_rank = __match_any_sync(kAllLanes, rank);
+  unsigned same_expert = 0, same_rank = 0;  // a match of all lanes takes longer
+#pragma unroll 1
+  for (int k = 0; k < top_k; ++k) {
+    same_expert |= __shfl_sync(kAllLanes, expert, k) == expert ? 1U << k : 0U;
+    same_rank |= __shfl_sync(kAllLanes, rank, k) == rank ? 1U << k : 0U;
+  }
   const bool leads_expert = expert >= 0 && (same_expert & before) == 0;
   const bool leads_rank = rank >= 0 && (same_rank & before) == 0;
   std::int32_t position = -1;
   if (expert >= 0) position = so_far.experts[expert] + __popc(same_expert & before);
-  // Destinations go in ascending order of rank.
   const unsigned leaders = __ballot_sync(kAllLanes, leads_rank);
+  // Destinations go in ascending order of rank: each behind those that are lower.
   int place = 0;
 #pragma unroll 1
-  for (unsigned rest = leaders; rest != 0; rest &= rest - 1) {
-    const std::int32_t other = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(rest)) - 1);
-    place += other < rank ? 1 : 0;
+  for (int base = 0; base < p.context.size; base += 32) {
+    const int bit = rank - base;
+    const unsigned ranks = __reduce_or_sync(kAllLanes, bit >= 0 && bit < 32 ? 1U << bit : 0U);
+    if (bit > 0) place += __popc(bit < 32 ? ranks & ((1U << bit) - 1) : ranks);
   }
   if (lane < top_k)
     reinterpret_cast<Selection*>(header + 1)[lane] = {expert, position, plan.weights[b][lane]};

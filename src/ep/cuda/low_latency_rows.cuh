@@ -29,6 +29,7 @@ struct DispatchShared {
   std::int32_t rows_to_rank[kMostRanks];    // send: so far
   std::int32_t total_to_rank[kMostRanks];   // send, first block: in all
   std::int32_t first_item[kMostRanks + 1];  // receive: rows before each source's, own rank first
+  std::uint32_t digest;                     // receive: see Held::settle()
 };
 
 EXPERTWIRE_HOST_DEVICE inline std::uint32_t images_at(int experts) {

@@ -23,6 +23,8 @@ struct Block {
   /// for them. As often as each other, with a barrier of the whole block between two times.
   __device__ static void hand_over() { device::barrier_arrive<6>(kThreads); }
   __device__ static void await_workers() { device::barrier_sync<6>(kThreads); }
+  /// All threads meet, once, when workers have read all that came. Says whether it did come to all.
+  __device__ static bool meet_having_read(bool good) { return __syncthreads_and(good); }
 };
 
 /// All workers of a block, a half or a quarter of them, that handle a row by themselves: they meet

@@ -74,6 +74,14 @@ struct HeldRow {
       if (thread + i * threads < vectors)
         held[i] = static_cast<const uint4*>(from)[thread + i * threads];
   }
+  /// A value that is known when all of it has come.
+  __device__ __forceinline__ std::uint32_t digest(int vectors, int thread, int threads) const {
+    std::uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (thread + i * threads < vectors) all ^= held[i].x;
+    return all;
+  }
   __device__ __forceinline__ void store(void* to, int vectors, int thread, int threads) const {
     uint4* at = static_cast<uint4*>(to) + thread;
     int left = vectors - thread;
