@@ -21,10 +21,10 @@
 // acq_rel, and in the last block releases the credit, while the workers write the output.
 //
 // Cost. T * (distinct other ranks) rows over the wire and T * K rows written by receivers; a block
-// reads topk_idx up to the end of its tokens, the first all of it. What a block
-// must know from memory is asked for at once, before the first barrier: entry words, credit, its
-// selections, and x, which comes to its image, or to L2 if it is cast. A row waits for one flag;
-// its header and payload are loaded together.
+// reads topk_idx up to the end of its tokens, the first all of it. What a block must know from
+// memory is asked for at once, before the first barrier: entry words, credit, its selections, and
+// x, which comes to its image, or to L2 if it is cast. A row waits for one flag; its header and
+// payload are loaded together.
 
 #include "ep/cuda/low_latency_rows.cuh"
 
