@@ -89,7 +89,9 @@ for test in tests:
         print(f"  {test['result']}: {test['name']}")
 for step, code in steps.items():
     if code != "0":
-        print(f"  step {step} ended with {code}")
+        print(f"  step {step} ended with {code}:")
+        for line in (out / f"{step}.log").read_text(errors="replace").splitlines()[-5:]:
+            print("   ", line[:200])
 for step, line in said.items():
     print(f"{step}: {line}")
 print(f"{'us':<16} {'dispatch':>9} {'combine':>9} {'host pair':>10} {'graph pair':>10} "
@@ -146,7 +148,7 @@ sanitized='LaneOnDevice.EveryWord*:*RoundTrip*one_rank'
 [ "$gpus" -gt 2 ] && sanitized+=':*LowLatency*three_ranks'
 for tool in memcheck racecheck; do
   command -v compute-sanitizer >/dev/null || break
-  step "$tool" 90 compute-sanitizer --tool $tool --error-exitcode 9 "$bin/gpu_tests" \
+  step "$tool" 90 env EXPERTWIRE_LOG=info compute-sanitizer --tool $tool --error-exitcode 9 "$bin/gpu_tests" \
     --gtest_filter="$sanitized"
 done
 

@@ -72,7 +72,7 @@ std::shared_ptr<Bootstrap> bootstrap_from_callback(CallbackRequest request);
 
 /// Runs `body(bootstrap)` on `size` threads, one a rank, and returns when all have ended. If bodies
 /// throw, the exception of the lowest rank whose error is not a consequence of another rank's
-/// leaving is rethrown.
+/// leaving is rethrown; the log has them all (EXPERTWIRE_LOG=info).
 void run_in_process(int size, const std::function<void(std::shared_ptr<Bootstrap>)>& body);
 
 }  // namespace expertwire

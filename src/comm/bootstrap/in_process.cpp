@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/check.hpp"
+#include "base/log.hpp"
 #include "expertwire/bootstrap.hpp"
 
 namespace expertwire {
@@ -134,6 +135,21 @@ std::vector<std::shared_ptr<Bootstrap>> bootstrap_in_process(int size) {
   return all;
 }
 
+namespace {
+
+/// One error is thrown; the log has what every rank said.
+void log_error(std::size_t rank, const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    log(LogLevel::info, Subsystem::boot, "thread rank {} ended with: {}", rank, e.what());
+  } catch (...) {
+    log(LogLevel::info, Subsystem::boot, "thread rank {} ended with something unknown", rank);
+  }
+}
+
+}  // namespace
+
 void run_in_process(int size, const std::function<void(std::shared_ptr<Bootstrap>)>& body) {
   auto bootstraps = bootstrap_in_process(size);
   std::vector<std::exception_ptr> errors(bootstraps.size());
@@ -152,6 +168,8 @@ void run_in_process(int size, const std::function<void(std::shared_ptr<Bootstrap
     }
   for (std::thread& thread : threads) thread.join();
 
+  for (std::size_t rank = 0; rank < errors.size(); ++rank)
+    if (errors[rank]) log_error(rank, errors[rank]);
   std::exception_ptr consequence;
   for (const std::exception_ptr& error : errors) {
     if (!error) continue;
