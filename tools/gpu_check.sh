@@ -2,7 +2,8 @@
 # gpu_check.sh: everything that needs GPUs, in one run: tests, faults, verify, a killed process, the
 # sanitizer, and the benchmark. Takes the binaries that tools/pack.sh put into .pack/bin. Runs on any
 # number of GPUs; with one, ranks are threads that share it and nothing crosses a link. Prints a
-# short table last, and writes $OUT/gpu_check.json and, with all that was said, $OUT/gpu_check.tar.gz.
+# short table last, and writes $OUT/gpu_check.json and, with all that was said, $OUT/gpu_check.tar.gz
+# (OUT: build/gpu_check if unset). --quick verifies for 10 s in place of 60.
 #
 #   tools/pack.sh && OUT=/tmp/out tools/gpu_check.sh [--quick]
 set -uo pipefail
@@ -65,6 +66,7 @@ for file in sorted(out.glob("bench_*.json")):
         "sms": b["sms"], "wire_bytes": b["bytes_per_rank"]["wire"], "burst_us": b["burst_us"],
         "dispatch_burst_us": b["dispatch_burst_us"], "moments": b["moments"],
         "wrong": b["wrong"], "checked": b["checked"],
+        **({"peer_version": b["peer_version"]} if b.get("peer_version") else {}),
         **{k.replace(" ", "_"): round(v["mean_us"], 2) for k, v in b["times"].items()},
         **{k.replace(" ", "_") + "_p50": round(v["p50_us"], 2) for k, v in b["times"].items()}}
 sweeps = {file.stem[6:]: [

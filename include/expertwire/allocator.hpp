@@ -26,11 +26,12 @@ struct Allocation {
 };
 
 /// Gives memory for outputs that the caller did not provide. Called on the calling thread, before
-/// the operation sends rows. Without one, outputs are 64-byte aligned host memory owned by the
-/// result.
+/// the operation sends rows. On the CUDA backend it gives memory of the communicator's device.
+/// Without one, outputs are owned by the result: 64-byte aligned host memory, on CUDA device
+/// memory.
 using Allocator = std::function<Allocation(const AllocationRequest&)>;
 
-/// The allocator used when a request names none.
+/// The allocator that the CPU backend uses when a request names none.
 Allocation allocate_host(const AllocationRequest& request);
 
 }  // namespace expertwire

@@ -6,7 +6,8 @@
 
 namespace expertwire {
 
-/// Element types of tensors. Rows travel as bytes; only combine looks at the elements.
+/// Element types of tensors. Rows travel as bytes; only combine, and a dispatch that casts, look at
+/// the elements.
 enum class DType : std::uint8_t { bf16, fp16, fp32, fp8_e4m3, int32, int64, uint8 };
 
 /// Bytes of one element.

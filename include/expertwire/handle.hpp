@@ -10,7 +10,8 @@ struct HandleState;
 
 /// The routing of one dispatch, needed to combine its results.
 ///
-/// It owns what it needs: it stays valid after later dispatches and may be combined more than once.
+/// It owns what it needs: it stays valid after later dispatches and may be combined more than once
+/// (rows of a pool in place: once, for combine releases them).
 /// Copies share the routing. An object refuses a handle that another object made.
 class Handle {
  public:

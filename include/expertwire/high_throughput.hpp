@@ -60,25 +60,28 @@ class HighThroughput {
     /// `Error{mismatch}`). 0 <= T <= M; T may differ between ranks and calls.
     ConstTensorView x;
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
-    ConstTensorView topk_weights;  ///< [T, K] fp32, sent along; or absent
+    ConstTensorView topk_weights;  ///< [T, K] fp32, sent along; absent: zeros arrive
     ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
-    /// A handle of this object, in place of topk_idx: the same routing again, without exchanging
-    /// counts (the backward pass of combine).
+    /// A handle of this object, in place of topk_idx and capacity: the same routing and T again,
+    /// without exchanging counts (the backward pass of combine).
     Handle cached;
     Output output = Output::owned;
-    /// Rows that the output has room for. Set: counts stay on the device, no host waits for them,
-    /// rows past it are not written. Unset: the output gets exactly the rows that came. All ranks
-    /// give one, or none does (else `Error{mismatch}`); the values may differ.
+    /// Rows that the output has room for, 0 to the rows of the pool. Set: counts stay on the
+    /// device, a call on a stream does not wait for them, rows past it are not written. Unset: the
+    /// output gets exactly the rows that came. All ranks give one, or none does (else
+    /// `Error{mismatch}`); the values may differ.
     std::optional<std::int64_t> capacity;
+    /// With Output::owned, and a capacity or a cached handle: else N is not known.
     Outputs outputs;
-    Allocator allocator;
+    Allocator allocator;  ///< for outputs that were not given; see allocator.hpp if empty
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
-    /// inputs and outputs must live until the stream is synchronized, and the object's destructor
-    /// waits for what is queued. A CUDA stream may be capturing if there is a capacity (or a cached
-    /// handle) and Output::owned: give outputs then, for a capture never allocates, and order
-    /// replays with other calls to the lane yourself.
+    /// the call returns before rows move, but without a capacity or a cached handle it waits for
+    /// counts. Inputs and outputs must live until the stream is synchronized, and the object's
+    /// destructor waits for what is queued. A CUDA stream may be capturing if there is a capacity
+    /// (or a cached handle) and Output::owned: give outputs then, for a capture never allocates,
+    /// and order replays with other calls to the lane yourself.
     Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
+    std::optional<std::chrono::milliseconds> timeout;  ///< of every wait; unset: communicator's
     int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
   };
 
@@ -88,9 +91,9 @@ class HighThroughput {
     /// int32 [1] in memory of the handle (CUDA: of the device): rows that came, also those past the
     /// capacity.
     TensorView needed_rows;
-    /// Rows from each source [R], and selections of each local expert [L]. Empty if the call did
-    /// not wait for counts: on a stream, with a capacity or a cached handle; the latter, on CUDA,
-    /// also if that handle's dispatch did not.
+    /// Rows from each source [R], and selections of each local expert [L], if the host knows them:
+    /// always without a stream; on a stream without a capacity, or with a cached handle that has
+    /// them. On CUDA a cached handle that has not, without a stream, brings rows_per_source alone.
     std::vector<std::int32_t> rows_per_source;
     std::vector<std::int32_t> rows_per_expert;
     Handle handle;
@@ -108,23 +111,26 @@ class HighThroughput {
     ConstTensorView bias;          ///< [T, H] of the row type, initial value of the sum; or absent
     TensorView out;                ///< [T, H] of the row type; or absent
     TensorView out_topk_weights;   ///< fp32 [T, K]; or absent
+    // As in DispatchRequest; a capture does not combine rows of a pool:
     Allocator allocator;
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;  ///< as in DispatchRequest
+    int sms = 0;
   };
 
   struct CombineResult {
     /// [T, H]: bias plus the rows of the token's ranks, added in fp32 in ascending order of rank,
     /// rounded at the end. A row past a rank's capacity counts as zero.
     TensorView out;
-    /// [T, K], present if topk_weights were: each selection's weight from the rank that held its
-    /// expert, 0 where there was none.
+    /// [T, K], present if topk_weights or out_topk_weights were: each selection's weight from the
+    /// rank that held its expert, 0 where there was none.
     TensorView topk_weights;
     std::shared_ptr<void> owner;
   };
 
-  /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
+  /// Collective. Throws `Error{mismatch}` if ranks disagree on shape, lanes or pool_rows,
+  /// `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the arena is too
+  /// small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts).
   static std::unique_ptr<HighThroughput> create(const std::shared_ptr<Communicator>& communicator,
                                                 const HighThroughputOptions& options);
   /// Bytes that an object takes of every rank's arena.
@@ -136,12 +142,17 @@ class HighThroughput {
 
   /// Throws `Error{capacity}` on every rank if some rank's pool is too small and no capacity was
   /// given; the object works on. Throws `Error{invalid_usage}` while the pool dispatch before last
-  /// of the lane is still held.
+  /// of the lane is still held, and for a capture while pool rows of the lane are. Other errors are
+  /// as for LowLatency::dispatch().
   DispatchResult dispatch(const DispatchRequest& request);
-  /// Releases the pool rows of the handle, if it holds some.
+  /// Brings rows home and sums them. Releases the pool rows of the handle, if it holds some. Throws
+  /// like dispatch(), and `Error{invalid_usage}` for a handle that is empty or another object's,
+  /// for pool rows that were released, and for a capture of pool rows.
   CombineResult combine(const CombineRequest& request);
-  /// Gives the pool rows of a dispatch back without a combine. Does nothing if there are none.
+  /// Gives the pool rows of a dispatch back without a combine; without a stream it returns when
+  /// that is done. Does nothing if there are none. Throws `Error{invalid_usage}` while capturing.
   void release(const Handle& handle, Stream* stream = nullptr);
+  /// As LowLatency::status().
   Status status() const;
 
  private:

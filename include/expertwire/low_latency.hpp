@@ -19,10 +19,11 @@ struct LowLatencyOptions {
   MoeShape shape;
   int lanes = 1;    ///< operations that can be in flight independently of each other, 1 to 8
   int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
-  /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
+  /// CUDA backend: SMs that an operation may use at most; 0, or more than this rank has of its
+  /// device: all of those.
   int sms = 0;
-  /// CUDA backend: handles a lane has memory for from the start. More take memory when dispatch is
-  /// called, which a capture must not do.
+  /// CUDA backend: handles a lane has memory for from the start, 2 to 4096. More take memory when
+  /// dispatch is called, which a capture must not do.
   int handles = 8;
 };
 
@@ -36,6 +37,8 @@ struct LowLatencyOptions {
 /// Operations use the lanes in turn: the n-th dispatch of every rank uses lane n mod `lanes`, and a
 /// combine uses the lane of its dispatch. All ranks make the same calls in the same order. One
 /// thread at a time may call an object.
+///
+/// Data of x, y, bias, out and outputs.x is aligned to 16 bytes, all other to its elements.
 class LowLatency {
  public:
   /// All that the rows have, or none: absent outputs come from the allocator.
@@ -59,12 +62,13 @@ class LowLatency {
     /// `Error{mismatch}`).
     bool cast_to_fp8 = false;
     Outputs outputs;
-    Allocator allocator;  ///< for outputs that were not given; host memory if empty
+    Allocator allocator;  ///< for outputs that were not given; see allocator.hpp if empty
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// inputs and outputs must live until the stream is synchronized, and the object's destructor
     /// waits for what is queued. A CUDA stream may be capturing: give outputs then, for a capture
     /// never allocates, and order replays with other calls to the lane yourself.
     Stream* stream = nullptr;
+    /// Of every wait of this operation, its receive half too; unset: the communicator's.
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
     /// Gives the lane the send half alone; the result's receive() gives it the other. Inputs must
@@ -77,23 +81,26 @@ class LowLatency {
     Outputs outputs;  ///< as given, or as allocated; filled once the stream got there
     Handle handle;
     std::shared_ptr<void> owner;  ///< keeps allocated outputs alive
-    /// Set after send_only: gives the lane the receive half, on a stream or (null) now. Once; while
-    /// the object lives.
+    /// Set after send_only: gives the lane the receive half, on a stream (which may be capturing)
+    /// or (null) now. Once; while the object lives. Outputs are filled after it alone. Throws what
+    /// the whole operation would, and `Error{invalid_usage}` out of order or the second time.
     std::function<void(Stream*)> receive;
   };
 
   struct CombineRequest {
-    ConstTensorView y;  ///< [L, R*M, H], rows where dispatch put them
+    ConstTensorView y;  ///< [L, R*M, H] of the row type (after fp8, too), rows as dispatch put them
     Handle handle;
     /// [T, K] fp32, for weights that dispatch did not have. Every rank gives them, or none does.
+    /// Given in neither call they are 1.
     ConstTensorView topk_weights;
     ConstTensorView bias;  ///< [T, H] of the row type, initial value of the sum; or absent
     TensorView out;        ///< [T, H] of the row type; or absent
+    // As in DispatchRequest:
     Allocator allocator;
     Stream* stream = nullptr;
     std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;             ///< as in DispatchRequest
-    bool send_only = false;  ///< as in DispatchRequest
+    int sms = 0;
+    bool send_only = false;
   };
 
   struct CombineResult {
@@ -104,7 +111,9 @@ class LowLatency {
     std::function<void(Stream*)> receive;  ///< as in DispatchResult
   };
 
-  /// Collective. Throws `Error{mismatch}` if ranks disagree on the options.
+  /// Collective. Throws `Error{mismatch}` if ranks disagree on shape or lanes,
+  /// `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the arena is too
+  /// small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts, 2^31 outputs).
   static std::unique_ptr<LowLatency> create(const std::shared_ptr<Communicator>& communicator,
                                             const LowLatencyOptions& options);
   /// Bytes that an object takes of every rank's arena.
@@ -114,8 +123,18 @@ class LowLatency {
   LowLatency(const LowLatency&) = delete;
   LowLatency& operator=(const LowLatency&) = delete;
 
+  /// Sends the tokens to their experts, and fills the outputs with what came. Throws
+  /// `Error{invalid_argument}` for tensors that do not fit, `Error{invalid_usage}` for a whole
+  /// operation while a receive half waits or a third send half, `Error{capacity}` if a captured
+  /// call finds no handle left; then nothing has happened. `Error{mismatch}`, `Error{timeout}` and
+  /// `Error{peer_lost}` end the object: later calls throw `Error{failed_earlier}`. Of work on a
+  /// stream they come from Stream::synchronize() (CPU), or the next call and status() (CUDA).
   DispatchResult dispatch(const DispatchRequest& request);
+  /// Brings the experts' rows home and sums them. Throws like dispatch(), and
+  /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has
+  /// its receive half, and for weights that dispatch had.
   CombineResult combine(const CombineRequest& request);
+  /// What has been noticed so far. Waits for nothing: of work that is queued, it may not know yet.
   Status status() const;
 
  private:

@@ -11,18 +11,19 @@
 namespace expertwire {
 
 /// A channel as kernels see it; pass it to a kernel by value. Its functions are in
-/// expertwire/memory_channel_device.cuh. Counts are absolute: the n-th wait of a channel, by host
-/// or kernel, waits for the n-th signal.
+/// expertwire/memory_channel_device.cuh. Counts are absolute: a kernel says which signal it waits
+/// for, and the host's n-th wait() is for the n-th. Valid while the channel is.
 struct MemoryChannelDevice {
   std::byte* inbox = nullptr;               ///< where the peer's puts arrive
   std::byte* peer_inbox = nullptr;          ///< where this rank's puts go
   std::uint64_t* semaphore = nullptr;       ///< counted up by the peer's signals
   std::uint64_t* peer_semaphore = nullptr;  ///< counted up by this rank's
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;                    ///< of an inbox
 
 #if defined(__CUDACC__)
-  /// Copies to `offset` of the peer's inbox, by the `threads` threads that call with `thread`. All
-  /// of `offset`, `source` and `bytes` are multiples of 16.
+  /// Copies `count` bytes to `offset` of the peer's inbox, by the `threads` threads that call with
+  /// `thread`. All of `offset`, `source` and `count` are multiples of 16; what is past the last is
+  /// not copied.
   __device__ void put(std::uint64_t offset, const void* source, std::size_t count, int thread,
                       int threads) const;
   /// Called by one thread after a barrier of those that put: releases their puts at system scope.
@@ -46,7 +47,8 @@ class MemoryChannel {
  public:
   /// Collective over the communicator: opens a channel to every rank, with inboxes of `bytes`.
   /// Element i is the channel to rank i. Throws `Error{unsupported}` if a rank is outside this
-  /// rank's domain.
+  /// rank's domain, `Error{mismatch}` if ranks want other sizes, `Error{capacity}` if the arena is
+  /// too small.
   static std::vector<MemoryChannel> open_all(const std::shared_ptr<Communicator>& communicator,
                                              std::size_t bytes);
 
@@ -59,7 +61,9 @@ class MemoryChannel {
   std::byte* inbox() const noexcept;
   std::size_t bytes() const noexcept;
 
-  /// Copies `bytes` at `source` to `offset` of the peer's inbox.
+  /// Copies `bytes` at `source` to `offset` of the peer's inbox. CUDA: queued; `source`, host or
+  /// device memory, stays as it is until the peer has seen a later signal(). Throws
+  /// `Error{invalid_argument}` if the bytes do not fit.
   void put(std::uint64_t offset, const void* source, std::size_t bytes);
   /// Counts the peer's semaphore up by one (release).
   void signal();

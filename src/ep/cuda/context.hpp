@@ -43,7 +43,7 @@ enum Mark : std::int32_t {
   kSent,      ///< its part of the send half is done
   kCounted,   ///< it knows what comes
   kReceived,  ///< its part of the receive half is done
-  kEnded,     ///< last thing
+  kEnded,     ///< last thing (of low-latency dispatch: credit has been given)
   kMarks
 };
 /// What a traced launch writes: nanoseconds [kMarks][kMostTracedBlocks], 0 where it was not noted.

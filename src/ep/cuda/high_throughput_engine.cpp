@@ -49,7 +49,7 @@ class CudaEngine final : public HighThroughputEngine {
   }
   void learn_counts(HighThroughputHandle& handle) const override;
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
-  void refresh(Status& status) const override { runtime_.refresh(status); }
+  void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
   bool captures(Stream* stream) const override {
     return cuda::capture_of(runtime_.stream_of({0, stream, {}, 0, "", true})) != 0;

@@ -10,7 +10,7 @@
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.
 //
-// Memory order. As in dispatch: stores of the team, barrier, release of the row's flag; acquire by
+// Memory order. Stores of the team, barrier, release of the row's flag by one thread; acquire by
 // one thread, barrier, loads. Weights have one flag a source, and are written, as rows are, after
 // credit.
 //

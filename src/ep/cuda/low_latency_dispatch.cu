@@ -10,8 +10,8 @@
 // are expanded first, from their images if all of a block's are still there, else as others are.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
-// one block; outputs and the handle's entries of a row by the team that expands it; ranges and
-// tokens_per_expert by the first block.
+// one block; outputs and the handle's entries of a row by the team that expands it; those of a
+// token by the block that plans it; ranges, tokens_per_expert and rows_from by the first block.
 //
 // Memory order. Counts carry their epoch. Images: written by threads, proxy fence, barrier; then a
 // lane of a sender stores the row, waits until the copy is complete, and releases the row's flag at

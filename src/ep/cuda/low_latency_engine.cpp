@@ -105,7 +105,7 @@ class CudaEngine final : public LowLatencyEngine {
   }
 
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
-  void refresh(Status& status) const override { runtime_.refresh(status); }
+  void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
 
  private:

@@ -43,11 +43,10 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
-  // Made at the launch.
-  Cut cut;  ///< of the tokens: none for the first block where they are few
-  Images images;
+  Cut cut;  ///< of the tokens, made at the launch: none for the first block where they are few
+  Images images;                    ///< made at the launch
   RowFormat format;                 ///< of the rows that travel and of out_x
-  bool cast;                        ///< x is of the row type and is cast to it
+  bool cast;                        ///< x is of the row type and is cast to that format
   ExpertIds ids;                    ///< [T, K]
   const std::byte* x;               ///< [T, H]
   const float* x_scales;            ///< [T, scales] or null

@@ -369,14 +369,15 @@ void Runtime::throw_failure(const char* operation) const {
               {object_.communicator()->rank(), words_->peer, static_cast<Phase>(words_->phase)});
 }
 
-void Runtime::refresh(Status& status) const {
+void Runtime::refresh(Status& status, int top_k) const {
   status.invalid_expert_ids = static_cast<std::int64_t>(
       std::atomic_ref(words_->invalid_ids).load(std::memory_order_acquire));
   status.dropped_rows = static_cast<std::int64_t>(
       std::atomic_ref(words_->dropped_rows).load(std::memory_order_acquire));
-  if (status.invalid_expert_ids > 0)
+  const auto k = static_cast<std::uint64_t>(top_k), at = words_->first_invalid_at;
+  if (at > 0)
     status.first_invalid_id =
-        fmt::format("topk_idx at {} = {}", words_->first_invalid_at - 1, words_->first_invalid_id);
+        fmt::format("topk_idx[{}, {}] = {}", (at - 1) / k, (at - 1) % k, words_->first_invalid_id);
   if (status.failure.empty() &&
       std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
     status.failure = describe(*words_, "an operation");

@@ -189,7 +189,7 @@ class Runtime {
   /// Throws what kernels have reported, if they have.
   void throw_failure(const char* operation) const;
   /// What kernels have noticed, for status().
-  void refresh(Status& status) const;
+  void refresh(Status& status, int top_k) const;
   /// Waits for everything that was given to the lanes.
   void drain() noexcept;
 
