@@ -146,7 +146,9 @@ __device__ __forceinline__ void mbarrier_invalidate(std::uint64_t* barrier) {
 /// Makes what this thread wrote to shared memory, initialised barriers too, visible to the copy
 /// engine.
 __device__ __forceinline__ void fence_proxy_async_shared() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+#endif
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

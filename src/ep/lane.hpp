@@ -64,7 +64,7 @@ struct Direction {
   Epoch* consumed = nullptr;  ///< [R] of this rank's memory; element r is written by rank r alone
 
   /// The epoch that every worker of the current send half works on. A worker reads it before it can
-  /// finish; the threads of a block take it from one of them, behind a barrier.
+  /// finish; threads of a block before the barriers in front of its last step.
   EXPERTWIRE_HOST_DEVICE Epoch sending() const { return Access::load(&words->sent) + 1; }
   /// The epoch that every worker of the current receive half works on.
   EXPERTWIRE_HOST_DEVICE Epoch receiving() const { return Access::load(&words->received) + 1; }

@@ -11,8 +11,8 @@ struct NoFaults {
   __device__ static void delay() {}
 };
 
-/// How kernels read and write the words of a lane (see ep/lane.hpp). One thread of a block calls
-/// it: before a release the block meets at a barrier, after an acquire likewise.
+/// How kernels read and write the words of a lane (see ep/lane.hpp). Between what other threads of
+/// the block wrote and a release, and between an acquire and what others read, is a barrier.
 ///
 /// `Faults` takes a part of the protocol away, or slows it down, for tests.
 template <class Faults = NoFaults>

@@ -49,7 +49,7 @@ enum Mark : std::int32_t {
 /// What a traced launch writes: nanoseconds [kMarks][kMostTracedBlocks], 0 where it was not noted.
 inline constexpr int kMostTracedBlocks = 256;
 
-/// The same for kernels, in device memory.
+/// What kernels of an object know of a failure that HostWords has the report of; in device memory.
 struct FailureWords {
   std::uint32_t failed;   ///< sticky, tested first by every kernel; set behind the report
   std::uint32_t claimed;  ///< some thread reports

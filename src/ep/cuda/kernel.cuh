@@ -263,6 +263,7 @@ __device__ __forceinline__ void leave_receive_by_warp(const Context& context,
                                                       bool both) {
   const int thread = static_cast<int>(threadIdx.x) % 32;
   if (!__any_sync(0xFFFFFFFFU, thread == 0 && lane.last_to_receive(gridDim.x))) return;
+  __syncwarp();  // what one lane acquired, all may release
 #pragma unroll 1
   for (int peer = thread; peer < context.size; peer += 32)
     grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);

@@ -4,8 +4,8 @@
 // Roles. The first block ships the weights if dispatch did not have them. A team sums one row that
 // came from another rank and writes the partial sum into that rank's slot. Then the whole block
 // adds the partial sums of one token after another; the own rank's share is made there, without a
-// slot, while the others are on the wire. A sender, a warp of its own, releases the flags of what
-// teams wrote last.
+// slot, while the others are on the wire. The first of the senders, warps apart, releases the flags
+// of what teams wrote last; the other senders have nothing to do here.
 //
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.

@@ -7,7 +7,8 @@
 // workers receive: an SM whose threads store to a busy wire does not see what arrives. Without a
 // copy engine, or for rows that do not fit, workers write the rows and then receive. Workers form
 // teams; a team makes a row, and later expands row after row as they arrive. The own rank's rows
-// are expanded first, from their images if all of a block's are still there, else as others are.
+// are expanded first: in a launch with both halves from their images, if each token of a block has
+// one, else from their slots as others are.
 //
 // Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
 // one block; outputs and the handle's entries of a row by the team that expands it; those of a
@@ -23,8 +24,8 @@
 // Cost. T * (distinct other ranks) rows over the wire and T * K rows written by receivers; a block
 // reads topk_idx up to the end of its tokens, the first all of it. What a block must know from
 // memory is asked for at once, before the first barrier: entry words, credit, its selections, and
-// x, which comes to its image, or to L2 if it is cast. A row waits for one flag; its header and
-// payload are loaded together.
+// x, which comes to its image, or to L2 if it is cast (without images it is loaded when it is
+// sent). A row waits for one flag; its header and payload are loaded together.
 
 #include "ep/cuda/low_latency_rows.cuh"
 
@@ -296,7 +297,8 @@ struct Held {
     return vectors_of(p) <= HeldRow::kMost * team.threads &&
            static_cast<int>(p.format.scales) <= team.threads;
   }
-  /// Waits for what has been loaded: somebody might want to know the digest.
+  /// Waits for what has been loaded, because credit is given next: its digest, which nobody reads,
+  /// cannot be known before.
   __device__ __forceinline__ void settle(const Params& p, const Team& team, Shared& s) const {
     std::uint32_t digest = row.digest(vectors_of(p), team.thread, team.threads);
     if (team.thread < static_cast<int>(p.format.scales)) digest ^= __float_as_uint(scale);
@@ -473,16 +475,21 @@ cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch)
   LowLatencyDispatchParams p = params;
   const LowLatencyShape& shape = p.shape;
   p.cut = cut_tokens(p.tokens, launch.blocks);
-  // Shared memory for the largest call, always: what changes it may wait for other kernels.
+  // Shared memory for the largest call, always: a launch that changes it may wait for other
+  // kernels.
   const Cut most = cut_tokens(static_cast<int>(shape.slots.sizes.max_tokens), launch.blocks);
   const std::uint32_t others = images_at(shape.placement.experts);
-  p.images =
-      plan_images({static_cast<std::uint32_t>(shape.slots.header_bytes),
-                   static_cast<std::uint32_t>(shape.slots.sizes.row_bytes),
-                   most.each + (most.more > 0 ? 1 : 0), shape.shared_bytes - others, shape.bulk});
+  p.images = plan_images({static_cast<std::uint32_t>(shape.slots.header_bytes),
+                          static_cast<std::uint32_t>(shape.slots.sizes.row_bytes), most.most(),
+                          shape.shared_bytes - others, shape.bulk});
+  p.keeps_own = p.halves == kBothHalves && p.images.whole && p.cut.most() <= p.images.count;
   const std::uint32_t bytes = others + static_cast<std::uint32_t>(p.images.count) * p.images.stride;
   low_latency::dispatch<<<launch.blocks, Block::kThreads, bytes, launch.stream>>>(p);
   return cudaGetLastError();
+}
+
+std::uint32_t fewest_shared_bytes(const LowLatencyShape& shape) {
+  return images_at(shape.placement.experts) + static_cast<std::uint32_t>(shape.slots.header_bytes);
 }
 
 cudaError_t prepare_low_latency_dispatch(std::uint32_t shared_bytes) {

@@ -42,6 +42,11 @@ class CudaEngine final : public LowLatencyEngine {
     const DeviceGuard guard(runtime_.share().device());
     shape_.shared_bytes = runtime_.share().shared_bytes();
     shape_.bulk = runtime_.share().bulk_copies();
+    check(cuda::fewest_shared_bytes(shape_) <= shape_.shared_bytes, ErrorCode::unsupported,
+          "shape.experts is {}; device {} has {} bytes of shared memory a block, and to count them "
+          "takes {}",
+          options.shape.experts, runtime_.share().device(), shape_.shared_bytes,
+          cuda::fewest_shared_bytes(shape_));
     check_cuda(cuda::prepare_low_latency(shape_.shared_bytes), "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)

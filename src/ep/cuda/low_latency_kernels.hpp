@@ -43,8 +43,11 @@ struct LowLatencyDispatchParams {
   LowLatencyRouting routing;
   std::int32_t tokens;
   std::int32_t halves;
-  Cut cut;  ///< of the tokens, made at the launch: none for the first block where they are few
-  Images images;                    ///< made at the launch
+  // Made at the launch.
+  Cut cut;  ///< of the tokens: none for the first block where they are few
+  Images images;
+  bool keeps_own;  ///< own rows are expanded from their images: both halves, an image a token
+  // Given.
   RowFormat format;                 ///< of the rows that travel and of out_x
   bool cast;                        ///< x is of the row type and is cast to that format
   ExpertIds ids;                    ///< [T, K]
@@ -77,6 +80,9 @@ struct Launch {
 
 cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch);
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch);
+
+/// Shared memory that a block of dispatch needs at least.
+std::uint32_t fewest_shared_bytes(const LowLatencyShape& shape);
 
 /// Loads the kernels and lets them have the shared memory of a block; once a device.
 cudaError_t prepare_low_latency(std::uint32_t shared_bytes);

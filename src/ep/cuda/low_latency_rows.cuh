@@ -58,7 +58,7 @@ __device__ __forceinline__ bool has_images(const LowLatencyDispatchParams& p) {
 
 /// Whether this rank's own rows are expanded from their images, without a slot or a flag.
 __device__ __forceinline__ bool keeps_own(const LowLatencyDispatchParams& p) {
-  return has_images(p) && p.images.kept && p.halves == kBothHalves;
+  return has_images(p) && p.keeps_own;
 }
 
 /// A planned batch of tokens of a block.

@@ -54,8 +54,7 @@ constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
           asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
 }
 
-// How items are cut over blocks
-// --------------------------------------------------------------------
+// Cuts --------------------------------------------------------------------------------------------
 
 /// Some of the items, one behind the other.
 struct Part {
@@ -70,6 +69,8 @@ struct Cut {
   std::int32_t each;  ///< items of a block
   std::int32_t more;  ///< blocks that have one more
 
+  /// The most that a block has.
+  constexpr int most() const { return each + (more > 0 ? 1 : 0); }
   EXPERTWIRE_HOST_DEVICE constexpr Part of(int block) const {
     const int i = block - first;
     if (i < 0) return {0, 0};
@@ -93,7 +94,6 @@ struct Images {
   std::uint32_t stride;  ///< from one to the next
   std::int32_t count;    ///< tokens that a block has at a time
   bool whole;
-  bool kept;  ///< whole, and every token of a block has its own
 };
 
 struct ImagesRequest {
@@ -109,7 +109,7 @@ constexpr Images plan_images(const ImagesRequest& r) {
   const bool fits = r.bulk && whole <= r.room;
   const std::uint32_t stride = fits ? whole : r.header_bytes;
   const int most = std::min(kMostImages, static_cast<int>(r.room / stride));
-  return {stride, std::clamp(r.tokens, 1, most), fits, fits && r.tokens <= most};
+  return {stride, std::clamp(r.tokens, 1, most), fits};
 }
 
 // How rows are cut --------------------------------------------------------------------------------
