@@ -7,6 +7,9 @@
 
 namespace expertwire::device {
 
+/// Every lane of a warp, as shuffles and votes want it.
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
+
 /// Reads a word; what its writer wrote before releasing it is visible to this thread afterwards,
 /// and to the threads of this block after a barrier. System scope: the writer may be another GPU or
 /// a CPU.

@@ -9,6 +9,9 @@
 
 namespace expertwire::ep {
 
+/// Selections of a token; kernels give each a lane of a warp.
+inline constexpr int kMostTopK = 32;
+
 /// Which rank holds which experts: rank r holds experts r*L to (r+1)*L - 1, L = E / R.
 struct Placement {
   std::int32_t ranks = 1;

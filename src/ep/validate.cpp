@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "base/check.hpp"
+#include "ep/routing.hpp"
 
 namespace expertwire::ep {
 
 namespace {
 
 constexpr std::uintptr_t kRowAlignment = 16;
-constexpr int kMostTopK = 32;
 constexpr int kMostHidden = 1 << 20;
 constexpr int kMostLanes = 8;
 

@@ -150,7 +150,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
   const Span tokens = part_of(route.tokens, worker, team_.size());
   for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
     const Destination* list = route.destinations_of(t);
-    const void* rows[32];
+    const void* rows[kMostTopK];
     int count = 0;
     float* home = op.out_topk_weights.present()
                       ? op.out_topk_weights.as<float>() + index(t) * index(route.top_k)

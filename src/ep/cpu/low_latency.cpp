@@ -180,7 +180,7 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const Payload payload = source == memory_.rank() && !op.cast
                               ? payload_of(op, header->token)
                               : Payload{in_slot, in_slot + op.format.data_bytes};
-  void* places[32];
+  void* places[kMostTopK];
   int copies = 0;
   std::size_t next = entry;
   for (int k = 0; k < shape_.top_k; ++k) {
@@ -265,8 +265,8 @@ void LowLatencyLane::sum_partial(const Combine& op, int source, std::int32_t row
   const float* given = op.topk_weights.present()
                            ? memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row))
                            : &handle.weights[entry];
-  const void* rows[32];
-  float weights[32];
+  const void* rows[kMostTopK];
+  float weights[kMostTopK];
   SumRequest sum;
   for (int i = 0; i < shape_.top_k; ++i) {
     const std::int64_t place = handle.copies[entry + index(i)];
@@ -307,7 +307,7 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
   const Destination* list = route.destinations_of(token);
-  const void* rows[32];
+  const void* rows[kMostTopK];
   int count = 0;
   for (; count < route.width() && list[count].rank >= 0; ++count) {
     const Destination& from = list[count];

@@ -38,7 +38,7 @@ __device__ __forceinline__ void cast_row(const std::byte* row, int hidden, int t
     for (float value : x) most = fmaxf(most, fabsf(value));
 #pragma unroll
     for (int step = 1; step < kLanesOfScale; step *= 2)
-      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, step));
+      most = fmaxf(most, __shfl_xor_sync(device::kAllLanes, most, step));
     if (chunk >= chunks) continue;
     const float inverse = __fdiv_rn(device::kLargestE4m3, most);
     std::uint32_t words[4];

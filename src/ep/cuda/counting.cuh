@@ -71,10 +71,10 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
       note_invalid_id(*context.host, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
     if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
 #pragma unroll 1
-    for (unsigned rest = __ballot_sync(0xFFFFFFFFU, rank >= 0); rest != 0;) {
-      const std::int32_t one = __shfl_sync(0xFFFFFFFFU, rank, __ffs(static_cast<int>(rest)) - 1);
-      const unsigned all = __ballot_sync(0xFFFFFFFFU, rank == one);
-      const unsigned tokens = __ballot_sync(0xFFFFFFFFU, rank == one && (all & mine.earlier) == 0);
+    for (unsigned rest = __ballot_sync(kAllLanes, rank >= 0); rest != 0;) {
+      const std::int32_t one = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(rest)) - 1);
+      const unsigned all = __ballot_sync(kAllLanes, rank == one);
+      const unsigned tokens = __ballot_sync(kAllLanes, rank == one && (all & mine.earlier) == 0);
       rest &= ~all;
 #pragma unroll
       for (int m = 0; m < kMostRanks / 32; ++m)

@@ -29,7 +29,6 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTokensOfBlock = 256;  // where there are SMs enough
-constexpr unsigned kAll = 0xFFFFFFFFU;
 
 // Params -----------------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ __device__ RankSet take_tokens(const Params& p, const Shared& s, const Part& tok
   if (token < tokens.end) ranks = take_experts(p, s, token, count);
 #pragma unroll 1
   for (int rank = 0; rank < size; ++rank) {
-    const unsigned going = __ballot_sync(kAll, ranks.has(rank));
+    const unsigned going = __ballot_sync(kAllLanes, ranks.has(rank));
     if (lane == 0) s.warp_rows[warp * size + rank] = __popc(going);
   }
   __syncthreads();
@@ -126,7 +125,7 @@ __device__ RankSet take_tokens(const Params& p, const Shared& s, const Part& tok
     const std::int32_t rows = s.warp_rows[lane * size + rank];
     std::int32_t sum = rows;
     for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t lower = __shfl_up_sync(kAll, sum, step);
+      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
       if (lane >= step) sum += lower;
     }
     s.warp_rows[lane * size + rank] = sum - rows;
@@ -146,7 +145,7 @@ __device__ void place_tokens(const Params& p, const Shared& s, const Part& token
   int found = 0;
 #pragma unroll 1
   for (int rank = 0; rank < size; ++rank) {
-    const unsigned going = __ballot_sync(kAll, ranks.has(rank));
+    const unsigned going = __ballot_sync(kAllLanes, ranks.has(rank));
     if (ranks.has(rank))
       list[found++] = {rank, before[rank] + s.warp_rows[warp * size + rank] +
                                  __popc(going & ((1U << lane) - 1))};

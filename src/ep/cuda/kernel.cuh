@@ -11,6 +11,8 @@
 
 namespace expertwire::ep::cuda {
 
+using device::kAllLanes;
+
 template <class T>
 __device__ __forceinline__ T* at(const Context& context, int owner, std::uint64_t offset) {
   return reinterpret_cast<T*>(context.bases[owner] + offset);
@@ -262,7 +264,7 @@ __device__ __forceinline__ void leave_receive_by_warp(const Context& context,
                                                       const DirectionSlots& place, Epoch n,
                                                       bool both) {
   const int thread = static_cast<int>(threadIdx.x) % 32;
-  if (!__any_sync(0xFFFFFFFFU, thread == 0 && lane.last_to_receive(gridDim.x))) return;
+  if (!__any_sync(kAllLanes, thread == 0 && lane.last_to_receive(gridDim.x))) return;
   __syncwarp();  // what one lane acquired, all may release
 #pragma unroll 1
   for (int peer = thread; peer < context.size; peer += 32)

@@ -24,11 +24,7 @@
 
 namespace expertwire::ep::cuda {
 
-// Config -----------------------------------------------------------------------------------------
-
 namespace {
-
-constexpr int kMostTopK = 32;
 
 // Params -----------------------------------------------------------------------------------------
 
@@ -101,11 +97,11 @@ __device__ void take_rows(const Params& p, Shared& s) {
     std::int32_t sum = 0;
     if (i < c.size) sum = p.routing.rows_from[source < c.size ? source : source - c.size];
     for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t lower = __shfl_up_sync(0xFFFFFFFFU, sum, step);
+      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
       if (lane >= step) sum += lower;
     }
     if (i < c.size) s.first_row[i + 1] = before + sum;
-    before += __shfl_sync(0xFFFFFFFFU, sum, 31);
+    before += __shfl_sync(kAllLanes, sum, 31);
   }
   if (lane == 0) s.first_row[1] = 0;
 }
@@ -126,7 +122,7 @@ __device__ void find_rows(const Params& p, ExpertRows& found, int source, int ro
                                                          slots.weights_of(n, source, row))[lane]
                                        : p.routing.weights[entry + lane];
   }
-  const unsigned present = __ballot_sync(0xFFFFFFFFU, place >= 0);  // dropped ones are left out
+  const unsigned present = __ballot_sync(kAllLanes, place >= 0);  // dropped ones are left out
   if (place >= 0) {
     const int i = __popc(present & ((1U << lane) - 1));
     found.rows[i] = p.y + static_cast<std::uint64_t>(place) * slots.sizes.row_bytes;
@@ -273,16 +269,16 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
   s.parts.rows[lane] =
       other ? at<const std::byte>(c, c.rank, p.shape.slots.partial_of(n, from.rank, from.row))
             : nullptr;
-  const unsigned all = __ballot_sync(0xFFFFFFFFU, from.rank >= 0);
-  const unsigned own = __ballot_sync(0xFFFFFFFFU, from.rank == c.rank);
+  const unsigned all = __ballot_sync(kAllLanes, from.rank >= 0);
+  const unsigned own = __ballot_sync(kAllLanes, from.rank == c.rank);
   if (lane == 0) {
     s.parts.count = __popc(all);
     s.own.count = 0;
   }
   __syncwarp();
   if (own != 0)
-    find_rows(p, s.own, c.rank,
-              __shfl_sync(0xFFFFFFFFU, from.row, __ffs(static_cast<int>(own)) - 1), n);
+    find_rows(p, s.own, c.rank, __shfl_sync(kAllLanes, from.row, __ffs(static_cast<int>(own)) - 1),
+              n);
   return from;
 }
 
@@ -355,7 +351,7 @@ __device__ bool sum_token(const Params& p, Shared& s, int token, Epoch n) {
   uint4 own[kTokenVectors];
   own_parts<Element>(s.own, v, kStride, vectors, own);
   if (threadIdx.x < 32) {
-    const bool good = __all_sync(0xFFFFFFFFU, await_part(p, from, n));
+    const bool good = __all_sync(kAllLanes, await_part(p, from, n));
     if (threadIdx.x == 0) s.parts.good = good;
   }
   __syncwarp();

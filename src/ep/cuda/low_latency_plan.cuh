@@ -9,9 +9,6 @@
 
 namespace expertwire::ep::cuda {
 
-inline constexpr int kMostTopK = 32;
-inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
-
 /// The plan of a batch of tokens, in shared memory.
 struct Plan {
   std::int32_t experts[kMostImages][kMostTopK];

@@ -11,7 +11,6 @@
 namespace expertwire::ep::cuda {
 
 inline constexpr int kMostStages = 4;
-inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 /// A piece of a warp's rows: which of them, in the order of the warp, which piece of it, and where
 /// it is in the ring. It steps from piece to piece, so that nothing is divided: a warp by itself
@@ -57,6 +56,7 @@ struct Ring {
 };
 
 using device::has_bulk_copies;
+using device::kAllLanes;
 using device::let_bulk_copies_see;
 
 /// Where a piece goes, for one lane: null if this lane has no destination.
