@@ -123,11 +123,7 @@ __device__ RankSet take_tokens(const Params& p, const Shared& s, const Part& tok
   for (int rank = warp; rank < size; rank += kWarps) {  // a warp a rank, a lane a warp
     static_assert(kWarps == 32);
     const std::int32_t rows = s.warp_rows[lane * size + rank];
-    std::int32_t sum = rows;
-    for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
-      if (lane >= step) sum += lower;
-    }
+    const std::int32_t sum = sum_up_to(rows, lane);
     s.warp_rows[lane * size + rank] = sum - rows;
     if (lane == 31) sums[rank] += sum;
   }
@@ -358,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   const Context& c = p.context;
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
-  const Epoch credit = peek(c, lane).credit;
+  const Epoch credit = peek_credit(c, lane);
   const int counters = p.shape.placement.experts + 2 * c.size;
 #pragma unroll 1
   for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;

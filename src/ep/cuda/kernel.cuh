@@ -13,6 +13,21 @@ namespace expertwire::ep::cuda {
 
 using device::kAllLanes;
 
+/// The sum of `value` over this lane and those before it; all lanes of a warp call.
+__device__ __forceinline__ std::int32_t sum_up_to(std::int32_t value, int lane) {
+  for (int step = 1; step < 32; step *= 2) {
+    const std::int32_t lower = __shfl_up_sync(kAllLanes, value, step);
+    if (lane >= step) value += lower;
+  }
+  return value;
+}
+
+/// The `i`-th rank from this one on: ranks do not all begin with the same peer.
+__device__ __forceinline__ int source_at(const Context& context, int i) {
+  const int source = context.rank + i;
+  return source < context.size ? source : source - context.size;
+}
+
 template <class T>
 __device__ __forceinline__ T* at(const Context& context, int owner, std::uint64_t offset) {
   return reinterpret_cast<T*>(context.bases[owner] + offset);
@@ -151,8 +166,14 @@ __device__ __forceinline__ bool stops(const Context& context, Phase phase) {
 #endif
 }
 
-/// What a kernel must know before it writes to others; a thread has the credit of the peer of its
-/// number. Asked for early, together with other things.
+/// The credit of the peer of a thread's number; asked for early, together with other things.
+__device__ __forceinline__ Epoch peek_credit(const Context& context,
+                                             const Direction<KernelAccess>& lane) {
+  const auto peer = static_cast<int>(threadIdx.x);
+  return peer < context.size ? lane.credit_of(peer) : 0;
+}
+
+/// What a kernel must know before it writes to others, with peek_credit().
 struct Peeked {
   Epoch send, receive, credit;
   std::uint32_t failed;

@@ -93,13 +93,9 @@ __device__ void take_rows(const Params& p, Shared& s) {
   std::int32_t before = 0;
 #pragma unroll 1
   for (int base = 1; base < c.size; base += 32) {
-    const int i = base + lane, source = c.rank + i;
-    std::int32_t sum = 0;
-    if (i < c.size) sum = p.routing.rows_from[source < c.size ? source : source - c.size];
-    for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
-      if (lane >= step) sum += lower;
-    }
+    const int i = base + lane;
+    const std::int32_t rows = i < c.size ? p.routing.rows_from[source_at(c, i)] : 0;
+    const std::int32_t sum = sum_up_to(rows, lane);
     if (i < c.size) s.first_row[i + 1] = before + sum;
     before += __shfl_sync(kAllLanes, sum, 31);
   }
@@ -178,10 +174,8 @@ struct Rows {
       : p(params), s(shared), n(epoch), count(shared.first_row[params.context.size]) {}
   /// The source of an item and its row among those; `i` is the place of an earlier item's source.
   __device__ Destination at_item(int item, int& i) const {
-    const Context& c = p.context;
     while (item >= s.first_row[i + 1]) ++i;
-    const int source = c.rank + i;
-    return {source < c.size ? source : source - c.size, item - s.first_row[i]};
+    return {source_at(p.context, i), item - s.first_row[i]};
   }
   __device__ void announce(const Destination& row) const {
     const Context& c = p.context;

@@ -150,12 +150,6 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
 
 // Roles: receiver --------------------------------------------------------------------------------
 
-/// The source whose rows are the `i`-th to be expanded.
-__device__ __forceinline__ int source_at(const Context& c, int i) {
-  const int source = c.rank + i;
-  return source < c.size ? source : source - c.size;
-}
-
 __device__ __forceinline__ const Tagged* counts_from(const Params& p, int source, Epoch n) {
   return at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
 }
@@ -183,11 +177,7 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
       }
       if (blockIdx.x == 0) p.routing.rows_from[source] = told[0];
     }
-    std::int32_t sum = i == 0 && keeps_own(p) ? 0 : told[0];
-    for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t lower = __shfl_up_sync(kAllLanes, sum, step);
-      if (lane >= step) sum += lower;
-    }
+    const std::int32_t sum = sum_up_to(i == 0 && keeps_own(p) ? 0 : told[0], lane);
     if (i < c.size) s.first_item[i + 1] = before + sum;
     before += __shfl_sync(kAllLanes, sum, 31);
   }
