@@ -22,9 +22,19 @@ DeviceGuard::DeviceGuard(int device) {
     before_ = -1;
   else
     check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  cudaThreadExchangeStreamCaptureMode(&mode_);
+}
+
+DeviceGuard::DeviceGuard(int device, std::nothrow_t) noexcept {
+  if (cudaGetDevice(&before_) != cudaSuccess || before_ == device)
+    before_ = -1;
+  else
+    cudaSetDevice(device);
+  cudaThreadExchangeStreamCaptureMode(&mode_);
 }
 
 DeviceGuard::~DeviceGuard() {
+  cudaThreadExchangeStreamCaptureMode(&mode_);
   if (before_ >= 0) cudaSetDevice(before_);
 }
 
@@ -33,7 +43,7 @@ std::shared_ptr<CUstream_st> make_cuda_stream(int device) {
   cudaStream_t stream = nullptr;
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   return {stream, [device](cudaStream_t s) {
-            const DeviceGuard on(device);
+            const DeviceGuard on(device, std::nothrow);
             cudaStreamDestroy(s);
           }};
 }
@@ -46,7 +56,7 @@ std::shared_ptr<void> allocate_on_device(std::size_t bytes, int device,
   // The memory can be used from any stream once the allocation has been reached.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   return {data, [device, stream](void* p) {
-            const DeviceGuard on(device);
+            const DeviceGuard on(device, std::nothrow);
             cudaFreeAsync(p, stream.get());
           }};
 }

@@ -5,22 +5,27 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <new>
 
 namespace expertwire {
 
 /// Throws `Error{system}` naming the call and CUDA's text unless `result` is success.
 void check_cuda(cudaError_t result, const char* call);
 
-/// Makes `device` the calling thread's current device until the end of the scope.
+/// Makes `device` the calling thread's current device until the end of the scope, and keeps captures
+/// that other threads have under way, in whatever mode, from forbidding what is called in it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
+  /// For destructors: errors show in what is called behind it.
+  DeviceGuard(int device, std::nothrow_t) noexcept;
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   ~DeviceGuard();
 
  private:
   int before_ = -1;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 /// A stream of ours that does not wait for the legacy default stream; destroyed with the last copy.

@@ -5,10 +5,12 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "base/check.hpp"
 #include "base/cuda_stream.hpp"
+#include "base/process.hpp"
 
 namespace expertwire {
 
@@ -19,6 +21,7 @@ struct Stream::Impl {
   std::exception_ptr error;
   bool busy = false;
   bool ending = false;
+  OwnProcess process;
   std::thread thread;
 
   void run() {
@@ -56,6 +59,10 @@ void* Stream::cuda_handle() const noexcept { return cuda_.handle; }
 
 Stream::~Stream() {
   if (is_cuda()) return;
+  if (!impl_->process.here()) {  // a forked child has no such thread
+    std::ignore = impl_.release();
+    return;
+  }
   {
     std::lock_guard lock(impl_->mutex);
     impl_->ending = true;

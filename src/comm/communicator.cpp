@@ -3,12 +3,15 @@
 #include <array>
 #include <cstring>
 #include <map>
-#include <thread>
+#include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "base/check.hpp"
 #include "base/env.hpp"
 #include "base/log.hpp"
+#include "base/process.hpp"
+#include "comm/communicator_access.hpp"
 #include "comm/device_memory.hpp"
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
@@ -52,16 +55,21 @@ struct Communicator::Impl {
   std::vector<Endpoint> endpoints;
   Topology topology;
   std::unique_ptr<Links> links;
+  std::unique_ptr<Watcher> watcher;
   std::vector<std::unique_ptr<Transport>> transports = make_transports();
   std::vector<std::unique_ptr<Connection>> connections;
   std::unique_ptr<Arena> host_arena;
   std::unique_ptr<Arena> device_arena;
   std::string banner;
+  OwnProcess process;
+  std::mutex shared_mutex;
+  std::shared_ptr<void> shared_state;
 
   Impl() = default;
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
+    watcher.reset();
     if (links) links->say_goodbye();
     retire_segment(segment.id);
     if (on_cuda()) retire_segment(device.endpoint.segment);
@@ -78,7 +86,7 @@ struct Communicator::Impl {
   void check_endpoints() const;
   std::string agree_on_secret();
   void connect_all();
-  Links::State state_of(int peer);
+  void watch_all();
   const Transport& transport_to(const Endpoint& peer, MemoryKind kind, std::string* why) const;
   void make_banner();
 };
@@ -136,10 +144,11 @@ void Communicator::Impl::check_endpoints() const {
   }
 }
 
-Links::State Communicator::Impl::state_of(int peer) {
-  const Endpoint& endpoint = endpoints[static_cast<std::size_t>(peer)];
-  if (endpoint.process != self().process) return links->state(peer);
-  return segment_retired(endpoint.segment) ? Links::State::left : Links::State::connected;
+void Communicator::Impl::watch_all() {
+  std::vector<Watcher::Peer> peers;
+  for (const Endpoint& peer : endpoints)
+    peers.push_back({peer.pid, peer.process == self().process ? peer.segment : 0});
+  watcher = std::make_unique<Watcher>(rank(), *links, std::move(peers));
 }
 
 /// The links' secret: rank 0 draws it, the bootstrap (which has let in only ranks of this job)
@@ -230,7 +239,9 @@ void Communicator::Impl::make_banner() {
 
 Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-Communicator::~Communicator() = default;
+Communicator::~Communicator() {
+  if (!impl_->process.here()) std::ignore = impl_.release();  // a forked child leaves nothing
+}
 
 std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Bootstrap> bootstrap,
                                                    const CommunicatorOptions& options) {
@@ -241,6 +252,7 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Bootstrap> bo
   impl->timeout = options.timeout.value_or(std::chrono::milliseconds(Env::get().timeout_ms));
   impl->exchange_endpoints(options);
   impl->connect_all();
+  impl->watch_all();
   if (impl->rank() == 0) log(LogLevel::info, Subsystem::topo, "{}", impl->banner);
   return std::shared_ptr<Communicator>(new Communicator(std::move(impl)));
 }
@@ -273,25 +285,19 @@ void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
 void Communicator::barrier() { impl_->bootstrap->barrier(impl_->deadline()); }
 
 std::optional<Error> Communicator::find_lost_peer(int awaited) {
-  auto find_dead = [&]() -> std::optional<Error> {
-    for (int r = 0; r < size(); ++r)
-      if (impl_->state_of(r) == Links::State::died)
-        return Error(
-            ErrorCode::peer_lost,
-            fmt::format("the process of rank {} (pid {}) died", r, impl_->topology.place(r).pid),
-            {rank(), r, Phase::none});
-    return std::nullopt;
-  };
-  if (auto dead = find_dead()) return dead;
-  if (awaited < 0 || impl_->state_of(awaited) != Links::State::left) return std::nullopt;
-  // It may have left because another rank died; the system closes a dead rank's sockets one by one,
-  // so this rank may hear of that death a little later.
-  std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  if (auto dead = find_dead()) return dead;
-  return Error(
-      ErrorCode::peer_lost,
-      fmt::format("rank {} left the job while rank {} still waited for it", awaited, rank()),
-      {rank(), awaited, Phase::none});
+  return impl_->watcher->find_lost(awaited);
+}
+
+Watcher& CommunicatorAccess::watcher(Communicator& communicator) {
+  return *communicator.impl_->watcher;
+}
+
+std::shared_ptr<void> CommunicatorAccess::shared_state(
+    Communicator& communicator, const std::function<std::shared_ptr<void>()>& make) {
+  Communicator::Impl& impl = *communicator.impl_;
+  std::lock_guard lock(impl.shared_mutex);
+  if (!impl.shared_state) impl.shared_state = make();
+  return impl.shared_state;
 }
 
 }  // namespace expertwire

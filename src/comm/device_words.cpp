@@ -34,6 +34,7 @@ void DeviceWords::zero(void* data, std::size_t bytes) const {
 }
 
 std::uint64_t DeviceWords::read(const std::uint64_t* word) const {
+  const DeviceGuard guard(device_);
   std::uint64_t value = 0;
   copy(&value, word, sizeof(value));
   check_cuda(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
@@ -41,6 +42,7 @@ std::uint64_t DeviceWords::read(const std::uint64_t* word) const {
 }
 
 void DeviceWords::flush(Deadline deadline) const {
+  const DeviceGuard guard(device_);
   for (;;) {
     const cudaError_t state = cudaStreamQuery(stream_.get());
     if (state == cudaSuccess) return;

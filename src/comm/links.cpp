@@ -82,6 +82,11 @@ Links::State Links::state(int rank) {
   return now;
 }
 
+int Links::socket(int rank) const {
+  const auto place = static_cast<std::size_t>(rank);
+  return place < links_.size() && links_[place].socket ? links_[place].socket.get() : -1;
+}
+
 void Links::say_goodbye() noexcept {
   for (Link& link : links_)
     if (link.socket) ::send(link.socket.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,7 +10,7 @@ namespace expertwire {
 
 /// Local sockets to the ranks that are other processes of this host. They carry descriptors when
 /// the communicator is made; after that their only use is that the kernel closes them when a
-/// process ends, however it ends, so that a death is found at once.
+/// process ends, however it ends, so that a death is found at once (see Watcher).
 class Links {
  public:
   enum class State { connected, left, died };
@@ -32,8 +30,10 @@ class Links {
   /// Sends `mine` to every linked rank and receives theirs; element i is rank i's, or empty.
   std::vector<Fd> exchange(const Fd& mine, Deadline deadline);
 
-  /// The state of the link to `rank`; `connected` where there is none. Any thread.
+  /// The state of the link to `rank`, asked now; `connected` where there is none.
   State state(int rank);
+  /// The socket to `rank`, to sleep on; -1 where there is none.
+  int socket(int rank) const;
 
   /// Tells all linked ranks that this one leaves in good order.
   void say_goodbye() noexcept;
@@ -41,7 +41,7 @@ class Links {
  private:
   struct Link {
     Fd socket;
-    std::atomic<State> state{State::connected};
+    State state = State::connected;
   };
 
   int rank_;

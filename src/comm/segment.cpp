@@ -1,5 +1,6 @@
 #include "comm/segment.hpp"
 
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -7,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "base/check.hpp"
 
@@ -19,6 +21,7 @@ struct Registry {
   std::mutex mutex;
   std::uint64_t next_id = 1;
   std::map<std::uint64_t, std::weak_ptr<std::byte>> segments;  // of ranks that have not left
+  std::vector<std::weak_ptr<Fd>> listeners;
 };
 
 Registry& registry() {
@@ -60,6 +63,17 @@ void retire_segment(std::uint64_t id) {
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
   all.segments.erase(id);
+  std::erase_if(all.listeners, [](const std::weak_ptr<Fd>& listener) {
+    const auto event = listener.lock();
+    if (event) ::eventfd_write(event->get(), 1);
+    return !event;
+  });
+}
+
+void notify_of_retirements(const std::shared_ptr<Fd>& event) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  all.listeners.push_back(event);
 }
 
 bool segment_retired(std::uint64_t id) {

@@ -25,6 +25,8 @@ std::shared_ptr<std::byte> find_segment(std::uint64_t id);
 /// Says that the rank which created the segment has left; its mapping lives on where it is used.
 void retire_segment(std::uint64_t id);
 bool segment_retired(std::uint64_t id);
+/// From now on, as long as it exists, this eventfd is written to whenever a segment is retired.
+void notify_of_retirements(const std::shared_ptr<Fd>& event);
 /// Maps a segment that another process created.
 std::shared_ptr<std::byte> map_segment(const Fd& fd, std::size_t bytes);
 

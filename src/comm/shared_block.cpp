@@ -56,6 +56,7 @@ std::uint64_t* SharedBlock::farewell(const Places& places, int owner, std::size_
 }
 
 SharedBlock::~SharedBlock() {
+  if (!process_.here()) return;  // the parent still writes
   for (std::uint64_t* word : my_farewells_)
     std::atomic_ref(*word).store(1, std::memory_order_release);
   // The words are given back, too; whoever sees first that all have left remembers it for both.

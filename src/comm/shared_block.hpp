@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/process.hpp"
 #include "expertwire/communicator.hpp"
 
 namespace expertwire {
@@ -40,6 +41,7 @@ class SharedBlock {
   void open(int peer, const Places& places);
   std::uint64_t* farewell(const Places& places, int owner, std::size_t writer) const;
 
+  OwnProcess process_;
   std::shared_ptr<Communicator> communicator_;
   Places mine_{kNoRoom, kNoRoom};
   std::vector<std::byte*> bases_;             // by rank

@@ -3,6 +3,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -13,6 +14,8 @@
 #include <climits>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -20,19 +23,64 @@
 
 namespace expertwire {
 
+namespace {
+
+/// The descriptors of this process that a forked child must close.
+class OpenDescriptors {
+ public:
+  static OpenDescriptors& get() {
+    static auto* all = new OpenDescriptors;  // outlives every Fd
+    return *all;
+  }
+  void add(int fd) {
+    std::lock_guard lock(mutex_);
+    fds_.insert(fd);
+  }
+  /// Whether it was open here; a child's copies are not.
+  bool remove(int fd) {
+    std::lock_guard lock(mutex_);
+    return fds_.erase(fd) > 0;
+  }
+
+ private:
+  OpenDescriptors() {
+    ::pthread_atfork([] { get().mutex_.lock(); }, [] { get().mutex_.unlock(); },
+                     [] {
+                       for (int fd : get().fds_) ::close(fd);
+                       get().fds_.clear();
+                       get().mutex_.unlock();
+                     });
+  }
+
+  std::mutex mutex_;
+  std::set<int> fds_;
+};
+
+}  // namespace
+
+Fd::Fd(int fd) : fd_(fd) {
+  if (fd >= 0) OpenDescriptors::get().add(fd);
+}
+
 Fd& Fd::operator=(Fd&& other) noexcept {
   if (this != &other) {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = other.release();
+    close();
+    fd_ = std::exchange(other.fd_, -1);
   }
   return *this;
 }
 
-Fd::~Fd() {
-  if (fd_ >= 0) ::close(fd_);
+Fd::~Fd() { close(); }
+
+void Fd::close() noexcept {
+  if (fd_ >= 0 && OpenDescriptors::get().remove(fd_)) ::close(fd_);
+  fd_ = -1;
 }
 
-int Fd::release() noexcept { return std::exchange(fd_, -1); }
+int Fd::release() noexcept {
+  if (fd_ >= 0) OpenDescriptors::get().remove(fd_);
+  return std::exchange(fd_, -1);
+}
 
 namespace {
 

@@ -3,17 +3,20 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "expertwire/deadline.hpp"
 
 namespace expertwire {
 
-/// A file descriptor that closes itself.
+/// A file descriptor that closes itself, and that a forked child does not inherit: peers take a
+/// socket's closing for the end of the process, and a child would keep it open. In the child it is
+/// closed from the start.
 class Fd {
  public:
   Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(other.release()) {}
+  explicit Fd(int fd);
+  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   Fd& operator=(Fd&& other) noexcept;
   ~Fd();
 
@@ -22,6 +25,7 @@ class Fd {
   int release() noexcept;
 
  private:
+  void close() noexcept;
   int fd_ = -1;
 };
 

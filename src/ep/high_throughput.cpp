@@ -80,7 +80,7 @@ struct HighThroughput::Impl {
 };
 
 HighThroughput::HighThroughput(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-HighThroughput::~HighThroughput() = default;
+HighThroughput::~HighThroughput() { ep::let_go(std::move(impl_)); }
 
 std::unique_ptr<HighThroughput> HighThroughput::create(
     const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& options) {
@@ -151,11 +151,15 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
 void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
   // What is captured is done again by every replay; credit for these rows is granted once.
-  for (const auto& earlier : lane.last)
-    check(!earlier || !earlier->in_pool || earlier->release_called || !engine->captures(stream),
-          ErrorCode::invalid_usage,
-          "pool rows of an earlier dispatch of this lane are still held; combine or release them "
-          "before a capture");
+  if (engine->captures(stream))
+    for (const auto& earlier : lane.last) {
+      if (!earlier || !earlier->in_pool || earlier->release_called) continue;
+      check(earlier->held.expired(), ErrorCode::invalid_usage,
+            "pool rows of an earlier dispatch of this lane are still held; combine or release them "
+            "before a capture");
+      earlier->release_called = true;
+      engine->release(earlier, nullptr);  // now, not by every replay
+    }
   auto& before_last = lane.last[lane.dispatches % ep::kSlots];
   if (!before_last || !before_last->in_pool || before_last->release_called) return;
   // If no caller has the handle any more, nobody can release it either.

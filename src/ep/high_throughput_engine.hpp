@@ -33,8 +33,10 @@ class HighThroughputEngine {
   HighThroughputEngine() = default;
   HighThroughputEngine(const HighThroughputEngine&) = delete;
   HighThroughputEngine& operator=(const HighThroughputEngine&) = delete;
-  /// Waits for what is queued.
+  /// After drain().
   virtual ~HighThroughputEngine() = default;
+  /// Waits for what was called; false if it did not end by the deadline.
+  virtual bool drain(Deadline deadline) = 0;
 
   struct Plan {
     ConstTensorView topk_idx;              ///< absent if cached

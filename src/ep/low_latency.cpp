@@ -48,6 +48,11 @@ struct Calls {
   }
 };
 
+void check_alive(const std::weak_ptr<const void>& life, const char* operation) {
+  check(!life.expired(), ErrorCode::invalid_usage,
+        "{}: the LowLatency object whose receive half this is has been destroyed", operation);
+}
+
 }  // namespace
 
 struct LowLatency::Impl {
@@ -106,7 +111,7 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
 }
 
 LowLatency::LowLatency(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-LowLatency::~LowLatency() = default;
+LowLatency::~LowLatency() { ep::let_go(std::move(impl_)); }
 
 std::unique_ptr<LowLatency> LowLatency::create(const std::shared_ptr<Communicator>& communicator,
                                                const LowLatencyOptions& options) {
@@ -168,7 +173,9 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   self.engine->dispatch(work, request.send_only ? ep::Half::send : ep::Half::both);
   result.handle = Handle(handle);
   if (request.send_only)
-    result.receive = [impl = impl_.get(), &calls, work, sent](Stream* stream) mutable {
+    result.receive = [impl = impl_.get(), life = self.object.life(), &calls, work,
+                      sent](Stream* stream) mutable {
+      check_alive(life, "dispatch");
       impl->object.check_usable();
       ep::check_stream(*impl->object.communicator(), stream);
       calls.check_receive("dispatch", sent);
@@ -223,7 +230,9 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   if (!request.send_only) ++calls.received;
   self.engine->combine(work, request.send_only ? ep::Half::send : ep::Half::both);
   if (request.send_only)
-    result.receive = [impl = impl_.get(), &calls, work, sent](Stream* stream) mutable {
+    result.receive = [impl = impl_.get(), life = self.object.life(), &calls, work,
+                      sent](Stream* stream) mutable {
+      check_alive(life, "combine");
       impl->object.check_usable();
       ep::check_stream(*impl->object.communicator(), stream);
       calls.check_receive("combine", sent);

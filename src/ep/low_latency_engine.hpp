@@ -26,8 +26,10 @@ class LowLatencyEngine {
   LowLatencyEngine() = default;
   LowLatencyEngine(const LowLatencyEngine&) = delete;
   LowLatencyEngine& operator=(const LowLatencyEngine&) = delete;
-  /// Waits for what is queued.
+  /// After drain().
   virtual ~LowLatencyEngine() = default;
+  /// Waits for what was called; false if it did not end by the deadline.
+  virtual bool drain(Deadline deadline) = 0;
 
   struct Dispatch {
     ConstTensorView x, x_scales, topk_idx, topk_weights;

@@ -28,15 +28,26 @@ std::uint64_t next_object_id() {
 
 }  // namespace
 
-void Turnstile::enter(std::uint64_t ticket) {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return current_ == ticket; });
+std::uint64_t Turnstile::draw() {
+  std::lock_guard lock(mutex_);
+  return next_++;
 }
 
-void Turnstile::leave() {
+bool Turnstile::enter(std::uint64_t ticket, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, deadline.remaining(), [&] { return current_ == ticket; });
+}
+
+void Turnstile::leave(std::uint64_t ticket) {
   std::lock_guard lock(mutex_);
-  ++current_;
+  left_early_.insert(ticket);
+  while (left_early_.erase(current_) > 0) ++current_;
   changed_.notify_all();
+}
+
+bool Turnstile::drain(Deadline deadline) {
+  Turn last(*this);
+  return last.enter(deadline);
 }
 
 Object::Object(std::shared_ptr<Communicator> communicator, const char* name)
@@ -48,6 +59,10 @@ Object::Object(std::shared_ptr<Communicator> communicator, const char* name)
 }
 
 void Object::check_usable() const {
+  check(of_this_process(), ErrorCode::invalid_usage,
+        "this {} object was made by process {}, of which this one is a forked child; a child makes "
+        "objects of its own",
+        name_, process_.pid());
   std::lock_guard lock(mutex_);
   check(status_.failure.empty(), ErrorCode::failed_earlier,
         "this {} object failed in an earlier call and cannot be used any more: {}", name_,
@@ -81,30 +96,56 @@ void Object::note_dropped_rows(std::int64_t rows) {
   status_.dropped_rows += rows;
 }
 
+void Object::note_timeout(std::chrono::milliseconds timeout) const {
+  std::lock_guard lock(mutex_);
+  longest_ = std::max(longest_, timeout);
+}
+
 Status Object::status() const {
   std::lock_guard lock(mutex_);
   return status_;
 }
 
-WaitContext Object::wait_context(std::optional<std::chrono::milliseconds> timeout,
-                                 const char* operation) const {
-  return {communicator_.get(), Deadline::after(timeout.value_or(communicator_->timeout())),
-          operation, spins_};
+void Object::note_leak() const noexcept {
+  log(LogLevel::warn, Subsystem::ep,
+      "a {} object was destroyed while its work was held up for longer than the deadline; its "
+      "memory is not given back",
+      name_);
 }
 
-void Object::execute(Stream* stream, Turnstile& turnstile, std::function<void()> work) {
-  auto guarded = [this, &turnstile, ticket = turnstile.draw(), work = std::move(work)] {
-    Turn turn(turnstile, ticket);
+Deadline Object::end_of_all() const {
+  std::lock_guard lock(mutex_);
+  return Deadline::after(std::max(longest_, communicator_->timeout()) +
+                         std::chrono::milliseconds(1000));
+}
+
+WaitContext Object::wait_context(std::optional<std::chrono::milliseconds> timeout,
+                                 const char* operation) const {
+  return {communicator_.get(), Deadline::after(budget(timeout)), operation, spins_};
+}
+
+void Object::execute(const Execution& how, Turnstile& turnstile, std::function<void()> work) {
+  const std::chrono::milliseconds most = budget(how.timeout);
+  note_timeout(most);
+  auto guarded = [this, operation = how.operation, most, work = std::move(work),
+                  turn = std::make_shared<Turn>(turnstile)] {
+    const bool my_turn = turn->enter(Deadline::after(most));
     check_usable();
     try {
+      if (!my_turn)
+        throw Error(ErrorCode::timeout,
+                    fmt::format("{} waited {} ms for an earlier operation of its lane; is the "
+                                "stream of that one held up by other work?",
+                                operation, most.count()),
+                    {communicator_->rank(), -1, Phase::none});
       work();
     } catch (const std::exception& error) {
       fail(error.what());
       throw;
     }
   };
-  if (stream != nullptr)
-    stream->enqueue(std::move(guarded));
+  if (how.stream != nullptr)
+    how.stream->enqueue(std::move(guarded));
   else
     guarded();
 }

@@ -5,8 +5,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
+#include <tuple>
 
+#include "base/process.hpp"
 #include "comm/wait.hpp"
 #include "ep/region.hpp"
 #include "ep/route.hpp"
@@ -35,36 +38,37 @@ struct HandleState {
 /// when they come from several streams.
 class Turnstile {
  public:
-  /// Called by the caller, in call order.
-  std::uint64_t draw() { return next_++; }
-  /// Called where the operation runs; blocks until all earlier ones have left.
-  void enter(std::uint64_t ticket);
-  void leave();
-  /// Returns when everything that was called has run; each of it ends by its deadline.
-  void drain() {
-    enter(draw());
-    leave();
-  }
+  /// Called in call order.
+  std::uint64_t draw();
+  /// Called where the operation runs; returns when all earlier ones have left, or false at the
+  /// deadline.
+  bool enter(std::uint64_t ticket, Deadline deadline);
+  /// An operation ends, or will never run.
+  void leave(std::uint64_t ticket);
+  /// Returns true when everything that was called has run, or false at the deadline.
+  bool drain(Deadline deadline);
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::uint64_t next_ = 0;     // of the calling thread
-  std::uint64_t current_ = 0;  // guarded by mutex_
+  std::uint64_t next_ = 0;
+  std::uint64_t current_ = 0;
+  std::set<std::uint64_t> left_early_;  // above current_
 };
 
-/// A turn at a lane, given up at the end of the scope, however it ends.
+/// A turn at a lane, drawn when it is made and given up when it is gone, however that comes.
 class Turn {
  public:
-  Turn(Turnstile& turnstile, std::uint64_t ticket) : turnstile_(turnstile) {
-    turnstile_.enter(ticket);
-  }
+  explicit Turn(Turnstile& turnstile) : turnstile_(turnstile), ticket_(turnstile.draw()) {}
   Turn(const Turn&) = delete;
   Turn& operator=(const Turn&) = delete;
-  ~Turn() { turnstile_.leave(); }
+  ~Turn() { turnstile_.leave(ticket_); }
+
+  bool enter(Deadline deadline) { return turnstile_.enter(ticket_, deadline); }
 
  private:
   Turnstile& turnstile_;
+  std::uint64_t ticket_;
 };
 
 /// State and habits that both modes share: identity, failure, patience, streams, outputs.
@@ -75,7 +79,8 @@ class Object {
   std::uint64_t id() const { return id_; }
   const std::shared_ptr<Communicator>& communicator() const { return communicator_; }
 
-  /// Throws `Error{failed_earlier}` if an operation of this object has failed.
+  /// Throws `Error{failed_earlier}` if an operation of this object has failed, and
+  /// `Error{invalid_usage}` in a forked child of the process that made it.
   void check_usable() const;
   /// The first failure stays; later calls throw it.
   void fail(const std::string& message);
@@ -83,13 +88,38 @@ class Object {
   void note_invalid_ids(const Route& route, const ExpertIds& ids);
   void note_dropped_rows(std::int64_t rows);
   Status status() const;
+  /// Says that memory stays because queued work has not ended.
+  void note_leak() const noexcept;
+
+  /// Expires with the object.
+  std::weak_ptr<const void> life() const { return life_; }
+  bool of_this_process() const { return process_.here(); }
+
+  /// The deadline of an operation.
+  std::chrono::milliseconds budget(std::optional<std::chrono::milliseconds> timeout) const {
+    return timeout.value_or(communicator_->timeout());
+  }
+  /// The deadline for what the host waits for beside an operation, which has one itself: somewhat
+  /// later, so that the operation's own error, which says more, comes first.
+  Deadline late_deadline(std::optional<std::chrono::milliseconds> timeout) const {
+    return Deadline::after(budget(timeout) + std::chrono::milliseconds(1000));
+  }
+  void note_timeout(std::chrono::milliseconds timeout) const;
+  /// By when everything that was called must have ended.
+  Deadline end_of_all() const;
 
   WaitContext wait_context(std::optional<std::chrono::milliseconds> timeout,
                            const char* operation) const;
 
   /// Runs `work` in its turn at the lane, on the stream, or now if there is none. If it throws, the
-  /// object has failed, and what is queued behind it leaves at once.
-  void execute(Stream* stream, Turnstile& turnstile, std::function<void()> work);
+  /// object has failed, and what is queued behind it leaves at once. So it has if the turn does not
+  /// come before the deadline.
+  struct Execution {
+    const char* operation;
+    Stream* stream = nullptr;
+    std::optional<std::chrono::milliseconds> timeout;
+  };
+  void execute(const Execution& how, Turnstile& turnstile, std::function<void()> work);
 
   /// The handle if it is one of this object; throws `Error{invalid_usage}` otherwise.
   template <class State>
@@ -105,9 +135,24 @@ class Object {
   const char* name_;
   std::uint64_t id_;
   int spins_;
+  OwnProcess process_;
+  std::shared_ptr<const void> life_ = std::make_shared<char>();
   mutable std::mutex mutex_;
   Status status_;
+  mutable std::chrono::milliseconds longest_{0};  // deadline that was asked for
 };
+
+/// The end of an object of either mode, `impl`. It waits for what was called. If that does not end
+/// (a stream is held up by something else), or in a forked child, where nothing of it runs, its
+/// memory is never given back: what is queued may still come to it.
+template <class Impl>
+void let_go(std::unique_ptr<Impl> impl) noexcept {
+  if (impl == nullptr) return;
+  const bool here = impl->object.of_this_process();
+  if (here && impl->engine->drain(impl->object.end_of_all())) return;
+  if (here) impl->object.note_leak();
+  std::ignore = impl.release();
+}
 
 /// Throws `Error{mismatch}` if a peer sends rows of another dtype than this rank.
 void check_same_format(DType theirs, DType ours, const ErrorContext& where);

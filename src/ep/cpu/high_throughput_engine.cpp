@@ -1,5 +1,7 @@
 #include "ep/high_throughput_engine.hpp"
 
+#include <algorithm>
+
 #include "base/check.hpp"
 #include "ep/cpu/high_throughput.hpp"
 
@@ -26,8 +28,10 @@ class CpuEngine final : public HighThroughputEngine {
       lanes_[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(
           HighThroughputLane::Memory(region, slots, l), shape_, workers);
   }
-  ~CpuEngine() override {
-    for (const Lane& lane : lanes_) lane.work->turnstile().drain();
+  bool drain(Deadline deadline) override {
+    return std::all_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) {
+      return lane.work->turnstile().drain(deadline);
+    });
   }
 
   HandlePointer make_handle(int lane, const HandlePointer&, Stream*) override {
@@ -43,7 +47,7 @@ class CpuEngine final : public HighThroughputEngine {
     HighThroughputLane& lane = lane_of(*handle);
     const HighThroughputLane::Dispatch op{work.x, work.x_scales, work.topk_weights, work.outputs,
                                           handle};
-    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work] {
+    object_.execute({"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work] {
       const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
       lane.send_rows(op, context);
       lane.receive_rows(op, context);
@@ -54,7 +58,7 @@ class CpuEngine final : public HighThroughputEngine {
     HighThroughputLane& lane = lane_of(*handle);
     const HighThroughputLane::Combine op{work.y,   work.topk_weights,     work.bias,
                                          work.out, work.out_topk_weights, handle};
-    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work] {
+    object_.execute({"high-throughput combine", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work] {
       const auto context = object_.wait_context(work.timeout, "high-throughput combine");
       lane.send_combine(op, context);
       lane.receive_combine(op, context);
@@ -63,7 +67,7 @@ class CpuEngine final : public HighThroughputEngine {
   void release(const HandlePointer& handle, Stream* stream) override {
     const auto& mine = static_cast<const CpuHandle&>(*handle);
     HighThroughputLane& lane = lane_of(mine);
-    object_.execute(stream, lane.turnstile(),
+    object_.execute({"release", stream, {}}, lane.turnstile(),
                     [&lane, epoch = mine.epoch] { lane.release_pool(epoch); });
   }
 
@@ -89,6 +93,7 @@ class CpuEngine final : public HighThroughputEngine {
   const Allocator& default_allocator() const override { return allocator_; }
 
  private:
+  void await_counts(const CpuHandle& handle, const Plan& work) const;
   struct Lane {
     std::unique_ptr<HighThroughputLane> work;
     std::uint64_t dispatches = 0;
@@ -112,7 +117,7 @@ void CpuEngine::plan(const Plan& work) {
   HighThroughputLane& lane = lane_of(*handle);
   // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
   object_.execute(
-      work.stream, lane.turnstile(),
+      {"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(),
       [this, &lane, handle, promise = std::move(promise), strict, work] {
         const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
         if (work.cached) {
@@ -126,14 +131,33 @@ void CpuEngine::plan(const Plan& work) {
         }
         promise->set_value();
       });
+  if (work.cached) {
+    // What the caller of that dispatch has been told is true of this one, too.
+    handle->rows_per_source = work.cached->rows_per_source;
+    handle->rows_per_expert = work.cached->rows_per_expert;
+    handle->needed = work.cached->needed;
+  }
   if (!strict || work.cached) return;
+  await_counts(*handle, work);
+  learn_counts(*handle);
+}
+
+/// Waits for the counts of a dispatch that may be queued on a stream.
+void CpuEngine::await_counts(const CpuHandle& handle, const Plan& work) const {
+  const Deadline deadline = object_.late_deadline(work.timeout);
   try {
-    handle->counted.get();
+    if (handle.counted.wait_for(deadline.remaining()) == std::future_status::ready)
+      return handle.counted.get();
   } catch (const std::future_error&) {
     object_.check_usable();
     throw;
   }
-  learn_counts(*handle);
+  const std::string message = fmt::format(
+      "high-throughput dispatch waited {} ms for its counts; is its stream held up by other work?",
+      deadline.budget().count());
+  object_.fail(message);
+  throw Error(ErrorCode::timeout, message,
+              {object_.communicator()->rank(), -1, Phase::counts});
 }
 
 }  // namespace

@@ -210,7 +210,7 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
   const Epoch n = lane.sending();
-  if (op.topk_weights.present()) send_weights(op, n);
+  if (op.topk_weights.present()) send_weights(op, n, context);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
@@ -233,12 +233,13 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   });
 }
 
-/// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection. A
-/// rank has read the weights of an epoch before its partial sums of that epoch arrive here, so the
-/// slot is free two epochs later without a credit of its own.
-void LowLatencyLane::send_weights(const Combine& op, Epoch n) {
+/// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection. They
+/// are written, as rows are, after credit.
+void LowLatencyLane::send_weights(const Combine& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
+  for_each_peer(memory_.rank(), memory_.size(),
+                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
   for (int t = 0; t < route.tokens; ++t) {
     const Destination* list = route.destinations_of(t);
     const std::int32_t* experts = route.experts_of(t);

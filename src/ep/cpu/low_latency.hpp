@@ -82,7 +82,7 @@ class LowLatencyLane {
   void await_counts(const Dispatch& op, Epoch n, const WaitContext& context);
   void take_counts(const Dispatch& op, int source, Epoch n, const WaitContext& context);
   void expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const;
-  void send_weights(const Combine& op, Epoch n);
+  void send_weights(const Combine& op, Epoch n, const WaitContext& context);
   void sum_partial(const Combine& op, int source, std::int32_t row, Epoch n, std::byte* out) const;
   void sum_token(const Combine& op, int token, Epoch n, std::byte* own_partial,
                  const WaitContext& context) const;

@@ -1,5 +1,7 @@
 #include "ep/low_latency_engine.hpp"
 
+#include <algorithm>
+
 #include "ep/cpu/low_latency.hpp"
 
 namespace expertwire::ep {
@@ -21,8 +23,10 @@ class CpuEngine final : public LowLatencyEngine {
       lanes_.push_back(std::make_unique<LowLatencyLane>(LowLatencyLane::Memory(region, slots, l),
                                                         shape_, workers));
   }
-  ~CpuEngine() override {
-    for (const auto& lane : lanes_) lane->turnstile().drain();
+  bool drain(Deadline deadline) override {
+    return std::all_of(lanes_.begin(), lanes_.end(), [&](const auto& lane) {
+      return lane->turnstile().drain(deadline);
+    });
   }
 
   std::shared_ptr<LowLatencyHandle> make_handle(int, Stream*) override {
@@ -34,7 +38,7 @@ class CpuEngine final : public LowLatencyEngine {
     LowLatencyLane& lane = lane_of(*handle);
     const LowLatencyLane::Dispatch op{work.x,    work.x_scales, work.topk_weights, work.format,
                                       work.cast, work.outputs,  handle.get()};
-    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work, half, handle] {
+    object_.execute({"low-latency dispatch", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work, half, handle] {
       const auto context = object_.wait_context(work.timeout, "low-latency dispatch");
       if (half != Half::receive) {
         const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
@@ -54,7 +58,7 @@ class CpuEngine final : public LowLatencyEngine {
     auto handle = std::static_pointer_cast<cpu::LowLatencyHandle>(work.handle);
     LowLatencyLane& lane = lane_of(*handle);
     const LowLatencyLane::Combine op{work.y, work.topk_weights, work.bias, work.out, handle.get()};
-    object_.execute(work.stream, lane.turnstile(), [this, &lane, op, work, half, handle] {
+    object_.execute({"low-latency combine", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work, half, handle] {
       const auto context = object_.wait_context(work.timeout, "low-latency combine");
       if (half != Half::receive) lane.send_combine(op, context);
       if (half != Half::send) lane.receive_combine(op, context);

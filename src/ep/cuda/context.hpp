@@ -15,9 +15,13 @@ inline constexpr int kMostRanks = 128;
 /// Experts over all ranks: kernels count them in shared memory.
 inline constexpr int kMostExperts = 8192;
 
-/// Pinned host memory by which kernels and host tell each other things.
+/// Pinned host memory by which kernels and host tell each other things. Loads of it are served one
+/// at a time, a microsecond each, and while one is outstanding the releases and fences of its SM
+/// take a thousand times as long: only a thread that was elected for it looks here (Patience).
 struct HostWords {
-  std::uint32_t abort;  ///< set by the host: leave your waits
+  static constexpr std::uint32_t kGoOn = 0, kGiveUp = UINT32_MAX;
+  /// Set by the host: leave your waits, because rank `abort - 1` is lost, or (kGiveUp) for good.
+  std::uint32_t abort;
   /// Set by kernels, again and again, while they wait for a peer; cleared by the host.
   std::uint32_t awaited[kMostRanks];
 
@@ -25,15 +29,26 @@ struct HostWords {
   std::uint32_t failed;
   std::int32_t code;     ///< ErrorCode
   std::int32_t phase;    ///< Phase
-  std::int32_t peer;     ///< whom it waited for
+  std::int32_t peer;     ///< whom it waited for, or who is lost
   std::uint64_t detail;  ///< epoch or row
   std::uint64_t waited_ms;
+};
 
-  // Added to by kernels, read by the host.
+/// What kernels count for the host, which asks when it wants to know.
+struct Notices {
   unsigned long long invalid_ids;
   unsigned long long dropped_rows;
-  std::int64_t first_invalid_id;   ///< the id that was out of range
-  std::uint64_t first_invalid_at;  ///< its index + 1; 0: none yet
+  unsigned long long first_invalid_at;  ///< its index + 1; 0: none yet
+  std::int64_t first_invalid_id;        ///< the id that was out of range
+};
+
+/// Device memory by which the kernels of an object tell each other things.
+struct KernelWords {
+  std::uint32_t failed;   ///< sticky, tested first by every kernel; set behind the report
+  std::uint32_t claimed;  ///< some thread reports
+  /// When a thread last looked at the host because of a peer, in nanoseconds.
+  unsigned long long looked_at[kMostRanks];
+  Notices notices;
 };
 
 /// Moments that a block of a kernel notes when it is traced.
@@ -49,16 +64,10 @@ enum Mark : std::int32_t {
 /// What a traced launch writes: nanoseconds [kMarks][kMostTracedBlocks], 0 where it was not noted.
 inline constexpr int kMostTracedBlocks = 256;
 
-/// What kernels of an object know of a failure that HostWords has the report of; in device memory.
-struct FailureWords {
-  std::uint32_t failed;   ///< sticky, tested first by every kernel; set behind the report
-  std::uint32_t claimed;  ///< some thread reports
-};
-
 struct Context {
   std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
   HostWords* host;
-  FailureWords* failure;
+  KernelWords* words;
   std::uint64_t timeout_ns;
   std::uint64_t* trace;  ///< this launch's part of a trace, or null
   std::int32_t rank;

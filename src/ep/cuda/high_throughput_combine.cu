@@ -372,6 +372,7 @@ __device__ void run(const Params& p, BlockShared& s) {
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (!p.pull && warp < kPushers) {
+    let_bulk_copies_see();  // credit, behind which they write
     push_rows(p, s, warp, n);
     mark(c, kSent);
   }

@@ -304,6 +304,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   if (s.overflow) {
     // Nothing is sent, on any rank; the epoch ends all the same.
   } else if (warp < p.senders) {
+    let_bulk_copies_see();  // credit, behind which they write
     send_rows(p, s, warp, n);
     mark(c, kSent);
   } else {

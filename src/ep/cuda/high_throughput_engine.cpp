@@ -35,7 +35,7 @@ struct CudaHandle final : HighThroughputHandle {
 class CudaEngine final : public HighThroughputEngine {
  public:
   CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning);
-  ~CudaEngine() override { runtime_.drain(); }
+  bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
 
   HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) override;
   void plan(const Plan& work) override;
@@ -52,7 +52,7 @@ class CudaEngine final : public HighThroughputEngine {
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
   bool captures(Stream* stream) const override {
-    return cuda::capture_of(runtime_.stream_of({0, stream, {}, 0, "", true})) != 0;
+    return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
   }
 
  private:
@@ -65,11 +65,11 @@ class CudaEngine final : public HighThroughputEngine {
     std::shared_ptr<BlockPool> routings, epochs;
     std::uint32_t* chunk_rows = nullptr;
     std::uint32_t* tickets = nullptr;
-    std::shared_ptr<void> mirror_memory, chunk_memory, tally_memory;
+    Tagged* tallies = nullptr;
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
     std::uint64_t dispatches = 0;
-    bool captured = false;         // replays may have advanced the epochs since
+    bool captured = false;  // replays may have advanced the epochs since
     std::deque<Reading> readings;  // oldest first
   };
 
@@ -81,7 +81,7 @@ class CudaEngine final : public HighThroughputEngine {
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
   std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
   void make_lane(Lane& lane, int handles);
-  Epoch next_epoch(Lane& lane, int number) const;
+  void learn_epoch(CudaHandle& handle, const Plan& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
@@ -130,13 +130,15 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
   lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch), handles);
   const std::size_t values =
       CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
-  lane.mirror_memory = allocate_pinned((values + 1) * sizeof(std::int32_t));
-  lane.mirror.values = static_cast<std::int32_t*>(lane.mirror_memory.get());
+  const auto mirror = allocate_pinned((values + 1) * sizeof(std::int32_t));
+  runtime_.keep(mirror);
+  lane.mirror.values = static_cast<std::int32_t*>(mirror.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
   const std::size_t chunks = sizes.ranks * shape_.slots.chunks();
   const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
-  lane.chunk_memory = allocate_on_device(bytes, share->device(), share->memory_stream());
-  lane.chunk_rows = static_cast<std::uint32_t*>(lane.chunk_memory.get());
+  const auto counters = allocate_on_device(bytes, share->device(), share->memory_stream());
+  runtime_.keep(counters);
+  lane.chunk_rows = static_cast<std::uint32_t*>(counters.get());
   lane.tickets = lane.chunk_rows + chunks;
   check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
              "cudaMemsetAsync");
@@ -145,8 +147,11 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
   const std::vector<Tagged> tallies(
       cuda::kMostTallies * (sizes.ranks + sizes.ranks * sizes.local_experts), never);
   const std::size_t tally_bytes = tallies.size() * sizeof(Tagged);
-  lane.tally_memory = allocate_on_device(tally_bytes, share->device(), share->memory_stream());
-  check_cuda(cudaMemcpyAsync(lane.tally_memory.get(), tallies.data(), tally_bytes,
+  const auto tally_memory =
+      allocate_on_device(tally_bytes, share->device(), share->memory_stream());
+  runtime_.keep(tally_memory);
+  lane.tallies = static_cast<Tagged*>(tally_memory.get());
+  check_cuda(cudaMemcpyAsync(lane.tallies, tallies.data(), tally_bytes,
                              cudaMemcpyHostToDevice, share->memory_stream().get()),
              "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
@@ -175,39 +180,40 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
 HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const HandlePointer& cached,
                                                             Stream* stream) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
-  const cudaStream_t on = runtime_.stream_of({number, stream, {}, 0, "", true});
-  const bool capturing = cuda::capture_of(on) != 0;
+  const cuda::StreamPlace place(runtime_.stream_of({number, stream, {}, 0, "", true}));
   auto handle = std::make_shared<CudaHandle>();
-  handle->epoch_memory = lane.epochs->take(capturing);
+  handle->epoch_memory = lane.epochs->take(place);
   if (cached) {
     const auto& from = static_cast<const CudaHandle&>(*cached);
     handle->routing_memory = from.routing_memory;
     handle->routing = from.routing;
     handle->routing_lane = from.routing_lane;
+    if (place.captured()) cuda::keep_with_graph(place, handle->routing_memory);
   } else {
     handle->routing_lane = number;
-    handle->routing_memory = lane.routings->take(capturing);
+    handle->routing_memory = lane.routings->take(place);
     carve_routing(handle->routing_memory.get(), &handle->routing);
   }
-  lane.captured = lane.captured || capturing;
-  if (!capturing) {
-    // Replays on this stream may be on their way, and advance the epoch that is read.
-    if (lane.captured) check_cuda(cudaStreamSynchronize(on), "cudaStreamSynchronize");
-    handle->host_epoch = next_epoch(lane, number);
-  }
+  lane.captured = lane.captured || place.captured();
+  handle->host_epoch = Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
   ++lane.dispatches;
   return handle;
 }
 
-/// The epoch of the next dispatch of a lane. Replays of a graph advance it unseen; after a capture
-/// it is read from the device, once all that the host gave to the lane is done.
-Epoch CudaEngine::next_epoch(Lane& lane, int number) const {
-  if (!lane.captured) return Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
-  return runtime_.read_epoch(number, shape_.slots.dispatch.words) + 1;
+/// Learns the epoch of a dispatch to the pool, which says where its rows will be. After a capture
+/// replays have advanced it unseen; then the counts bring it, or, without counts, it is read from
+/// the device, once all that the host gave to the lane is done.
+void CudaEngine::learn_epoch(CudaHandle& handle, const Plan& work) {
+  const bool told = !work.cached && (!work.capacity || work.stream == nullptr);
+  if (!handle.in_pool || !lane_of(handle).captured || told) return;
+  const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
+                           "high-throughput dispatch", false};
+  handle.host_epoch = runtime_.read_epoch(call, shape_.slots.dispatch.words) + 1;
 }
 
 void CudaEngine::plan(const Plan& work) {
   auto& handle = static_cast<CudaHandle&>(*work.handle);
+  learn_epoch(handle, work);
   Lane& lane = lane_of(handle);
   const bool eager = !work.capacity && !work.cached;
   Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms, "high-throughput dispatch",
@@ -233,7 +239,7 @@ void CudaEngine::plan(const Plan& work) {
   p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
-  p.tallies = static_cast<Tagged*>(lane.tally_memory.get());
+  p.tallies = lane.tallies;
   const int blocks = runtime_.budget_of(call);
   runtime_.run(call, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");

@@ -95,7 +95,7 @@ __device__ RankSet take_experts(const Params& p, const Shared& s, int token, boo
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (base + k >= p.shape.top_k) continue;
-      if (!valid[k] && count) note_invalid_id(*p.context.host, p.ids, first + base + k);
+      if (!valid[k] && count) note_invalid_id(p.context.words->notices, p.ids, first + base + k);
       p.routing.experts[first + base + k] = experts[k];
       if (experts[k] < 0) continue;
       if (count) atomicAdd(&s.experts[experts[k]], 1);

@@ -44,9 +44,12 @@ __device__ __forceinline__ Direction<KernelAccess> direction(const Context& cont
 __device__ __noinline__ inline void report_failure(const Context& context, ErrorCode code, int peer,
                                                    Phase phase, std::uint64_t detail,
                                                    std::uint64_t waited_ns) {
-  FailureWords& failure = *context.failure;
-  if (atomicCAS(&failure.claimed, 0U, 1U) != 0U) {
-    while (device::load_acquire_system(&failure.failed) == 0) {
+  constexpr std::uint64_t kLongestReportNs = 1'000'000'000;
+  KernelWords& words = *context.words;
+  if (atomicCAS(&words.claimed, 0U, 1U) != 0U) {
+    const std::uint64_t begin = device::now_ns();
+    while (device::load_acquire_system(&words.failed) == 0 &&
+           device::now_ns() - begin < kLongestReportNs) {
     }
     return;
   }
@@ -57,35 +60,55 @@ __device__ __noinline__ inline void report_failure(const Context& context, Error
   host.detail = detail;
   host.waited_ms = waited_ns / 1'000'000;
   device::store_release_system(&host.failed, 1);
-  device::store_release_system(&failure.failed, 1);
+  device::store_release_system(&words.failed, 1);
 }
 
 /// How long a thread has waited, and what it does about it. Not inlined: short kernels wait for
 /// every line of their code.
+///
+/// Thousands of threads wait, so all of them ask device memory alone. One a peer, elected by the
+/// time of the last look, looks at the host; if it finds that a peer is lost it reports, and the
+/// others learn of that as of every other failure.
 struct Patience {
-  std::uint64_t start = 0, next_look = 0;  // 0: has not begun
+  static constexpr std::uint64_t kTurnNs = 100'000;
+  std::uint64_t start = 0, next_turn = 0;  // 0: has not begun
+  std::uint32_t abort = HostWords::kGoOn;  // what the host said
 
   enum Verdict { kGoOn, kLastLook, kGiveUp };
   /// After polls in vain.
   __device__ __noinline__ Verdict judge(const Context& context, int peer) {
-    constexpr std::uint64_t kLookEveryNs = 100'000;  // words of the host are far away
     const std::uint64_t now = device::now_ns();
     if (start == 0) {
       start = now;
-      next_look = now + kLookEveryNs;
+      next_turn = now + kTurnNs;
     }
-    if (now < next_look) return kGoOn;
-    next_look = now + kLookEveryNs;
-    if (device::load_relaxed_system(&context.failure->failed) != 0) return kGiveUp;
-    device::store_relaxed_system(&context.host->awaited[peer], 1);
-    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
-    return aborted || now - start >= context.timeout_ns ? kLastLook : kGoOn;
+    if (now < next_turn) return kGoOn;
+    next_turn = now + kTurnNs;
+    if (device::load_relaxed_system(&context.words->failed) != 0) return kGiveUp;
+    if (now - start >= context.timeout_ns) return kLastLook;
+    return elected(context, peer, now) && aborts(context, peer) ? kLastLook : kGoOn;
   }
   __device__ __noinline__ void report(const Context& context, int peer, Phase phase,
                                       std::uint64_t detail) const {
-    const bool aborted = device::load_relaxed_system(&context.host->abort) != 0;
-    report_failure(context, aborted ? ErrorCode::peer_lost : ErrorCode::timeout, peer, phase,
-                   detail, device::now_ns() - start);
+    const std::uint64_t waited = device::now_ns() - start;
+    if (abort == HostWords::kGoOn)
+      report_failure(context, ErrorCode::timeout, peer, phase, detail, waited);
+    else
+      report_failure(context, ErrorCode::peer_lost, static_cast<int>(abort) - 1, phase, detail,
+                     waited);
+  }
+
+ private:
+  __device__ static bool elected(const Context& context, int peer, std::uint64_t now) {
+    unsigned long long& last = context.words->looked_at[peer];
+    const std::uint64_t seen =
+        device::load_relaxed_system(reinterpret_cast<const std::uint64_t*>(&last));
+    return now - seen >= kTurnNs && now > seen && atomicCAS(&last, seen, now) == seen;
+  }
+  __device__ bool aborts(const Context& context, int peer) {
+    device::store_relaxed_system(&context.host->awaited[peer], 1);
+    abort = device::load_relaxed_system(&context.host->abort);
+    return abort != HostWords::kGoOn;
   }
 };
 
@@ -120,13 +143,12 @@ __device__ __forceinline__ void mark(const Context& context, Mark moment, int th
 }
 
 /// Remembers an id that is out of range; it counts as "no selection".
-__device__ __noinline__ inline void note_invalid_id(HostWords& host, ExpertIds ids,
+__device__ __noinline__ inline void note_invalid_id(Notices& notices, ExpertIds ids,
                                                     std::int64_t i) {
-  atomicAdd_system(&host.invalid_ids, 1ULL);
-  if (atomicCAS_system(reinterpret_cast<unsigned long long*>(&host.first_invalid_at), 0ULL,
-                       static_cast<unsigned long long>(i) + 1) == 0)
-    host.first_invalid_id = ids.wide ? static_cast<const std::int64_t*>(ids.data)[i]
-                                     : static_cast<const std::int32_t*>(ids.data)[i];
+  atomicAdd(&notices.invalid_ids, 1ULL);
+  if (atomicCAS(&notices.first_invalid_at, 0ULL, static_cast<unsigned long long>(i) + 1) == 0)
+    notices.first_invalid_id = ids.wide ? static_cast<const std::int64_t*>(ids.data)[i]
+                                        : static_cast<const std::int32_t*>(ids.data)[i];
 }
 
 /// What the threads of a block learn from one of them before anything else.
@@ -152,7 +174,7 @@ __device__ __forceinline__ Entry enter(const Context& context,
   __shared__ Entry entry;
   if (threadIdx.x == 0)
     entry = {lane.sending(), lane.receiving(),
-             device::load_relaxed_system(&context.failure->failed) == 0};
+             device::load_relaxed_system(&context.words->failed) == 0};
   __syncthreads();
   return entry;
 }
@@ -184,7 +206,7 @@ __device__ __forceinline__ Peeked peek(const Context& context,
   const auto peer = static_cast<int>(threadIdx.x);
   if (peer >= context.size) return {};
   return {lane.sending(), lane.receiving(), lane.credit_of(peer),
-          device::load_relaxed_system(&context.failure->failed)};
+          device::load_relaxed_system(&context.words->failed)};
 }
 
 /// Waits for credit of every peer. All threads call; true on all, or false on all.

@@ -220,8 +220,8 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
           range[0] = sum;
           range[1] = taken;
           if (counts[i] > taken)
-            atomicAdd_system(&c.host->dropped_rows,
-                             static_cast<unsigned long long>(counts[i] - taken));
+            atomicAdd(&c.words->notices.dropped_rows,
+                      static_cast<unsigned long long>(counts[i] - taken));
         }
         sum += taken;
       }

@@ -56,8 +56,8 @@ class CudaEngine final : public LowLatencyEngine {
 
   std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) override {
     auto handle = std::make_shared<CudaHandle>();
-    const cudaStream_t on = runtime_.stream_of({lane, stream, {}, 0, "", true});
-    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(cuda::capture_of(on) != 0);
+    const cuda::StreamPlace place(runtime_.stream_of({lane, stream, {}, 0, "", true}));
+    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(place);
     carve_routing(handle->memory.get(), &handle->routing);
     return handle;
   }
@@ -109,6 +109,7 @@ class CudaEngine final : public LowLatencyEngine {
     });
   }
 
+  bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }

@@ -2,169 +2,35 @@
 
 #include <algorithm>
 #include <atomic>
-#include <map>
 #include <thread>
 
 #include "base/check.hpp"
 #include "base/cuda_event.hpp"
 #include "base/env.hpp"
+#include "comm/communicator_access.hpp"
 #include "ep/cuda/trace.hpp"
 
 namespace expertwire::ep::cuda {
 
-unsigned long long capture_of(cudaStream_t stream) {
-  cudaStreamCaptureStatus status{};
-  unsigned long long id = 0;
-  check_cuda(cudaStreamGetCaptureInfo(stream, &status, &id), "cudaStreamGetCaptureInfo");
-  return status == cudaStreamCaptureStatusActive ? id : 0;
-}
-
-// Chain ------------------------------------------------------------------------------------------
-
-Chain::Chain(int device) : device_(device) {
-  const DeviceGuard guard(device);
-  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
-  check_cuda(cudaEventCreateWithFlags(&captured_event_, cudaEventDisableTiming), "cudaEventCreate");
-}
-
-Chain::~Chain() {
-  const DeviceGuard guard(device_);
-  cudaEventDestroy(event_);
-  cudaEventDestroy(captured_event_);
-}
-
-void Chain::enter(const StreamPlace& place) {
-  // Between a capture and other work, or another capture, the caller keeps the order.
-  const Last& last = place.captured() ? captured_ : uncaptured_;
-  if (!last.used || last.capture != place.capture || last.stream == place.stream) return;
-  check_cuda(cudaStreamWaitEvent(place.stream, place.captured() ? captured_event_ : event_, 0),
-             "cudaStreamWaitEvent");
-}
-
-void Chain::leave(const StreamPlace& place) {
-  (place.captured() ? captured_ : uncaptured_) = {true, place.capture, place.stream};
-  check_cuda(cudaEventRecord(place.captured() ? captured_event_ : event_, place.stream),
-             "cudaEventRecord");
-}
-
-void Chain::drain() noexcept { cudaEventSynchronize(event_); }
-
-// DeviceShare ------------------------------------------------------------------------------------
-
-std::shared_ptr<DeviceShare> DeviceShare::of(const std::shared_ptr<Communicator>& communicator) {
-  static std::mutex mutex;
-  static std::map<Communicator*, std::weak_ptr<DeviceShare>> all;
-  std::lock_guard lock(mutex);
-  std::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
-  auto& place = all[communicator.get()];
-  auto share = place.lock();
-  if (!share) place = share = std::make_shared<DeviceShare>(*communicator);
-  return share;
-}
-
-namespace {
-
-int attribute_of(int device, cudaDeviceAttr attribute) {
-  int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-int sms_of(const Communicator& communicator) {
-  const int sms = attribute_of(communicator.cuda_device(), cudaDevAttrMultiProcessorCount);
-  const int ranks = communicator.topology().ranks_on_gpu(communicator.rank());
-  check(ranks <= sms, ErrorCode::unsupported, "{} ranks share a GPU of {} SMs; at most {} can",
-        ranks, sms, sms);
-  return sms / ranks;
-}
-
-/// What kernels declare in their code: a few words.
-constexpr std::uint32_t kOwnSharedBytes = 1024;
-
-}  // namespace
-
-DeviceShare::DeviceShare(const Communicator& communicator)
-    : device_(communicator.cuda_device()),
-      sms_(sms_of(communicator)),
-      bulk_copies_(attribute_of(device_, cudaDevAttrComputeCapabilityMajor) >= 9 &&
-                   Env::get().cuda_copies != "vector"),
-      shared_bytes_(static_cast<std::uint32_t>(
-                        attribute_of(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin)) -
-                    kOwnSharedBytes),
-      stream_(make_cuda_stream(device_)),
-      memory_stream_(make_cuda_stream(device_)),
-      order_(device_) {}
-
-void DeviceShare::join(int sms) {
-  std::lock_guard lock(mutex_);
-  joined_ += sms;
-}
-
-void DeviceShare::leave(int sms) {
-  std::lock_guard lock(mutex_);
-  joined_ -= sms;
-}
-
-void DeviceShare::enter_order(const StreamPlace& place) {
-  std::lock_guard lock(mutex_);
-  if (joined_ > sms_) order_.enter(place);
-}
-
-void DeviceShare::leave_order(const StreamPlace& place) {
-  std::lock_guard lock(mutex_);
-  if (joined_ > sms_) order_.leave(place);
-}
-
-// BlockPool --------------------------------------------------------------------------------------
-
-BlockPool::BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count)
-    : share_(std::move(share)), bytes_(align_up(bytes, 256)) {
-  add(count);
-}
-
-void BlockPool::add(int count) {
-  owned_.push_back(allocate_on_device(bytes_ * static_cast<std::size_t>(count), share_->device(),
-                                      share_->memory_stream()));
-  for (int i = 0; i < count; ++i)
-    free_.push_back(static_cast<std::byte*>(owned_.back().get()) +
-                    bytes_ * static_cast<std::size_t>(i));
-}
-
-std::shared_ptr<std::byte> BlockPool::take(bool captured) {
-  std::lock_guard lock(mutex_);
-  if (free_.empty()) {
-    check(
-        !captured, ErrorCode::capacity,
-        "a captured dispatch needs memory for its handle, of which {} are in use; raise `handles` "
-        "in the options, because a capture must not allocate",
-        owned_.size());
-    add(1);
-  }
-  std::byte* block = free_.back();
-  free_.pop_back();
-  // What a graph replays must never be anybody else's.
-  if (captured) return {block, [pool = shared_from_this()](std::byte*) {}};
-  return {block, [pool = shared_from_this()](std::byte* p) {
-            std::lock_guard back(pool->mutex_);
-            pool->free_.push_back(p);
-          }};
-}
-
-// Runtime ----------------------------------------------------------------------------------------
+// Making and ending ------------------------------------------------------------------------------
 
 Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int sms)
-    : object_(object), region_(std::move(region)), share_(DeviceShare::of(object.communicator())) {
+    : object_(object),
+      region_(std::move(region)),
+      share_(DeviceShare::of(*object.communicator())),
+      kept_(std::make_shared<Kept>(Kept{region_, share_, {}})) {
   check_argument(sms >= 0, "sms is {}; it must not be negative", sms);
   sms_ = sms == 0 ? share_->sms() : std::min(sms, share_->sms());
   const DeviceGuard guard(share_->device());
-  words_memory_ = allocate_pinned(sizeof(HostWords));
-  words_ = static_cast<HostWords*>(words_memory_.get());
-  failure_memory_ =
-      allocate_on_device(sizeof(FailureWords), share_->device(), share_->memory_stream());
-  failure_ = static_cast<FailureWords*>(failure_memory_.get());
-  check_cuda(cudaMemsetAsync(failure_, 0, sizeof(*failure_), share_->memory_stream().get()),
-             "cudaMemsetAsync");
-  check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
+  keep(allocate_pinned(sizeof(HostWords)));
+  words_ = static_cast<HostWords*>(kept_->memory.back().get());
+  keep(allocate_pinned(sizeof(Notices)));
+  notices_ = static_cast<Notices*>(kept_->memory.back().get());
+  const cudaStream_t stream = share_->memory_stream().get();
+  keep(allocate_on_device(sizeof(KernelWords), share_->device(), share_->memory_stream()));
+  kernel_words_ = static_cast<KernelWords*>(kept_->memory.back().get());
+  check_cuda(cudaMemsetAsync(kernel_words_, 0, sizeof(*kernel_words_), stream), "cudaMemsetAsync");
+  check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   allocator_ = [share = share_](const AllocationRequest& request) -> Allocation {
     auto memory = allocate_on_device(std::max<std::size_t>(request.bytes, 16), share->device(),
                                      share->memory_stream());
@@ -178,20 +44,34 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
     context.size = communicator.size();
     for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, l);
     context.host = words_;
-    context.failure = failure_;
+    context.words = kernel_words_;
   }
   share_->join(sms_ * lanes);
+  CommunicatorAccess::watcher(*object.communicator()).add(*this);
 }
 
 Runtime::~Runtime() {
-  drain();
+  CommunicatorAccess::watcher(*object_.communicator()).remove(*this);
   share_->leave(sms_ * static_cast<int>(chains_.size()));
 }
 
-void Runtime::drain() noexcept {
-  const DeviceGuard guard(share_->device());
-  for (const auto& chain : chains_) chain->drain();
+bool Runtime::idle_by(Deadline deadline) const {
+  const auto idle = [](const std::unique_ptr<Chain>& chain) { return chain->idle(); };
+  for (;;) {
+    if (std::all_of(chains_.begin(), chains_.end(), idle)) return true;
+    if (deadline.expired()) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 }
+
+bool Runtime::drain(Deadline deadline) {
+  const DeviceGuard guard(share_->device());
+  if (idle_by(deadline)) return true;
+  std::atomic_ref(words_->abort).store(HostWords::kGiveUp);
+  return idle_by(Deadline::after(std::chrono::milliseconds(1000)));
+}
+
+// Calls ------------------------------------------------------------------------------------------
 
 cudaStream_t Runtime::stream_of(const Call& call) const {
   return call.stream != nullptr ? static_cast<cudaStream_t>(call.stream->cuda_handle())
@@ -257,12 +137,15 @@ std::byte* Runtime::lane_base(int lane) const {
   return region_->lane(object_.communicator()->rank(), lane);
 }
 
-Epoch Runtime::read_epoch(int lane, std::uint64_t words) const {
+Epoch Runtime::read_epoch(const Call& call, std::uint64_t words) {
   const DeviceGuard guard(share_->device());
-  chains_[static_cast<std::size_t>(lane)]->drain();
+  // Replays on this stream may be on their way, and advance the epoch that is read.
+  const cudaStream_t stream = stream_of(call);
+  await_stream(call, stream);
+  watch(call, [&] { return chains_[static_cast<std::size_t>(call.lane)]->idle(); });
   DirectionWords value{};
-  check_cuda(cudaMemcpyAsync(&value, lane_base(lane) + words, sizeof(value), cudaMemcpyDeviceToHost,
-                             share_->memory_stream().get()),
+  check_cuda(cudaMemcpyAsync(&value, lane_base(call.lane) + words, sizeof(value),
+                             cudaMemcpyDeviceToHost, share_->memory_stream().get()),
              "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
   return value.sent;
@@ -289,41 +172,40 @@ void Runtime::end(const Call& call, const StreamPlace& place) {
   share_->leave_order(place);
   chains_[static_cast<std::size_t>(call.lane)]->leave(place);
   if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->leave(place);
-  if (call.stream != nullptr || !call.wait) return;
-  watch(call, [stream = place.stream] {
+  if (place.captured()) keep_for_capture(place);
+}
+
+void Runtime::keep_for_capture(const StreamPlace& place) {
+  if (kept_for_ == place.capture) return;
+  keep_with_graph(place, kept_);
+  kept_for_ = place.capture;
+}
+
+void Runtime::await_stream(const Call& call, cudaStream_t stream) {
+  watch(call, [stream] {
     const cudaError_t state = cudaStreamQuery(stream);
     if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
     return state == cudaSuccess;
   });
 }
 
-/// A peer that died is lost at once; one that left is lost if kernels still wait for it.
-void Runtime::look_for_lost_peer(const char* operation) {
-  Communicator& communicator = *object_.communicator();
-  std::optional<Error> lost = communicator.find_lost_peer(-1);
-  for (int r = 0; !lost && r < communicator.size(); ++r) {
-    std::atomic_ref awaited(words_->awaited[r]);
-    if (awaited.exchange(0) == 0) continue;
-    lost = communicator.find_lost_peer(r);
-    if (!lost) continue;
-    // What it wrote before it left is there. Kernels find it in a moment; if they say later that
-    // they wait still, it is lost.
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    awaited.store(0);
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    if (awaited.load() == 0) lost.reset();
+// Failure ----------------------------------------------------------------------------------------
+
+bool Runtime::awaits(int peer) {
+  return std::atomic_ref(words_->awaited[peer]).exchange(0) != 0;
+}
+
+void Runtime::lose(const Error& lost) {
+  {
+    std::lock_guard lock(mutex_);
+    lost_ = lost;
   }
-  if (!lost) return;
-  std::atomic_ref(words_->abort).store(1);
-  cudaStreamSynchronize(share_->stream());
-  const std::string message = fmt::format("{} cannot go on: {}", operation, lost->what());
-  object_.fail(message);
-  throw Error(ErrorCode::peer_lost, message, {communicator.rank(), lost->peer(), Phase::none});
+  std::atomic_ref(words_->abort).store(static_cast<std::uint32_t>(lost.peer()) + 1);
 }
 
 void Runtime::give_up(const char* operation, const Deadline& deadline) {
   throw_failure(operation);
-  std::atomic_ref(words_->abort).store(1);
+  std::atomic_ref(words_->abort).store(HostWords::kGiveUp);
   const std::string message =
       fmt::format("{}: no answer from device {} within {} ms; has a kernel been stopped?",
                   operation, share_->device(), deadline.budget().count());
@@ -331,9 +213,8 @@ void Runtime::give_up(const char* operation, const Deadline& deadline) {
   throw Error(ErrorCode::timeout, message, {object_.communicator()->rank(), -1, Phase::none});
 }
 
-namespace {
-
-std::string describe(const HostWords& words, const char* operation) {
+std::string Runtime::describe_failure(const char* operation) const {
+  const HostWords& words = *words_;
   const auto phase = static_cast<Phase>(words.phase);
   const bool row = phase == Phase::dispatch_rows || phase == Phase::combine_rows;
   switch (static_cast<ErrorCode>(words.code)) {
@@ -346,9 +227,12 @@ std::string describe(const HostWords& words, const char* operation) {
           "{}: rank {} gave a capacity and this rank none, or the other way round; "
           "all ranks give one, or none",
           operation, words.peer);
-    case ErrorCode::peer_lost:
-      return fmt::format("{} was given up after {} ms of waiting for rank {} ({} {})", operation,
-                         words.waited_ms, words.peer, row ? "row" : "epoch", words.detail);
+    case ErrorCode::peer_lost: {
+      std::lock_guard lock(mutex_);
+      return fmt::format("{} cannot go on, after {} ms of waiting ({}, {} {}): {}", operation,
+                         words.waited_ms, to_string(phase), row ? "row" : "epoch", words.detail,
+                         lost_ ? lost_->what() : "it was given up");
+    }
     default:
       return fmt::format(
           "{} waited {} ms for rank {} ({}, {} {}); is that rank alive, and does it "
@@ -358,29 +242,35 @@ std::string describe(const HostWords& words, const char* operation) {
   }
 }
 
-}  // namespace
-
 void Runtime::throw_failure(const char* operation) const {
   if (std::atomic_ref(words_->failed).load(std::memory_order_acquire) == 0) return;
   object_.check_usable();  // it has been thrown before
-  const std::string message = describe(*words_, operation);
+  const std::string message = describe_failure(operation);
   object_.fail(message);
   throw Error(static_cast<ErrorCode>(words_->code), message,
               {object_.communicator()->rank(), words_->peer, static_cast<Phase>(words_->phase)});
 }
 
 void Runtime::refresh(Status& status, int top_k) const {
-  status.invalid_expert_ids = static_cast<std::int64_t>(
-      std::atomic_ref(words_->invalid_ids).load(std::memory_order_acquire));
-  status.dropped_rows = static_cast<std::int64_t>(
-      std::atomic_ref(words_->dropped_rows).load(std::memory_order_acquire));
-  const auto k = static_cast<std::uint64_t>(top_k), at = words_->first_invalid_at;
-  if (at > 0)
-    status.first_invalid_id =
-        fmt::format("topk_idx[{}, {}] = {}", (at - 1) / k, (at - 1) % k, words_->first_invalid_id);
+  const DeviceGuard guard(share_->device());
+  const cudaStream_t stream = share_->memory_stream().get();
+  {
+    std::lock_guard lock(mutex_);
+    check_cuda(cudaMemcpyAsync(notices_, &kernel_words_->notices, sizeof(Notices),
+                               cudaMemcpyDeviceToHost, stream),
+               "cudaMemcpyAsync");
+    check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    const Notices& seen = *notices_;
+    status.invalid_expert_ids = static_cast<std::int64_t>(seen.invalid_ids);
+    status.dropped_rows = static_cast<std::int64_t>(seen.dropped_rows);
+    const auto k = static_cast<std::uint64_t>(top_k), at = std::uint64_t{seen.first_invalid_at};
+    if (at > 0)
+      status.first_invalid_id =
+          fmt::format("topk_idx[{}, {}] = {}", (at - 1) / k, (at - 1) % k, seen.first_invalid_id);
+  }
   if (status.failure.empty() &&
       std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
-    status.failure = describe(*words_, "an operation");
+    status.failure = describe_failure("an operation");
 }
 
 }  // namespace expertwire::ep::cuda

@@ -5,126 +5,30 @@
 #include <vector>
 
 #include "base/cuda.hpp"
+#include "comm/watcher.hpp"
 #include "ep/cuda/context.hpp"
+#include "ep/cuda/device_share.hpp"
 #include "ep/object.hpp"
 #include "ep/slots.hpp"
 
 namespace expertwire::ep::cuda {
 
-/// The id of the capture that `stream` is part of, or 0.
-unsigned long long capture_of(cudaStream_t stream);
-
-/// A stream, and the capture that it is part of, asked once a call.
-struct StreamPlace {
-  explicit StreamPlace(cudaStream_t s) : stream(s), capture(capture_of(s)) {}
-  bool captured() const { return capture != 0; }
-
-  cudaStream_t stream;
-  unsigned long long capture;
-};
-
-/// Work that must run in the order of the calls although it may come from several streams: one
-/// event between a stream and the next. Within a capture, the order of the calls is captured;
-/// between a capture and other work the caller keeps it.
-class Chain {
- public:
-  explicit Chain(int device);
-  Chain(const Chain&) = delete;
-  Chain& operator=(const Chain&) = delete;
-  ~Chain();
-
-  /// Before work is given to `stream`.
-  void enter(const StreamPlace& place);
-  /// After it.
-  void leave(const StreamPlace& place);
-  /// Waits on the host for the last work that was not captured.
-  void drain() noexcept;
-
- private:
-  /// The last work of one kind.
-  struct Last {
-    bool used = false;
-    unsigned long long capture = 0;
-    cudaStream_t stream = nullptr;
-  };
-
-  int device_;
-  cudaEvent_t event_ = nullptr, captured_event_ = nullptr;
-  Last uncaptured_, captured_;
-};
-
-/// A rank's share of its device, common to all objects of a communicator. Kernels that wait for
-/// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side
-/// by side they run as they come; otherwise in the order of the calls, which is the same on all
-/// ranks.
-class DeviceShare {
- public:
-  static std::shared_ptr<DeviceShare> of(const std::shared_ptr<Communicator>& communicator);
-  explicit DeviceShare(const Communicator& communicator);
-
-  /// Whether the device has a bulk copy engine (Hopper and later) and kernels are to use it.
-  bool bulk_copies() const { return bulk_copies_; }
-  /// Shared memory that a block may have beside what a kernel takes by itself.
-  std::uint32_t shared_bytes() const { return shared_bytes_; }
-  /// SMs of the device over the ranks that share it.
-  int sms() const { return sms_; }
-  int device() const { return device_; }
-  /// A stream of this rank's own, for calls without one.
-  cudaStream_t stream() const { return stream_.get(); }
-  /// A stream on which memory is taken and given back; kernels never run there.
-  const std::shared_ptr<CUstream_st>& memory_stream() const { return memory_stream_; }
-
-  /// What this GPU writes to a peer, in bytes a microsecond; 0 before it has been measured.
-  double link_bytes_per_us = 0;
-
-  /// A lane says how many SMs it uses at most.
-  void join(int sms);
-  void leave(int sms);
-  void enter_order(const StreamPlace& place);
-  void leave_order(const StreamPlace& place);
-
- private:
-  int device_;
-  int sms_;
-  bool bulk_copies_;
-  std::uint32_t shared_bytes_;
-  std::shared_ptr<CUstream_st> stream_, memory_stream_;
-  std::mutex mutex_;
-  int joined_ = 0;
-  Chain order_;
-};
-
-/// Blocks of device memory of one size, for the routing of handles. Those that a capture uses stay
-/// with it until the object ends; others are used again, in the order of their lane.
-class BlockPool : public std::enable_shared_from_this<BlockPool> {
- public:
-  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count);
-  /// For a call that is `captured` into a graph, or is not.
-  std::shared_ptr<std::byte> take(bool captured);
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  void add(int count);
-
-  std::shared_ptr<DeviceShare> share_;
-  std::size_t bytes_;
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<void>> owned_;
-  std::vector<std::byte*> free_;
-};
-
-/// What an object of the CUDA backend needs whatever its mode: failure words, order, launching.
-class Runtime {
+/// What an object of the CUDA backend needs whatever its mode: words, order, launching, failure.
+/// Graphs that captured its operations keep the memory that they work in: it goes back, also at the
+/// peers, when the object and all its graphs have been destroyed.
+class Runtime final : private Watcher::Client {
  public:
   /// `sms` is the object's budget as asked for; 0: the rank's share.
   Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int sms);
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
-  ~Runtime();
+  /// After drain().
+  ~Runtime() override;
 
   DeviceShare& share() const { return *share_; }
   const std::shared_ptr<DeviceShare>& shared_share() const { return share_; }
-  HostWords& words() const { return *words_; }
+  /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first call.
+  void keep(std::shared_ptr<void> memory) { kept_->memory.push_back(std::move(memory)); }
   const Allocator& allocator() const { return allocator_; }
 
   struct Call {
@@ -156,8 +60,9 @@ class Runtime {
 
   /// This rank's part of a lane.
   std::byte* lane_base(int lane) const;
-  /// The `sent` counter of a direction, once everything given to the lane is done.
-  Epoch read_epoch(int lane, std::uint64_t words) const;
+  /// The `sent` counter of a direction, once everything given to the lane and to the call's stream is
+  /// done. Throws what went wrong meanwhile.
+  Epoch read_epoch(const Call& call, std::uint64_t words);
 
   /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns
   /// when the work is done, or throws what went wrong.
@@ -165,23 +70,24 @@ class Runtime {
   void run(const Call& call, Launch launch) {
     const DeviceGuard guard(share_->device());
     const StreamPlace place(stream_of(call));
-    begin(call, place);
-    launch(place.stream);
-    end(call, place);
+    object_.note_timeout(object_.budget(call.timeout));
+    {
+      std::lock_guard order(share_->order());
+      begin(call, place);
+      launch(place.stream);
+      end(call, place);
+    }
+    if (call.stream == nullptr && call.wait) await_stream(call, place.stream);
   }
-  /// Polls `done()` while looking after peers and failures; throws what went wrong.
+  /// Polls `done()`; throws what went wrong.
   template <class Done>
   void watch(const Call& call, Done done) {
-    const WaitContext context = object_.wait_context(call.timeout, call.operation);
-    Patience patience(context);
+    Patience patience(object_.wait_context(call.timeout, call.operation));
     // Kernels keep the deadline themselves; the host's comes a little later, in case one is gone.
-    const Deadline late =
-        Deadline::after(context.deadline.budget() + std::chrono::milliseconds(1000));
+    const Deadline late = object_.late_deadline(call.timeout);
     while (!done()) {
       throw_failure(call.operation);
-      if (!patience.pause()) continue;
-      look_for_lost_peer(call.operation);
-      if (late.expired() && !done()) give_up(call.operation, late);
+      if (patience.pause() && late.expired() && !done()) give_up(call.operation, late);
     }
     throw_failure(call.operation);
   }
@@ -190,22 +96,40 @@ class Runtime {
   void throw_failure(const char* operation) const;
   /// What kernels have noticed, for status().
   void refresh(Status& status, int top_k) const;
-  /// Waits for everything that was given to the lanes.
-  void drain() noexcept;
+  /// Waits for what was given to the lanes, but for what was captured; false if it did not end by
+  /// the deadline, nor after kernels were told to leave.
+  bool drain(Deadline deadline);
 
  private:
+  /// What kernels of the object work in.
+  struct Kept {
+    std::shared_ptr<Region> region;
+    std::shared_ptr<DeviceShare> share;
+    std::vector<std::shared_ptr<void>> memory;
+  };
+
+  bool awaits(int peer) override;
+  void lose(const Error& lost) override;
+
   double time_copies(const Scratch& scratch) const;
   void begin(const Call& call, const StreamPlace& place);
   void end(const Call& call, const StreamPlace& place);
-  void look_for_lost_peer(const char* operation);
+  void keep_for_capture(const StreamPlace& place);
+  void await_stream(const Call& call, cudaStream_t stream);
+  bool idle_by(Deadline deadline) const;
+  std::string describe_failure(const char* operation) const;
   [[noreturn]] void give_up(const char* operation, const Deadline& deadline);
 
   Object& object_;
   std::shared_ptr<Region> region_;
   std::shared_ptr<DeviceShare> share_;
-  std::shared_ptr<void> words_memory_, failure_memory_;
+  std::shared_ptr<Kept> kept_;
+  unsigned long long kept_for_ = 0;  // the last capture that keeps it
   HostWords* words_;
-  FailureWords* failure_;
+  KernelWords* kernel_words_;
+  Notices* notices_;  // pinned: the last that were asked for
+  mutable std::mutex mutex_;
+  std::optional<Error> lost_;  // guarded by mutex_
   Allocator allocator_;
   int sms_;
   std::vector<std::unique_ptr<Chain>> chains_;  // by lane

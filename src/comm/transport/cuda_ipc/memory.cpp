@@ -168,7 +168,7 @@ void create_ipc(DeviceSegment& segment) {
   check_cuda(cudaMalloc(&data, segment.endpoint.arena_bytes), "cudaMalloc");
   const int device = segment.endpoint.device;
   segment.mapping = {static_cast<std::byte*>(data), [device](std::byte* p) {
-                       const DeviceGuard on(device);
+                       const DeviceGuard on(device, std::nothrow);
                        cudaFree(p);
                      }};
   cudaIpcMemHandle_t handle{};
@@ -299,7 +299,7 @@ Memory import_cuda_ipc(const ImportRequest& request) {
     check_cuda(cudaIpcOpenMemHandle(&data, handle, cudaIpcMemLazyEnablePeerAccess),
                "cudaIpcOpenMemHandle");
     mapping = {static_cast<std::byte*>(data), [device](std::byte* p) {
-                 const DeviceGuard on(device);
+                 const DeviceGuard on(device, std::nothrow);
                  cudaIpcCloseMemHandle(p);
                }};
   } else {

@@ -1,6 +1,9 @@
 #include "comm/transport/transport.hpp"
 
+#include <atomic>
+
 #include "base/cuda.hpp"
+#include "base/env.hpp"
 #include "comm/device_memory.hpp"
 #include "comm/device_words.hpp"
 #include "comm/transport/cuda_ipc/memory.hpp"
@@ -9,10 +12,11 @@ namespace expertwire {
 
 namespace {
 
-/// A connection to a peer whose device memory is mapped here.
+/// A connection to a peer whose device memory, and host memory, is mapped here.
 ///
 /// Ordering: everything goes through one stream; a signal or add runs after the copies before it
-/// have completed, and releases at system scope. Completion: when the stream is empty.
+/// have completed, and releases at system scope. Words of host memory are the host's to write, once
+/// the stream is empty. Completion: when the stream is empty.
 class CudaIpcConnection final : public Connection {
  public:
   CudaIpcConnection(int peer, int device) : peer_(peer), words_(device) {}
@@ -26,12 +30,23 @@ class CudaIpcConnection final : public Connection {
                 r.bytes);
   }
   void do_signal(const SignalRequest& r) override {
-    words_.set(reinterpret_cast<std::uint64_t*>(r.destination.data() + r.destination_offset),
-               r.value);
+    std::uint64_t* word = word_of(r.destination, r.destination_offset);
+    if (r.destination.kind() == MemoryKind::cuda) return words_.set(word, r.value);
+    await_puts();
+    std::atomic_ref(*word).store(r.value, std::memory_order_release);
   }
   void do_atomic_add(const AtomicAddRequest& r) override {
-    words_.add(reinterpret_cast<std::uint64_t*>(r.destination.data() + r.destination_offset),
-               r.value);
+    std::uint64_t* word = word_of(r.destination, r.destination_offset);
+    if (r.destination.kind() == MemoryKind::cuda) return words_.add(word, r.value);
+    await_puts();
+    std::atomic_ref(*word).fetch_add(static_cast<std::uint64_t>(r.value),
+                                     std::memory_order_acq_rel);
+  }
+  void await_puts() const {
+    words_.flush(Deadline::after(std::chrono::milliseconds(Env::get().timeout_ms)));
+  }
+  static std::uint64_t* word_of(const Memory& memory, std::uint64_t offset) {
+    return reinterpret_cast<std::uint64_t*>(memory.data() + offset);
   }
   void do_flush(Deadline deadline) override { words_.flush(deadline); }
 
@@ -47,7 +62,11 @@ class CudaIpcTransport final : public Transport {
   MemoryKind kind() const noexcept override { return MemoryKind::cuda; }
 
   Reach reach(const Endpoint& self, const Endpoint& peer) const override {
-    if (self.host != peer.host) return {false, "another host"};
+    if (self.host != peer.host) {
+      const bool fabric =
+          self.cuda.share == CudaShare::fabric && peer.cuda.share == CudaShare::fabric;
+      return {fabric, fabric ? "another host, memory by fabric handle" : "another host"};
+    }
     const bool same_process = self.process == peer.process;
     if (self.cuda.uuid == peer.cuda.uuid) {
       if (same_process) return {true, "same GPU"};
