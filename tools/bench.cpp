@@ -21,6 +21,23 @@ double now_us() {
       .count();
 }
 
+void hold_up(double us) {
+  for (const double end = now_us() + us; us > 0 && now_us() < end;) {
+  }
+}
+
+void time_on_host(Communicator& communicator, const BenchOptions& options,
+                  const std::function<void(int, double, Timings&)>& run, Measurement& result) {
+  Timings unused;
+  communicator.barrier();
+  for (int i = 0; i < options.warmup + options.iterations; ++i)
+    run(i, 0, i < options.warmup ? unused : result.timings);
+  if (options.late_us <= 0) return;
+  communicator.barrier();
+  const double late = communicator.rank() == kLateRank ? options.late_us : 0;
+  for (int i = 0; i < options.iterations; ++i) run(i, late, result.late);
+}
+
 Steps make_steps(const reference::Workload& workload, int rank) {
   constexpr std::size_t kRotate = std::size_t{64} << 20;
   const reference::WorkloadSpec& spec = workload.spec();
@@ -100,6 +117,8 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     throw std::invalid_argument(
         "--tune holds the formula against a sweep, but EXPERTWIRE_SENDER_WARPS or "
         "EXPERTWIRE_RING_BYTES replaces it; unset them");
+  if (options.late_us > 0 && sweeps)
+    throw std::invalid_argument("--late is for one number of SMs; leave --tune and the others out");
   const bool launched = env.rank.has_value();
   if (!launched) {
     const int ranks = options.ranks > 0               ? options.ranks
@@ -125,6 +144,8 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
   if (options.ranks > 0 && options.ranks != communicator->size())
     throw std::invalid_argument(fmt::format("--ranks {}, but the launcher started {}",
                                             options.ranks, communicator->size()));
+  if (options.late_us > 0 && communicator->size() < 2)
+    throw std::invalid_argument("--late needs two ranks or more; one of them is late");
   if (sweeps)
     return report_sweep(*communicator, options, sweep(communicator, options)) == 0 ? 0 : 1;
   const Measurement measurement = measure(communicator, options);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,7 @@ struct BenchOptions {
   bool tune = false;            ///< CUDA: hold the formulas against a sweep
   bool fp8 = false;             ///< rows travel as fp8: ll casts them, ht is given them
   bool trace = false;           ///< CUDA: also print when blocks did what
+  double late_us = 0;           ///< also time operations to which one rank comes so late
 
   /// Of a dispatched row, scales included.
   std::size_t dispatch_row_bytes() const;
@@ -66,6 +68,7 @@ struct Measurement {
   Traffic traffic;
   reference::Skew skew;
   reference::Report report;
+  Timings late;          ///< of operations to which one rank comes late: kernels, or the host's
   double memcpy_us = 0;  ///< to copy the unique bytes once, all ranks at the same time
   std::size_t unique_bytes = 0;
   std::size_t arena_bytes = 0;
@@ -119,8 +122,18 @@ Steps make_steps(const reference::Workload& workload, int rank);
 Measurement start_measurement(const Communicator& communicator, const Steps& steps,
                               const BenchOptions& options);
 
+/// The rank that is late with `--late`, of two or more.
+inline constexpr int kLateRank = 1;
+
 /// Microseconds since an arbitrary start.
 double now_us();
+
+/// Returns so much later; the core is busy meanwhile, as it is with work.
+void hold_up(double us);
+/// Times a pair of the CPU backend: `run(iteration, late_us, timings)`, as it comes, and, if that was
+/// asked for, with one rank late at each operation.
+void time_on_host(Communicator& communicator, const BenchOptions& options,
+                  const std::function<void(int, double, Timings&)>& run, Measurement& result);
 
 /// Gathers what all ranks measured; rank 0 prints the table and writes the JSON file. Returns the
 /// number of wrong values over all ranks.

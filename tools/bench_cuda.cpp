@@ -11,6 +11,7 @@
 #include "base/device_tensors.hpp"
 #include "comm/shared_block.hpp"
 #include "device/limits.hpp"
+#include "device/spin.hpp"
 #include "ep/cuda/trace.hpp"
 #include "ep/row_format.hpp"
 #include "nccl_peer.hpp"
@@ -206,6 +207,40 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
   for (std::size_t i = 0; i < 2; ++i)
     for (std::string& line : describe_moments(all[i].operation, all))
       result.moments.push_back(std::move(line));
+}
+
+/// A pair whose rank comes late to each operation: its stream is held up before.
+class LatePair final : public Pair {
+ public:
+  LatePair(Pair& pair, double late_us) : pair_(pair), ns_(static_cast<std::uint64_t>(late_us * 1e3)) {}
+  void dispatch(int step, Stream* stream) override {
+    hold_up(*stream);
+    pair_.dispatch(step, stream);
+  }
+  void combine(int step, Stream* stream) override {
+    hold_up(*stream);
+    pair_.combine(step, stream);
+  }
+
+ private:
+  void hold_up(const Stream& stream) const {
+    check_cuda(launch_spin(ns_, static_cast<cudaStream_t>(stream.cuda_handle())), "launch of spin");
+  }
+
+  Pair& pair_;
+  std::uint64_t ns_;
+};
+
+/// Kernel spans where one rank is late; of use on the others.
+Timings time_late(Communicator& communicator, const BenchOptions& options, DeviceTensors& device,
+                  Pair& pair) {
+  BenchOptions plain = options;
+  plain.trace = false;
+  LatePair late(pair, options.late_us);
+  Measurement result;
+  time_kernels(communicator, plain, device,
+               communicator.rank() == kLateRank ? static_cast<Pair&>(late) : pair, false, result);
+  return result.kernel;
 }
 
 bool has_bulk_copies(int device) {
@@ -405,6 +440,7 @@ class Mode {
     time_pair(*communicator_, options_, device_, pair, result);
     if (graph_) time_graph(*communicator_, options_, device_, pair, result);
     time_kernels(*communicator_, options_, device_, pair, graph_, result);
+    if (options_.late_us > 0) result.late = time_late(*communicator_, options_, device_, pair);
     result.burst_us = burst(options_.shape.row_bytes(), result.sms);
     result.dispatch_burst_us =
         options_.fp8 ? burst(options_.dispatch_row_bytes(), result.sms) : result.burst_us;

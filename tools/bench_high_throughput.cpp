@@ -71,8 +71,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     y = allocate_host(
         {"y", shape.dtype, {}, static_cast<std::size_t>(most_rows) * shape.row_bytes()});
   result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
-  communicator->barrier();
-  for (int i = 0; i < options.warmup + options.iterations; ++i) {
+  const auto run = [&](int i, double late_us, Timings& timings) {
     const RankInput& input = steps.inputs[static_cast<std::size_t>(i) % steps.inputs.size()];
     const std::int64_t tokens = input.tokens;
     HighThroughput::DispatchRequest dispatch;
@@ -85,9 +84,12 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
       dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
     dispatch.output = options.output;
     dispatch.allocator = [&](const AllocationRequest& request) { return allocator(request); };
+    hold_up(late_us);
     const double start = now_us();
     const auto dispatched = object->dispatch(dispatch);
     const double middle = now_us();
+    hold_up(late_us);
+    const double again = now_us();
     HighThroughput::CombineRequest combine;
     const TensorView& x = dispatched.outputs.x;  // where pool rows are, y may be too
     combine.y = {y.data != nullptr ? y.data : x.data(), shape.dtype, {x.size(0), x.size(1)}};
@@ -95,10 +97,10 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     combine.out = {out.data, shape.dtype, {tokens, shape.hidden}};
     object->combine(combine);
     const double end = now_us();
-    if (i < options.warmup) continue;
-    result.timings.dispatch.push_back(middle - start);
-    result.timings.combine.push_back(end - middle);
-  }
+    timings.dispatch.push_back(middle - start);
+    timings.combine.push_back(end - again);
+  };
+  time_on_host(*communicator, options, run, result);
   // Before and after, because a machine's bandwidth drifts.
   const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   result.memcpy_us = (result.memcpy_us + after) / 2;

@@ -63,8 +63,7 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
   std::array<Buffers, 2> buffers{Buffers(shape, ranks, options.fp8),
                                  Buffers(shape, ranks, options.fp8)};
   result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
-  communicator->barrier();
-  for (int i = 0; i < options.warmup + options.iterations; ++i) {
+  const auto run = [&](int i, double late_us, Timings& timings) {
     const auto at = static_cast<std::size_t>(i);
     const RankInput& input = steps.inputs[at % steps.inputs.size()];
     Buffers& buffer = buffers[at % buffers.size()];
@@ -76,9 +75,12 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
     if (options.weights == Weights::dispatch) dispatch.topk_weights = weights;
     dispatch.outputs = buffer.outputs;
     dispatch.cast_to_fp8 = options.fp8;
+    hold_up(late_us);
     const double start = now_us();
     const auto dispatched = object->dispatch(dispatch);
     const double middle = now_us();
+    hold_up(late_us);
+    const double again = now_us();
     LowLatency::CombineRequest combine;
     combine.y = buffer.y;
     combine.handle = dispatched.handle;
@@ -86,10 +88,10 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
     combine.out = buffer.out;
     object->combine(combine);
     const double end = now_us();
-    if (i < options.warmup) continue;
-    result.timings.dispatch.push_back(middle - start);
-    result.timings.combine.push_back(end - middle);
-  }
+    timings.dispatch.push_back(middle - start);
+    timings.combine.push_back(end - again);
+  };
+  time_on_host(*communicator, options, run, result);
   // Before and after, because a machine's bandwidth drifts.
   const double after = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   result.memcpy_us = (result.memcpy_us + after) / 2;

@@ -23,6 +23,28 @@ std::vector<Line> summarize_pair(Communicator& communicator, const Timings& timi
   return lines;
 }
 
+/// What an operation takes the other ranks when one is late, beside the delay and its usual time.
+struct Lateness {
+  Line line;
+  double usual_us;  ///< delay and p50 of the operation when nobody is late
+  double ratio() const { return line.p50 / usual_us; }
+};
+
+/// `usual` has a line for dispatch and one for combine, timed as those of the late runs were.
+std::vector<Lateness> summarize_late(Communicator& communicator, const BenchOptions& options,
+                                     const Measurement& m, const Line* usual) {
+  std::vector<Lateness> all;
+  if (m.late.dispatch.empty()) return all;
+  for (const Operation operation : {Operation::dispatch, Operation::combine}) {
+    const bool dispatch = operation == Operation::dispatch;
+    PerRank times = gather(communicator, dispatch ? m.late.dispatch : m.late.combine);
+    times.erase(times.begin() + kLateRank);
+    all.push_back({summarize("late", operation, times),
+                   options.late_us + usual[dispatch ? 0 : 1].p50});
+  }
+  return all;
+}
+
 struct Totals {
   double selections, unique, wire, memcpy_us, burst_us, dispatch_burst_us;
   double dispatch_row, combine_row;  ///< bytes
@@ -129,6 +151,9 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     totals.dispatch_burst_us = std::max(totals.dispatch_burst_us, rank[5]);
   }
   const std::vector<Line> lines = summarize_all(communicator, m);
+  // Late operations are timed as the first lines are on the CPU, and by their kernels on CUDA.
+  const Line* usual = lines.data() + (communicator.cuda_device() >= 0 ? 6 : 0);
+  const std::vector<Lateness> late = summarize_late(communicator, options, m, usual);
   std::vector<Line> peers;
   for (const Peer& peer : m.peers) {
     const auto three = summarize_pair(communicator, peer.timings, peer.name);
@@ -145,6 +170,9 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
   if (!m.peers.empty() && !m.peers.front().version.empty())
     fmt::print("# {} is version {}\n", options.peer, m.peers.front().version);
   for (const std::string& line : m.moments) fmt::print("# {}\n", line);
+  for (const Lateness& l : late)
+    fmt::print("# {} (rank {} by {:.0f} us): others p50 {:.1f} us, {:.3f} x the delay and the usual\n",
+               l.line.name, kLateRank, options.late_us, l.line.p50, l.ratio());
   // Peers are timed as the first three lines are on the CPU, and as the next three are on CUDA.
   const std::size_t ours = communicator.cuda_device() >= 0 ? 3 : 0;
   for (std::size_t i = 0; i < peers.size(); ++i) {
@@ -173,6 +201,11 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
                  {"peer_version", m.peers.empty() ? "" : m.peers.front().version}});
   const char* times = communicator.cuda_device() >= 0 ? "times" : "host";
   for (const Line& line : all) result[times][line.name] = to_json(line);
+  for (const Lateness& l : late) {
+    json line = to_json(l.line);
+    line.update({{"late_us", options.late_us}, {"over_delay_and_usual", l.ratio()}});
+    result["late"][l.line.name] = line;
+  }
   write_json(options, result);
   return static_cast<std::int64_t>(verified.wrong);
 }

@@ -68,6 +68,11 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_flag("--fp8", a.bench.fp8,
                 "Rows travel as fp8_e4m3 with scales: ll casts them, ht is given them");
   app->add_flag("--trace", a.bench.trace, "CUDA: also print when blocks did what");
+  app->add_option("--late", a.bench.late_us,
+                  "Also time operations to which rank 1 comes so late, e.g. 1ms or 300us")
+      ->transform(CLI::AsNumberWithUnit(
+          std::map<std::string, double>{{"us", 1}, {"ms", 1e3}, {"s", 1e6}}))
+      ->check(CLI::Range(0.0, 1e7));
   app->add_option("--json", a.bench.json, "Also write the results to this file");
   app->add_option("--peer", a.bench.peer, "Compare in the same run: mpi (CPU, ht) or nccl (CUDA)")
       ->check(CLI::IsMember({"mpi", "nccl"}));

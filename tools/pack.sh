@@ -25,7 +25,7 @@ for program in bin/expertwire tests/unit/unit_tests tests/ranks/rank_tests \
   tests/ranks/fault_tests; do
   install -s "build/portable/$program" .pack/bin/
 done
-for program in gpu_tests gpu_fault_tests; do
+for program in gpu_tests gpu_fault_tests kill_soak; do
   [ -x "build/portable/tests/gpu/$program" ] && install -s "build/portable/tests/gpu/$program" .pack/bin/
 done
 git describe --always --dirty --abbrev=40 --exclude '*' >.pack/commit

@@ -38,7 +38,8 @@ struct LowLatencyOptions {
 /// combine uses the lane of its dispatch. All ranks make the same calls in the same order. One
 /// thread at a time may call an object.
 ///
-/// Data of x, y, bias, out and outputs.x is aligned to 16 bytes, all other to its elements.
+/// Data of x, y, bias, out and outputs.x is aligned to 16 bytes, all other to its elements. Outputs
+/// lie apart from inputs and from each other; `out` may be `bias`, which the sum then replaces.
 class LowLatency {
  public:
   /// All that the rows have, or none: absent outputs come from the allocator.
@@ -134,7 +135,7 @@ class LowLatency {
   /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has
   /// its receive half, and for weights that dispatch had.
   CombineResult combine(const CombineRequest& request);
-  /// What has been noticed so far. Waits for nothing: of work that is queued, it may not know yet.
+  /// What has been noticed so far. Waits for no operation: of work that is queued, it may not know yet.
   Status status() const;
 
  private:

@@ -206,6 +206,23 @@ HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
   return given;
 }
 
+namespace {
+
+void check_outputs_apart(const HighThroughput::Outputs& out,
+                         const HighThroughput::DispatchRequest& request) {
+  ep::check_apart({{"outputs.x", out.x},
+                   {"outputs.source_tokens", out.source_tokens},
+                   {"outputs.topk_experts", out.topk_experts},
+                   {"outputs.topk_weights", out.topk_weights},
+                   {"outputs.scales", out.scales}},
+                  {{"x", request.x},
+                   {"x_scales", request.x_scales},
+                   {"topk_idx", request.topk_idx},
+                   {"topk_weights", request.topk_weights}});
+}
+
+}  // namespace
+
 HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
@@ -220,7 +237,10 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     cached = self.object.own_handle<HighThroughputHandle>(request.cached.state());
     rows = cached->output_rows;
   }
-  if (owned && rows) result.outputs = self.make_outputs(request.outputs, format, *rows, maker);
+  if (owned && rows) {
+    result.outputs = self.make_outputs(request.outputs, format, *rows, maker);
+    check_outputs_apart(result.outputs, request);
+  }
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
@@ -273,6 +293,12 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
   if (request.out_topk_weights.present())
     ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
                      {handle.tokens, shape.top_k});
+  // A sum may take the place of its initial value.
+  const bool over_bias = request.out.data() == request.bias.data();
+  ep::check_apart({{"out", request.out}, {"out_topk_weights", request.out_topk_weights}},
+                  {{"y", request.y},
+                   {"topk_weights", request.topk_weights},
+                   {"bias", over_bias ? ConstTensorView() : request.bias}});
   ep::check_stream(*object.communicator(), request.stream);
   engine->check_sms(request.sms);
   check(!handle.in_pool || !engine->captures(request.stream), ErrorCode::invalid_usage,

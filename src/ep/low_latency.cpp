@@ -147,6 +147,16 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   DispatchResult result;
   result.outputs = self.make_outputs(request.outputs, format, maker);
   result.owner = maker.owner();
+  const Outputs& out = result.outputs;
+  ep::check_apart({{"outputs.x", out.x},
+                   {"outputs.tokens_per_expert", out.tokens_per_expert},
+                   {"outputs.ranges", out.ranges},
+                   {"outputs.source_tokens", out.source_tokens},
+                   {"outputs.scales", out.scales}},
+                  {{"x", request.x},
+                   {"x_scales", request.x_scales},
+                   {"topk_idx", request.topk_idx},
+                   {"topk_weights", request.topk_weights}});
 
   auto handle = self.engine->make_handle(number, request.stream);
   handle->object = self.object.id();
@@ -201,8 +211,14 @@ void LowLatency::Impl::check_combine(const CombineRequest& request,
   }
   if (request.bias.present())
     ep::check_rows("bias", request.bias, shape.dtype, {handle.tokens, shape.hidden});
-  if (request.out.present())
-    ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
+  if (!request.out.present()) return;
+  ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
+  // A sum may take the place of its initial value.
+  const bool over_bias = request.out.data() == request.bias.data();
+  ep::check_apart({{"out", request.out}},
+                  {{"y", request.y},
+                   {"topk_weights", request.topk_weights},
+                   {"bias", over_bias ? ConstTensorView() : request.bias}});
 }
 
 LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "base/check.hpp"
 #include "base/env.hpp"
@@ -104,6 +105,13 @@ void Object::note_timeout(std::chrono::milliseconds timeout) const {
 Status Object::status() const {
   std::lock_guard lock(mutex_);
   return status_;
+}
+
+void keep_for_ever(std::shared_ptr<void> what) noexcept {
+  static std::mutex mutex;
+  static auto* kept = new std::vector<std::shared_ptr<void>>;
+  std::lock_guard lock(mutex);
+  kept->push_back(std::move(what));
 }
 
 void Object::note_leak() const noexcept {

@@ -7,7 +7,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <tuple>
 
 #include "base/process.hpp"
 #include "comm/wait.hpp"
@@ -142,16 +141,19 @@ class Object {
   mutable std::chrono::milliseconds longest_{0};  // deadline that was asked for
 };
 
+/// Never gives `what` back: something that cannot be waited for may still come to it.
+void keep_for_ever(std::shared_ptr<void> what) noexcept;
+
 /// The end of an object of either mode, `impl`. It waits for what was called. If that does not end
 /// (a stream is held up by something else), or in a forked child, where nothing of it runs, its
-/// memory is never given back: what is queued may still come to it.
+/// memory stays.
 template <class Impl>
 void let_go(std::unique_ptr<Impl> impl) noexcept {
   if (impl == nullptr) return;
   const bool here = impl->object.of_this_process();
   if (here && impl->engine->drain(impl->object.end_of_all())) return;
   if (here) impl->object.note_leak();
-  std::ignore = impl.release();
+  keep_for_ever(std::move(impl));
 }
 
 /// Throws `Error{mismatch}` if a peer sends rows of another dtype than this rank.

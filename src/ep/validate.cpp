@@ -98,6 +98,34 @@ void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
   check_alignment(name, tensor, kRowAlignment);
 }
 
+namespace {
+
+bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
+  const auto begin = [](const ConstTensorView& t) {
+    return reinterpret_cast<std::uintptr_t>(t.data());
+  };
+  return a.bytes() > 0 && b.bytes() > 0 && begin(a) < begin(b) + b.bytes() &&
+         begin(b) < begin(a) + a.bytes();
+}
+
+}  // namespace
+
+void check_apart(std::initializer_list<NamedTensor> outputs,
+                 std::initializer_list<NamedTensor> inputs) {
+  const auto require = [](const NamedTensor& output, const NamedTensor& other) {
+    check_argument(!overlap(output.tensor, other.tensor),
+                   "{} at {} ({} bytes) and {} at {} ({} bytes) overlap; outputs must lie apart from "
+                   "inputs and from each other",
+                   output.name, fmt::ptr(output.tensor.data()), output.tensor.bytes(), other.name,
+                   fmt::ptr(other.tensor.data()), other.tensor.bytes());
+  };
+  for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
+    for (const NamedTensor& input : inputs) require(*output, input);
+    for (const NamedTensor* other = output + 1; other != outputs.end(); ++other)
+      require(*output, *other);
+  }
+}
+
 void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
                       std::initializer_list<std::int64_t> shape) {
   check_argument(format.scales > 0 || !scales.present(),

@@ -39,6 +39,15 @@ void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
 void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
                 std::initializer_list<std::int64_t> shape);
 
+/// Outputs are written while inputs are still read, here and for other ranks, so their memory must
+/// be apart from that of the inputs and of each other. Absent and empty tensors do not count.
+struct NamedTensor {
+  const char* name;
+  ConstTensorView tensor;
+};
+void check_apart(std::initializer_list<NamedTensor> outputs,
+                 std::initializer_list<NamedTensor> inputs);
+
 /// An output for scales: given for fp8 rows, and for no others.
 void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
                       std::initializer_list<std::int64_t> shape);

@@ -1,0 +1,297 @@
+// What captures leave behind: nothing that a later call waits for, and memory that is the graph's as
+// long as it exists.
+
+#include <cstring>
+#include <thread>
+
+#include "gpu/buffers.hpp"
+#include "ranks/thread_ranks.hpp"
+
+namespace expertwire::test {
+namespace {
+
+using reference::RoutingPattern;
+using reference::Workload;
+
+constexpr int kRanks = 2;
+const MoeShape kShape{64, 12, 3, 24, DType::bf16};
+constexpr std::int64_t kRows = kRanks * 24;
+
+/// One rank's tensors, and a pair of operations on them that can be captured.
+struct Rank {
+  Buffers buffers;
+  Stream stream;
+  StepInputs in;
+  HighThroughput::Outputs outputs;
+  TensorView out;
+
+  Rank(const std::shared_ptr<Communicator>& communicator, const Workload& workload)
+      : buffers(communicator->cuda_device()),
+        stream(CudaStream{buffers.stream()}),
+        in(buffers, kShape, workload.input(communicator->rank(), 0).tokens),
+        outputs{buffers.make(kShape.dtype, {kRows, kShape.hidden}),
+                buffers.make(DType::int32, {kRows}), buffers.make(DType::int32, {kRows, 3}),
+                buffers.make(DType::fp32, {kRows, 3})},
+        out(buffers.make(kShape.dtype, {in.x.size(0), kShape.hidden})) {
+    const auto input = workload.input(communicator->rank(), 0);
+    in.fill(buffers, input);
+    buffers.synchronize();
+  }
+  HighThroughput::DispatchRequest request() {
+    HighThroughput::DispatchRequest dispatch;
+    dispatch.x = in.x;
+    dispatch.topk_idx = in.topk_idx;
+    dispatch.topk_weights = in.topk_weights;
+    dispatch.capacity = kRows;
+    dispatch.outputs = outputs;
+    dispatch.stream = &stream;
+    return dispatch;
+  }
+  void run(HighThroughput& object) {
+    HighThroughput::CombineRequest combine;
+    combine.handle = object.dispatch(request()).handle;
+    combine.y = outputs.x;
+    combine.out = out;
+    combine.stream = &stream;
+    object.combine(combine);
+  }
+  cudaGraphExec_t capture(HighThroughput& object, cudaStreamCaptureMode mode) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    check_cuda(cudaStreamBeginCapture(buffers.stream(), mode), "cudaStreamBeginCapture");
+    try {
+      run(object);
+    } catch (...) {
+      cudaStreamEndCapture(buffers.stream(), &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      throw;
+    }
+    check_cuda(cudaStreamEndCapture(buffers.stream(), &graph), "cudaStreamEndCapture");
+    check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    return executable;
+  }
+};
+
+const Workload& workload() {
+  static const Workload all({kShape, kRanks, 5, RoutingPattern::parse("uniform")});
+  return all;
+}
+
+HighThroughputOptions options() {
+  HighThroughputOptions result{kShape};
+  result.sms = 8;
+  result.handles = 2;
+  return result;
+}
+
+template <class Condition>
+bool comes_true(Condition condition) {
+  for (const auto most = Deadline::after(std::chrono::seconds(10)); !most.expired();) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return false;
+}
+
+TEST(Capture, HandlesComeBackWithTheirGraphs) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload());
+    auto object = HighThroughput::create(communicator, options());
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    for (int i = 0; i < 20; ++i) {
+      cudaGraphExec_t graph = nullptr;
+      ASSERT_TRUE(comes_true([&] {
+        try {
+          graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), ErrorCode::capacity) << error.what();
+        }
+        return graph != nullptr;
+      })) << "after " << i << " graphs of 2 handles";
+      communicator->barrier();
+      rank.buffers.poison(rank.out);
+      for (int replay = 0; replay < 3; ++replay)
+        check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+      EXPECT_EQ(rank.buffers.download(rank.out), want);
+      check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+    }
+  });
+}
+
+/// While a graph lives its object's memory is not given back, here or at peers, so that a replay on
+/// its way writes into nobody else's.
+TEST(Capture, AnObjectMayGoWhileItsReplaysRun) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload()), other(communicator, workload());
+    const std::size_t before = communicator->arena().carved();
+    auto object = HighThroughput::create(communicator, options());
+    const std::size_t one = communicator->arena().carved() - before;
+    cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    communicator->barrier();
+    rank.buffers.poison(rank.out);
+    if (communicator->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    for (int replay = 0; replay < 200; ++replay)
+      check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+    object.reset();
+    auto second = HighThroughput::create(communicator, options());
+    EXPECT_EQ(communicator->arena().carved(), before + 2 * one);
+    for (int i = 0; i < 20; ++i) other.run(*second);
+    EXPECT_EQ(other.buffers.download(other.out), want);
+    EXPECT_EQ(rank.buffers.download(rank.out), want);
+    check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+    communicator->barrier();
+    EXPECT_TRUE(comes_true([&] { return communicator->arena().carved() == before + one; }));
+    communicator->barrier();
+  });
+}
+
+/// A stream that is held up by the host until it is let go, or for five seconds.
+struct Held {
+  std::atomic<bool> held{true}, gave_up{false};
+  explicit Held(cudaStream_t stream) {
+    check_cuda(cudaLaunchHostFunc(
+                   stream,
+                   [](void* data) {
+                     auto* self = static_cast<Held*>(data);
+                     const auto most = Deadline::after(std::chrono::seconds(5));
+                     while (self->held && !most.expired())
+                       std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                     self->gave_up = self->held.load();
+                   },
+                   this),
+               "cudaLaunchHostFunc");
+  }
+};
+
+TEST(Capture, LaterCallsWithACapacityDoNotWait) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload());
+    auto object = HighThroughput::create(communicator, options());
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+    communicator->barrier();
+    check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+    rank.buffers.synchronize();
+    rank.buffers.poison(rank.out);
+    Held hold(rank.buffers.stream());
+    rank.run(*object);  // returns although nothing before it has run
+    EXPECT_FALSE(hold.gave_up);
+    hold.held = false;
+    EXPECT_EQ(rank.buffers.download(rank.out), want);
+    EXPECT_FALSE(hold.gave_up);
+    // Pool rows without counts are where the epoch says, which is asked for.
+    auto pool = rank.request();
+    pool.output = HighThroughput::Output::pool;
+    pool.outputs = {};
+    for (int i = 0; i < 3; ++i) {
+      check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+      const auto result = object->dispatch(pool);
+      auto rows = rank.buffers.download(result.outputs.x);
+      const auto owned = rank.buffers.download(rank.outputs.x);
+      std::int32_t came = 0;
+      rank.buffers.copy(&came, result.needed_rows.data(), 4);
+      rank.buffers.synchronize();
+      ASSERT_GT(came, 0);
+      const auto bytes = static_cast<std::size_t>(came) * kShape.row_bytes();
+      EXPECT_EQ(std::memcmp(rows.data(), owned.data(), bytes), 0);
+      object->release(result.handle, &rank.stream);
+    }
+    rank.buffers.synchronize();
+    communicator->barrier();
+    cudaGraphExecDestroy(graph);
+  });
+}
+
+TEST(Capture, PoolRowsThatNobodyHoldsForbidNone) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload());
+    auto object = HighThroughput::create(communicator, options());
+    auto pool = rank.request();
+    pool.output = HighThroughput::Output::pool;
+    pool.outputs = {};
+    pool.capacity.reset();
+    pool.stream = nullptr;
+    auto held = object->dispatch(pool);
+    try {
+      rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+      ADD_FAILURE();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::invalid_usage) << error.what();
+    }
+    held = {};
+    cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+    communicator->barrier();
+    for (int replay = 0; replay < 5; ++replay)
+      check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+    const auto replayed = rank.buffers.download(rank.out);
+    rank.run(*object);
+    EXPECT_EQ(rank.buffers.download(rank.out), replayed);
+    EXPECT_EQ(object->status().failure, "");
+    communicator->barrier();
+    cudaGraphExecDestroy(graph);
+  });
+}
+
+/// PyTorch captures in the global mode: what any thread of the process then calls that a capture
+/// does not allow would end it.
+TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
+  with_thread_ranks(1, [&](const std::shared_ptr<Communicator>& communicator) {
+    const Workload alone({kShape, 1, 5, RoutingPattern::parse("uniform")});
+    Rank rank(communicator, alone);
+    auto object = HighThroughput::create(communicator, options());
+    auto beside = HighThroughput::create(communicator, options());
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    std::atomic<bool> ending{false};
+    std::atomic<int> calls{0};
+    std::string wrong;
+    std::thread busy([&] {
+      try {
+        Rank mine(communicator, alone);
+        while (!ending) {
+          auto eager = mine.request();
+          eager.stream = nullptr;
+          eager.capacity.reset();
+          eager.outputs = {};
+          const auto result = beside->dispatch(eager);
+          HighThroughput::CombineRequest combine;
+          combine.y = result.outputs.x;
+          combine.handle = result.handle;
+          beside->combine(combine);
+          if (beside->status().failure != "") wrong = beside->status().failure;
+          ++calls;
+        }
+      } catch (const std::exception& error) {
+        wrong = error.what();
+      }
+    });
+    EXPECT_TRUE(comes_true([&] { return calls > 3 || !wrong.empty(); }));
+    for (int i = 0; i < 30 && wrong.empty(); ++i) {
+      cudaGraphExec_t graph = nullptr;
+      ASSERT_TRUE(comes_true([&] {
+        try {
+          graph = rank.capture(*object, cudaStreamCaptureModeGlobal);
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), ErrorCode::capacity) << error.what();
+        }
+        return graph != nullptr;
+      }));
+      rank.buffers.poison(rank.out);
+      check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+      EXPECT_EQ(rank.buffers.download(rank.out), want);
+      cudaGraphExecDestroy(graph);
+    }
+    ending = true;
+    busy.join();
+    EXPECT_EQ(wrong, "");
+    EXPECT_GT(calls, 3);
+  });
+}
+
+}  // namespace
+}  // namespace expertwire::test
