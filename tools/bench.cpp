@@ -12,6 +12,7 @@
 #include "ep/route.hpp"
 #include "ep/row_format.hpp"
 #include "launcher.hpp"
+#include "limits.hpp"
 
 namespace expertwire::tools {
 
@@ -101,6 +102,34 @@ std::size_t arena_bytes_for(const BenchOptions& options, int ranks) {
   return LowLatency::memory_bytes({options.shape, options.lanes}, ranks) + burst;
 }
 
+namespace {
+
+/// Bytes of host memory that a bench takes of each rank, roughly: its inputs, and on the CPU
+/// backend the object's and its outputs.
+double memory_of(const BenchOptions& options, int ranks, bool cuda) {
+  const std::size_t object =
+      options.high_throughput ? HighThroughput::memory_bytes({options.shape, options.lanes}, ranks)
+                              : LowLatency::memory_bytes({options.shape, options.lanes}, ranks);
+  const auto row = static_cast<double>(options.shape.row_bytes());
+  const double tokens = options.shape.max_tokens;
+  const double inputs = std::max(2 * 2 * tokens * row, 2.0 * 64e6);  // x and bias of all steps
+  const double rows = options.high_throughput ? tokens * ranks : tokens * options.shape.experts;
+  return inputs + (cuda ? 0 : static_cast<double>(object) + 2 * rows * row);
+}
+
+/// Throws if the shape cannot be, or if the ranks of this machine have no room for it.
+void check_room(const BenchOptions& options, int ranks, int here) {
+  const bool cuda = wants_cuda(options.device, here);
+  const double needed = memory_of(options, ranks, cuda) * here, free = free_memory_bytes();
+  if (needed > free)
+    throw std::invalid_argument(fmt::format(
+        "this bench takes about {:.1f} GB on {} ranks of this machine, which has {:.1f} GB "
+        "free; give fewer --tokens, --experts or --ranks",
+        needed / 1e9, here, free / 1e9));
+}
+
+}  // namespace
+
 int run_bench(const BenchOptions& options, const std::vector<std::string>& command) {
   reference::RoutingPattern::parse(options.routing);  // bad words are found before ranks start
   const bool mpi = options.peer == "mpi", sweeps = options.tune || !options.sweep.empty();
@@ -124,6 +153,7 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     const int ranks = options.ranks > 0               ? options.ranks
                       : wants_cuda(options.device, 1) ? cuda_device_count()
                                                       : 2;
+    check_room(options, ranks, ranks);
     if (mpi) {
       std::vector<std::string> mpirun{
           "mpirun", "--oversubscribe",       "--allow-run-as-root", "--bind-to", "none",
@@ -138,6 +168,7 @@ int run_bench(const BenchOptions& options, const std::vector<std::string>& comma
     throw std::invalid_argument("--peer mpi compares on the CPU; give --device cpu with it");
   if (!cuda && (options.peer == "nccl" || sweeps))
     throw std::invalid_argument("--peer nccl, --tune and several --sms are for GPUs");
+  check_room(options, *env.size, local_size());
   const std::size_t arena = cuda ? arena_bytes_for(options, *Env::get().size) : 0;
   auto communicator =
       Communicator::from_environment(communicator_options(cuda, local_rank(), arena));

@@ -130,8 +130,8 @@ double now_us();
 
 /// Returns so much later; the core is busy meanwhile, as it is with work.
 void hold_up(double us);
-/// Times a pair of the CPU backend: `run(iteration, late_us, timings)`, as it comes, and, if that was
-/// asked for, with one rank late at each operation.
+/// Times a pair of the CPU backend: `run(iteration, late_us, timings)`, as it comes, and, if that
+/// was asked for, with one rank late at each operation.
 void time_on_host(Communicator& communicator, const BenchOptions& options,
                   const std::function<void(int, double, Timings&)>& run, Measurement& result);
 

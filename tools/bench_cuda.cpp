@@ -212,7 +212,8 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
 /// A pair whose rank comes late to each operation: its stream is held up before.
 class LatePair final : public Pair {
  public:
-  LatePair(Pair& pair, double late_us) : pair_(pair), ns_(static_cast<std::uint64_t>(late_us * 1e3)) {}
+  LatePair(Pair& pair, double late_us)
+      : pair_(pair), ns_(static_cast<std::uint64_t>(late_us * 1e3)) {}
   void dispatch(int step, Stream* stream) override {
     hold_up(*stream);
     pair_.dispatch(step, stream);

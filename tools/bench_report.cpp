@@ -39,8 +39,8 @@ std::vector<Lateness> summarize_late(Communicator& communicator, const BenchOpti
     const bool dispatch = operation == Operation::dispatch;
     PerRank times = gather(communicator, dispatch ? m.late.dispatch : m.late.combine);
     times.erase(times.begin() + kLateRank);
-    all.push_back({summarize("late", operation, times),
-                   options.late_us + usual[dispatch ? 0 : 1].p50});
+    all.push_back(
+        {summarize("late", operation, times), options.late_us + usual[dispatch ? 0 : 1].p50});
   }
   return all;
 }
@@ -171,8 +171,9 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
     fmt::print("# {} is version {}\n", options.peer, m.peers.front().version);
   for (const std::string& line : m.moments) fmt::print("# {}\n", line);
   for (const Lateness& l : late)
-    fmt::print("# {} (rank {} by {:.0f} us): others p50 {:.1f} us, {:.3f} x the delay and the usual\n",
-               l.line.name, kLateRank, options.late_us, l.line.p50, l.ratio());
+    fmt::print(
+        "# {} (rank {} by {:.0f} us): others p50 {:.1f} us, {:.3f} x the delay and the usual\n",
+        l.line.name, kLateRank, options.late_us, l.line.p50, l.ratio());
   // Peers are timed as the first three lines are on the CPU, and as the next three are on CUDA.
   const std::size_t ours = communicator.cuda_device() >= 0 ? 3 : 0;
   for (std::size_t i = 0; i < peers.size(); ++i) {

@@ -11,9 +11,10 @@ struct LaunchRequest {
   std::vector<std::string> command;  ///< program and arguments
 };
 
-/// Starts the ranks, tells each who it is through its environment, and waits for all. When one
-/// fails, the others get their deadline to find out; then they are ended. Ranks end with this
-/// process, however it ends. Returns 0 if all ranks did, else the first failure's exit status
+/// Starts the ranks, each a process group of its own, tells each who it is through its environment,
+/// and waits for all. When one fails it is named, and the others get their deadline to find out;
+/// then they are ended. Ranks, and what they have started, end with this process, however it ends;
+/// signals to it are passed on. Returns 0 if all ranks did, else the first failure's exit status
 /// (128 + signal).
 int launch(const LaunchRequest& request);
 

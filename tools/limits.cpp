@@ -2,12 +2,29 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "bench.hpp"
 #include "ep/cpu/team.hpp"
 
 namespace expertwire::tools {
+
+double free_memory_bytes() {
+  double free = std::numeric_limits<double>::max();
+  std::ifstream system("/proc/meminfo");
+  for (std::string name, unit; system >> name;) {
+    double kilobytes = 0;
+    if (name == "MemAvailable:" && system >> kilobytes) free = std::min(free, kilobytes * 1024);
+    std::getline(system, unit);
+  }
+  double most = 0, used = 0;
+  std::ifstream limit("/sys/fs/cgroup/memory.max"), current("/sys/fs/cgroup/memory.current");
+  if (limit >> most && current >> used) free = std::min(free, most - used);  // "max" is no number
+  return free;
+}
 
 double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads) {
   constexpr std::size_t kRotate = std::size_t{96} << 20;

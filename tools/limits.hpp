@@ -10,4 +10,8 @@ namespace expertwire::tools {
 /// other ranks do the same, through buffers that do not stay in caches. Collective.
 double measure_memcpy(Communicator& communicator, std::size_t bytes, int threads);
 
+/// What the host has left for this and other programs, as far as the system says; control groups
+/// included.
+double free_memory_bytes();
+
 }  // namespace expertwire::tools

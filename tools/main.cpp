@@ -32,15 +32,19 @@ struct BenchArguments {
 
 void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_option("--ranks", a.bench.ranks,
-                  "Processes to start (default: GPUs, else 2); a launcher's if any");
+                  "Processes to start (default: GPUs, else 2); a launcher's if any")
+      ->check(CLI::Range(1, 1024));
   app->add_option("--model", a.bench.model, "Shape by model name; `expertwire models` lists them")
       ->capture_default_str();
-  app->add_option("--hidden", a.hidden, "H, in place of the model's");
-  app->add_option("--experts", a.experts, "E, in place of the model's");
-  app->add_option("--top-k", a.top_k, "K, in place of the model's");
-  app->add_option("--tokens", a.tokens, "T, tokens of a rank (default 4096 for ht, 128 for ll)");
-  app->add_option("--dtype", a.dtype, "bf16 or fp32")
-      ->check(CLI::IsMember({"bf16", "fp32"}))
+  app->add_option("--hidden", a.hidden, "H, in place of the model's")
+      ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--experts", a.experts, "E, in place of the model's")
+      ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--top-k", a.top_k, "K, in place of the model's")->check(CLI::Range(1, 32));
+  app->add_option("--tokens", a.tokens, "T, tokens of a rank (default 4096 for ht, 128 for ll)")
+      ->check(CLI::Range(1, 1 << 24));
+  app->add_option("--dtype", a.dtype, "bf16, fp16 or fp32")
+      ->check(CLI::IsMember({"bf16", "fp16", "fp32"}))
       ->capture_default_str();
   app->add_option("--routing", a.bench.routing,
                   "uniform, balanced, lognormal:S, powerlaw:A, zipf:S, hotrank:P, grouped:N,K, "
@@ -53,7 +57,8 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
       ->check(CLI::Range(0, 1'000'000))
       ->capture_default_str();
   app->add_option("--lanes", a.bench.lanes)->check(CLI::Range(1, 8))->capture_default_str();
-  app->add_option("--threads", a.bench.threads, "Threads of a rank (default: cores / ranks)");
+  app->add_option("--threads", a.bench.threads, "Threads of a rank (default: cores / ranks)")
+      ->check(CLI::Range(1, 1024));
   app->add_option("--seed", a.bench.seed)->capture_default_str();
   app->add_option("--weights", a.weights, "When top-k weights travel")
       ->check(CLI::IsMember({"dispatch", "combine", "none"}))
@@ -70,8 +75,8 @@ void add_bench_options(CLI::App* app, BenchArguments& a) {
   app->add_flag("--trace", a.bench.trace, "CUDA: also print when blocks did what");
   app->add_option("--late", a.bench.late_us,
                   "Also time operations to which rank 1 comes so late, e.g. 1ms or 300us")
-      ->transform(CLI::AsNumberWithUnit(
-          std::map<std::string, double>{{"us", 1}, {"ms", 1e3}, {"s", 1e6}}))
+      ->transform(
+          CLI::AsNumberWithUnit(std::map<std::string, double>{{"us", 1}, {"ms", 1e3}, {"s", 1e6}}))
       ->check(CLI::Range(0.0, 1e7));
   app->add_option("--json", a.bench.json, "Also write the results to this file");
   app->add_option("--peer", a.bench.peer, "Compare in the same run: mpi (CPU, ht) or nccl (CUDA)")
@@ -83,14 +88,15 @@ BenchOptions finish(const BenchArguments& a, bool high_throughput) {
   using Weights = reference::RoundTripOptions::Weights;
   static const std::map<std::string, Weights> kWeights = {
       {"dispatch", Weights::dispatch}, {"combine", Weights::combine}, {"none", Weights::none}};
+  static const std::map<std::string, DType> kDTypes = {
+      {"bf16", DType::bf16}, {"fp16", DType::fp16}, {"fp32", DType::fp32}};
   BenchOptions bench = a.bench;
   bench.high_throughput = high_throughput;
   const ModelShape& model = find_model(bench.model);
   if (a.hidden > 0 || a.experts > 0 || a.top_k > 0) bench.model = "custom";
   bench.shape = {a.hidden > 0 ? a.hidden : model.hidden, a.experts > 0 ? a.experts : model.experts,
                  a.top_k > 0 ? a.top_k : model.top_k,
-                 a.tokens > 0 ? a.tokens : (high_throughput ? 4096 : 128),
-                 a.dtype == "fp32" ? DType::fp32 : DType::bf16};
+                 a.tokens > 0 ? a.tokens : (high_throughput ? 4096 : 128), kDTypes.at(a.dtype)};
   bench.output = a.output == "owned" ? HighThroughput::Output::owned : HighThroughput::Output::pool;
   bench.weights = kWeights.at(a.weights);
   if (high_throughput && bench.weights == Weights::combine)
@@ -123,11 +129,15 @@ int run(int argc, char** argv) {
 
   VerifyOptions check;
   CLI::App* verify = app.add_subcommand("verify", "Random configurations against the reference");
-  verify->add_option("--seconds", check.seconds, "How long")->capture_default_str();
-  verify->add_option("--count", check.cases, "This many cases instead");
+  verify->add_option("--seconds", check.seconds, "How long")
+      ->check(CLI::Range(0.0, 1e7))
+      ->capture_default_str();
+  verify->add_option("--count", check.cases, "This many cases instead")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000'000}));
   verify->add_option("--seed", check.seed)->capture_default_str();
   verify->add_option("--case", check.only, "One case, by the number that a failure printed");
-  verify->add_option("--ranks", check.ranks, "Ranks of every case (default: drawn, 1 to 8)");
+  verify->add_option("--ranks", check.ranks, "Ranks of every case (default: drawn, 1 to 8)")
+      ->check(CLI::Range(1, 64));
   verify->add_option("--device", check.device, "cpu, cuda, or auto: cuda where there is a GPU")
       ->capture_default_str();
   verify->add_flag("--processes", check.processes, "Ranks as processes (default 4), not threads");

@@ -20,7 +20,7 @@ struct UniqueId {
   char bytes[128];
 };
 using Comm = struct NcclComm*;
-constexpr int kUint8 = 1, kFloat32 = 7, kBfloat16 = 9, kSum = 0;
+constexpr int kUint8 = 1, kFloat16 = 6, kFloat32 = 7, kBfloat16 = 9, kSum = 0;
 
 class Nccl {
  public:
@@ -178,7 +178,10 @@ class Exchange {
   std::size_t elements() const {
     return index(options_.shape.max_tokens) * index(options_.shape.hidden);
   }
-  int type() const { return options_.shape.dtype == DType::bf16 ? kBfloat16 : kFloat32; }
+  int type() const {
+    const DType dtype = options_.shape.dtype;
+    return dtype == DType::bf16 ? kBfloat16 : dtype == DType::fp16 ? kFloat16 : kFloat32;
+  }
   Communicator& communicator_;
   const BenchOptions& options_;
   cudaStream_t stream_;

@@ -62,7 +62,7 @@ Case draw_case(std::uint64_t number, int ranks) {
   c.spec.routing = reference::RoutingPattern::parse(
       kPatterns[static_cast<std::size_t>(random.below(kPatterns.size()))]);
   MoeShape& shape = c.spec.shape;
-  shape.dtype = random.chance(0.75) ? DType::bf16 : DType::fp32;
+  shape.dtype = random.chance(0.6) ? DType::bf16 : random.chance(0.5) ? DType::fp16 : DType::fp32;
   shape.hidden =
       random.chance(0.3)
           ? models()[static_cast<std::size_t>(random.below(static_cast<int>(models().size())))]

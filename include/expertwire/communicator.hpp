@@ -31,9 +31,9 @@ int cuda_device_count() noexcept;
 /// The ranks of a job, how they reach each other, and the memory they share.
 ///
 /// Made collectively. Destroying it is local and never waits; a peer that still needs this rank
-/// then gets `Error{peer_lost}`. Objects made from it keep it alive. A thread of its own looks after
-/// the peers: it sleeps until one of them ends. A process that forks goes on with it; the child must
-/// not use it, or objects made from it, and may only let go of them.
+/// then gets `Error{peer_lost}`. Objects made from it keep it alive. A thread of its own looks
+/// after the peers: it sleeps until one of them ends. A process that forks goes on with it; the
+/// child must not use it, or objects made from it, and may only let go of them.
 class Communicator {
  public:
   /// Throws `Error{mismatch}` if ranks run different versions or backends, `Error{unsupported}` if
@@ -67,9 +67,9 @@ class Communicator {
   void all_gather(void* data, std::size_t bytes_per_rank);
   void barrier();
 
-  /// Whether peers still live, as far as is known: no system call. Any thread. Returns an error to throw
-  /// if one died, or if `awaited` (when >= 0) has left. What a rank wrote before it left is visible
-  /// once this has said so: look at what you wait for once more before you give up.
+  /// Whether peers still live, as far as is known: no system call. Any thread. Returns an error to
+  /// throw if one died, or if `awaited` (when >= 0) has left. What a rank wrote before it left is
+  /// visible once this has said so: look at what you wait for once more before you give up.
   std::optional<Error> find_lost_peer(int awaited);
 
   /// One line: version, backend, ranks, wires and why each was chosen.

@@ -79,9 +79,12 @@ class HighThroughput {
     /// counts. Inputs and outputs must live until the stream is synchronized, and the object's
     /// destructor waits for what is queued. A CUDA stream may be capturing if there is a capacity
     /// (or a cached handle) and Output::owned: give outputs then, for a capture never allocates,
-    /// and order replays with other calls to the lane yourself.
+    /// and order replays with other calls of the communicator yourself. The graph keeps the memory
+    /// of what it captured, handles included, until it is destroyed.
     Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;  ///< of every wait; unset: communicator's
+    /// Of every wait; unset: the communicator's. A call that must come after one that is queued
+    /// behind other work, or waits for its own counts there, waits as long for that, too.
+    std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
   };
 

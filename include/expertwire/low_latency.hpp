@@ -67,9 +67,11 @@ class LowLatency {
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// inputs and outputs must live until the stream is synchronized, and the object's destructor
     /// waits for what is queued. A CUDA stream may be capturing: give outputs then, for a capture
-    /// never allocates, and order replays with other calls to the lane yourself.
+    /// never allocates, and order replays with other calls of the communicator yourself. The graph
+    /// keeps the memory of what it captured, handles included, until it is destroyed.
     Stream* stream = nullptr;
-    /// Of every wait of this operation, its receive half too; unset: the communicator's.
+    /// Of every wait of this operation, its receive half too; unset: the communicator's. A call
+    /// that must come after one that is queued behind other work waits as long for that, too.
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
     /// Gives the lane the send half alone; the result's receive() gives it the other. Inputs must
@@ -135,7 +137,8 @@ class LowLatency {
   /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has
   /// its receive half, and for weights that dispatch had.
   CombineResult combine(const CombineRequest& request);
-  /// What has been noticed so far. Waits for no operation: of work that is queued, it may not know yet.
+  /// What has been noticed so far. Waits for no operation: of work that is queued, it may not know
+  /// yet.
   Status status() const;
 
  private:

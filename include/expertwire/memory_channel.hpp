@@ -56,6 +56,7 @@ class MemoryChannel {
   MemoryChannel& operator=(MemoryChannel&&) noexcept;
   ~MemoryChannel();
 
+  /// -1 of one that has been moved from, of which other calls throw `Error{invalid_usage}`.
   int peer() const noexcept;
   /// Where the peer's puts arrive.
   std::byte* inbox() const noexcept;
@@ -76,6 +77,7 @@ class MemoryChannel {
  private:
   struct Impl;
   explicit MemoryChannel(std::unique_ptr<Impl> impl);
+  void check_open() const;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -9,11 +9,13 @@ namespace expertwire {
 
 /// The shape of one MoE layer's communication; the same on every rank.
 struct MoeShape {
-  int hidden = 0;      ///< H, 1 to 2^20; a row of `hidden` elements is a multiple of 16 bytes
-  int experts = 0;     ///< E over all ranks; a multiple of the number of ranks; CUDA: at most 8192
-  int top_k = 0;       ///< K, 1 to 32
-  int max_tokens = 0;  ///< M, the most tokens any rank may dispatch at once; R*M below 2^31
-  DType dtype = DType::bf16;  ///< of a row: bf16 or fp32
+  int hidden = 0;  ///< H, 1 to 2^20; a row of `hidden` elements is a multiple of 16 bytes
+  /// E over all ranks, 1 to 2^20; a multiple of the number of ranks; CUDA: at most 8192
+  int experts = 0;
+  int top_k = 0;  ///< K, 1 to 32
+  /// M, the most tokens any rank may dispatch at once, 1 to 2^24; R*M below 2^31
+  int max_tokens = 0;
+  DType dtype = DType::bf16;  ///< of a row: bf16, fp16 or fp32
 
   std::size_t row_bytes() const noexcept {
     return static_cast<std::size_t>(hidden) * size_of(dtype);

@@ -12,8 +12,9 @@ namespace expertwire {
 /// Throws `Error{system}` naming the call and CUDA's text unless `result` is success.
 void check_cuda(cudaError_t result, const char* call);
 
-/// Makes `device` the calling thread's current device until the end of the scope, and keeps captures
-/// that other threads have under way, in whatever mode, from forbidding what is called in it.
+/// Makes `device` the calling thread's current device until the end of the scope, and keeps
+/// captures that other threads have under way, in whatever mode, from forbidding what is called in
+/// it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);

@@ -72,6 +72,7 @@ Stream::~Stream() {
 }
 
 void Stream::enqueue(std::function<void()> work) {
+  check_argument(work != nullptr, "Stream::enqueue: work is empty");
   check(!is_cuda(), ErrorCode::invalid_usage,
         "host work was given to a CUDA stream; the CPU backend takes a Stream made without one");
   std::lock_guard lock(impl_->mutex);

@@ -279,6 +279,8 @@ Connection& Communicator::connection(int peer) {
 }
 
 void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
+  check_argument(data != nullptr || bytes_per_rank == 0,
+                 "Communicator::all_gather: data is null, for {} bytes a rank", bytes_per_rank);
   impl_->bootstrap->all_gather(data, bytes_per_rank, impl_->deadline());
 }
 

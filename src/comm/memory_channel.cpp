@@ -45,6 +45,7 @@ MemoryChannel::~MemoryChannel() = default;
 
 std::vector<MemoryChannel> MemoryChannel::open_all(
     const std::shared_ptr<Communicator>& communicator, std::size_t bytes) {
+  check_argument(communicator != nullptr, "MemoryChannel::open_all: communicator is null");
   const int rank = communicator->rank(), size = communicator->size();
   std::vector<std::uint64_t> sizes(static_cast<std::size_t>(size));
   const std::size_t stride = stride_of(bytes);
@@ -82,11 +83,18 @@ std::vector<MemoryChannel> MemoryChannel::open_all(
   return channels;
 }
 
-int MemoryChannel::peer() const noexcept { return impl_->peer; }
-std::byte* MemoryChannel::inbox() const noexcept { return impl_->mine + kLine; }
-std::size_t MemoryChannel::bytes() const noexcept { return impl_->bytes; }
+void MemoryChannel::check_open() const {
+  check(impl_ != nullptr, ErrorCode::invalid_usage,
+        "this MemoryChannel has been moved from; use the one that it was moved to");
+}
+
+int MemoryChannel::peer() const noexcept { return impl_ ? impl_->peer : -1; }
+std::byte* MemoryChannel::inbox() const noexcept { return impl_ ? impl_->mine + kLine : nullptr; }
+std::size_t MemoryChannel::bytes() const noexcept { return impl_ ? impl_->bytes : 0; }
 
 void MemoryChannel::put(std::uint64_t offset, const void* source, std::size_t bytes) {
+  check_open();
+  check_argument(source != nullptr || bytes == 0, "MemoryChannel::put: source is null");
   check_argument(offset <= impl_->bytes && bytes <= impl_->bytes - offset,
                  "MemoryChannel::put: bytes {} to {} lie outside the inbox of {} bytes", offset,
                  offset + bytes, impl_->bytes);
@@ -97,6 +105,7 @@ void MemoryChannel::put(std::uint64_t offset, const void* source, std::size_t by
 }
 
 void MemoryChannel::signal() {
+  check_open();
   if (impl_->device)
     impl_->device->add(reinterpret_cast<std::uint64_t*>(impl_->theirs), 1);
   else
@@ -104,6 +113,7 @@ void MemoryChannel::signal() {
 }
 
 void MemoryChannel::wait(std::chrono::milliseconds timeout) {
+  check_open();
   const std::uint64_t target = impl_->expected + 1;
   const WaitContext context{&impl_->block->communicator(), Deadline::after(timeout),
                             "MemoryChannel::wait", 1000};
@@ -113,6 +123,7 @@ void MemoryChannel::wait(std::chrono::milliseconds timeout) {
 }
 
 MemoryChannelDevice MemoryChannel::device() const {
+  check_open();
   check(impl_->device != nullptr, ErrorCode::invalid_usage,
         "MemoryChannel::device: the communicator is on the CPU backend");
   auto word = [](std::byte* line) { return reinterpret_cast<std::uint64_t*>(line); };

@@ -27,10 +27,10 @@ Watcher::Watcher(int rank, Links& links, std::vector<Peer> peers)
       links_(links),
       peers_(std::move(peers)),
       states_(std::make_unique<std::atomic<State>[]>(peers_.size())),
-      wake_(std::make_shared<Fd>(
-          check_system(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"))) {
-  const bool neighbours = std::any_of(peers_.begin(), peers_.end(),
-                                      [](const Peer& peer) { return peer.segment != 0; });
+      wake_(
+          std::make_shared<Fd>(check_system(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"))) {
+  const bool neighbours =
+      std::any_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.segment != 0; });
   if (neighbours) notify_of_retirements(wake_);
   if (peers_.size() > 1) thread_ = std::thread([this] { run(); });
 }
@@ -122,10 +122,9 @@ void Watcher::tell_clients() {
 std::optional<Error> Watcher::find_dead() const {
   for (std::size_t peer = 0; peer < peers_.size(); ++peer)
     if (state(peer) == State::died)
-      return Error(
-          ErrorCode::peer_lost,
-          fmt::format("the process of rank {} (pid {}) died", peer, peers_[peer].pid),
-          {rank_, static_cast<int>(peer), Phase::none});
+      return Error(ErrorCode::peer_lost,
+                   fmt::format("the process of rank {} (pid {}) died", peer, peers_[peer].pid),
+                   {rank_, static_cast<int>(peer), Phase::none});
   return std::nullopt;
 }
 

@@ -215,10 +215,9 @@ void LowLatency::Impl::check_combine(const CombineRequest& request,
   ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
   // A sum may take the place of its initial value.
   const bool over_bias = request.out.data() == request.bias.data();
-  ep::check_apart({{"out", request.out}},
-                  {{"y", request.y},
-                   {"topk_weights", request.topk_weights},
-                   {"bias", over_bias ? ConstTensorView() : request.bias}});
+  ep::check_apart({{"out", request.out}}, {{"y", request.y},
+                                           {"topk_weights", request.topk_weights},
+                                           {"bias", over_bias ? ConstTensorView() : request.bias}});
 }
 
 LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::uintptr_t kRowAlignment = 16;
 constexpr int kMostHidden = 1 << 20;
+constexpr int kMostExperts = 1 << 20;
 constexpr int kMostLanes = 8;
 
 /// The number of ranks next to `ranks` that divides `experts`.
@@ -32,7 +33,8 @@ void check_alignment(const char* name, const ConstTensorView& tensor, std::uintp
 
 void check_expert_count(int experts, int ranks) {
   check_argument(ranks >= 1, "ranks is {}; it must be at least 1", ranks);
-  check_argument(experts >= 1, "experts is {}; it must be at least 1", experts);
+  check_argument(experts >= 1 && experts <= kMostExperts, "experts is {}; it must be from 1 to {}",
+                 experts, kMostExperts);
   check_argument(experts % ranks == 0,
                  "experts is {} with {} ranks; it must be a multiple of the ranks (the nearest "
                  "number of ranks that divides {} is {})",
@@ -41,8 +43,9 @@ void check_expert_count(int experts, int ranks) {
 
 void check_shape(const MoeShape& shape, int ranks) {
   check_expert_count(shape.experts, ranks);
-  check_argument(shape.dtype == DType::bf16 || shape.dtype == DType::fp32,
-                 "shape.dtype is {}; it must be bf16 or fp32", to_string(shape.dtype));
+  check_argument(
+      shape.dtype == DType::bf16 || shape.dtype == DType::fp16 || shape.dtype == DType::fp32,
+      "shape.dtype is {}; it must be bf16, fp16 or fp32", to_string(shape.dtype));
   check_argument(
       shape.hidden >= 1 && shape.hidden <= kMostHidden && shape.row_bytes() % kRowAlignment == 0,
       "shape.hidden is {}, {} bytes a row of {}; it must be from 1 to {}, and a row a "
@@ -113,11 +116,12 @@ bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
 void check_apart(std::initializer_list<NamedTensor> outputs,
                  std::initializer_list<NamedTensor> inputs) {
   const auto require = [](const NamedTensor& output, const NamedTensor& other) {
-    check_argument(!overlap(output.tensor, other.tensor),
-                   "{} at {} ({} bytes) and {} at {} ({} bytes) overlap; outputs must lie apart from "
-                   "inputs and from each other",
-                   output.name, fmt::ptr(output.tensor.data()), output.tensor.bytes(), other.name,
-                   fmt::ptr(other.tensor.data()), other.tensor.bytes());
+    check_argument(
+        !overlap(output.tensor, other.tensor),
+        "{} at {} ({} bytes) and {} at {} ({} bytes) overlap; outputs must lie apart from "
+        "inputs and from each other",
+        output.name, fmt::ptr(output.tensor.data()), output.tensor.bytes(), other.name,
+        fmt::ptr(other.tensor.data()), other.tensor.bytes());
   };
   for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
     for (const NamedTensor& input : inputs) require(*output, input);

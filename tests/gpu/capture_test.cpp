@@ -1,5 +1,5 @@
-// What captures leave behind: nothing that a later call waits for, and memory that is the graph's as
-// long as it exists.
+// What captures leave behind: nothing that a later call waits for, and memory that is the graph's
+// as long as it exists.
 
 #include <cstring>
 #include <thread>
@@ -109,7 +109,8 @@ TEST(Capture, HandlesComeBackWithTheirGraphs) {
           EXPECT_EQ(error.code(), ErrorCode::capacity) << error.what();
         }
         return graph != nullptr;
-      })) << "after " << i << " graphs of 2 handles";
+      })) << "after "
+          << i << " graphs of 2 handles";
       communicator->barrier();
       rank.buffers.poison(rank.out);
       for (int replay = 0; replay < 3; ++replay)

@@ -1,6 +1,6 @@
 // kill_soak: ranks that are killed or stopped at a random moment while work of theirs is on streams
-// or in replays of a graph; the other rank must name them. Two GPUs, a process each. Prints a line a
-// round, then how long it took to name them; exits 1 if a round went wrong.
+// or in replays of a graph; the other rank must name them. Two GPUs, a process each. Prints a line
+// a round, then how long it took to name them; exits 1 if a round went wrong.
 //
 //   kill_soak ROUNDS kill|stop stream|graph [LIMIT_MS]
 //
@@ -8,8 +8,8 @@
 // stopped cannot be told from a slow one before).
 
 #include <cuda_runtime_api.h>
-#include <fmt/format.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
@@ -24,8 +24,8 @@
 #include <thread>
 
 #include "comm/secret.hpp"
-#include "gpu/buffers.hpp"
 #include "expertwire/expertwire.hpp"
+#include "gpu/buffers.hpp"
 
 extern char** environ;
 
@@ -106,9 +106,7 @@ class Work {
   }
 
  private:
-  std::string failure() const {
-    return (ll_ ? ll_->status() : ht_->status()).failure;
-  }
+  std::string failure() const { return (ll_ ? ll_->status() : ht_->status()).failure; }
   void pair() {
     if (ll_) return pair_of(*ll_, ll_out_);
     pair_of(*ht_, ht_out_);
@@ -160,7 +158,8 @@ std::shared_ptr<Communicator> join(const Plan& plan, int rank) {
   options.arena_bytes = std::size_t{256} << 20;
   options.timeout = milliseconds(20000);
   return Communicator::create(
-      bootstrap_from_rendezvous({rank, 2, plan.address, plan.secret, milliseconds(60000)}), options);
+      bootstrap_from_rendezvous({rank, 2, plan.address, plan.secret, milliseconds(60000)}),
+      options);
 }
 
 /// Says when, on standard output, and ends or stops.
@@ -198,14 +197,17 @@ Victim start_victim(const Plan& like, int round) {
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   // The secret goes by a variable, as it does in a job.
-  std::vector<std::string> variables{"KILL_SOAK_SECRET=" + to_hex(victim.plan.secret.data(),
-                                                                 victim.plan.secret.size())};
+  std::vector<std::string> variables{"KILL_SOAK_SECRET=" +
+                                     to_hex(victim.plan.secret.data(), victim.plan.secret.size())};
   std::vector<char*> environment{variables[0].data()};
   for (char** variable = environ; *variable != nullptr; ++variable)
     environment.push_back(*variable);
   environment.push_back(nullptr);
-  std::vector<std::string> words{"kill_soak", "victim", std::to_string(round),
-                                 like.stops ? "stop" : "kill", like.graph ? "graph" : "stream",
+  std::vector<std::string> words{"kill_soak",
+                                 "victim",
+                                 std::to_string(round),
+                                 like.stops ? "stop" : "kill",
+                                 like.graph ? "graph" : "stream",
                                  victim.plan.address};
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());

@@ -150,8 +150,8 @@ TEST(Order, SignalsToHostMemoryFollowPutsToTheDevice) {
     const std::vector<std::uint32_t> value(512, 1000U + static_cast<std::uint32_t>(rank));
     buffers.copy(block.base(rank), value.data(), 2048);
     buffers.synchronize();
-    connection.put({communicator->arena().part(peer), offset_at(peer) + 2048, from,
-                    offset_at(rank), 2048});
+    connection.put(
+        {communicator->arena().part(peer), offset_at(peer) + 2048, from, offset_at(rank), 2048});
     connection.signal({host.part(peer), theirs, 7});
     connection.atomic_add({host.part(peer), theirs + 8, -3});
     const auto* words = reinterpret_cast<std::uint64_t*>(host.local().data() + mine);

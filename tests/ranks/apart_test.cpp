@@ -16,7 +16,8 @@ std::byte* after(const ConstTensorView& tensor, std::ptrdiff_t bytes) {
 
 TEST(Apart, LowLatency) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
-    const reference::Workload workload({kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
+    const reference::Workload workload(
+        {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
     auto ll = LowLatency::create(communicator, {kShape});
     Request<LowLatency> request(workload, communicator->rank(), 1);
     const auto result = ll->dispatch(request.dispatch);
@@ -29,15 +30,16 @@ TEST(Apart, LowLatency) {
     const auto& x = request.dispatch.x;
     const auto& out = result.outputs;
     over("outputs.x at", [&](auto& o) {  // its last row over the first of x
-      o.x = {after(x, 128 - static_cast<std::ptrdiff_t>(out.x.bytes())), DType::bf16,
+      o.x = {after(x, 128 - static_cast<std::ptrdiff_t>(out.x.bytes())),
+             DType::bf16,
              {out.x.size(0), out.x.size(1), out.x.size(2)}};
     });
     over("outputs.ranges at", [&](auto& o) {
       o.ranges = {after(out.source_tokens, 4), DType::int32, {out.ranges.size(0), 2, 2}};
     });
     over("and topk_idx at", [&](auto& o) {
-      o.tokens_per_expert = {after(request.dispatch.topk_idx, 0), DType::int32,
-                             {out.tokens_per_expert.size(0)}};
+      o.tokens_per_expert = {
+          after(request.dispatch.topk_idx, 0), DType::int32, {out.tokens_per_expert.size(0)}};
     });
     LowLatency::CombineRequest combine;
     combine.y = out.x;
@@ -53,7 +55,8 @@ TEST(Apart, LowLatency) {
 
 TEST(Apart, HighThroughput) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
-    const reference::Workload workload({kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
+    const reference::Workload workload(
+        {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
     auto ht = HighThroughput::create(communicator, {kShape});
     Request<HighThroughput> request(workload, communicator->rank(), 1);
     request.dispatch.output = HighThroughput::Output::pool;
@@ -61,8 +64,7 @@ TEST(Apart, HighThroughput) {
     HighThroughput::CombineRequest combine;
     combine.y = pool.outputs.x;
     combine.handle = pool.handle;
-    combine.out = {after(combine.y, 128), DType::bf16,
-                   {request.dispatch.x.size(0), kShape.hidden}};
+    combine.out = {after(combine.y, 128), DType::bf16, {request.dispatch.x.size(0), kShape.hidden}};
     expect_error(ErrorCode::invalid_argument, "out at", [&] { ht->combine(combine); });
     combine.out = {};
     ht->combine(combine);
@@ -72,8 +74,8 @@ TEST(Apart, HighThroughput) {
     const auto owned = ht->dispatch(request.dispatch);
     auto bad = request.dispatch;
     bad.outputs = owned.outputs;
-    bad.outputs.topk_weights = {after(owned.outputs.topk_experts, 16), DType::fp32,
-                                {60, kShape.top_k}};
+    bad.outputs.topk_weights = {
+        after(owned.outputs.topk_experts, 16), DType::fp32, {60, kShape.top_k}};
     expect_error(ErrorCode::invalid_argument, "outputs.topk_experts at",
                  [&] { ht->dispatch(bad); });
     EXPECT_EQ(round_trip(*ht, *communicator, workload, 2, {}).wrong, 0);

@@ -60,6 +60,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"two_ranks", 2, {256, 8, 4, 32, DType::bf16}},
         Case{"three_ranks", 3, {128, 48, 8, 20, DType::bf16}, "zipf:1.0"},
         Case{"four_ranks_fp32", 4, {128, 64, 8, 20, DType::fp32}},
+        Case{"four_ranks_fp16", 4, {136, 64, 8, 20, DType::fp16}},
         Case{"five_ranks", 5, {40, 60, 6, 9, DType::bf16}, "masked:0.4"},
         Case{"six_ranks", 6, {64, 72, 10, 12, DType::bf16}, "hotrank:0.8"},
         Case{"weights_at_combine", 4, {128, 64, 8, 20, DType::bf16}, "uniform", W::combine},
@@ -70,6 +71,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{
             "repeated_experts", 4, {64, 32, 8, 16, DType::bf16}, "uniform", W::dispatch, 1, 1, 0.4},
         Case{"hidden_208_fp32", 3, {208, 24, 4, 16, DType::fp32}},
+        Case{"hidden_208_fp16", 3, {208, 24, 4, 16, DType::fp16}},
         Case{"hidden_16", 2, {16, 8, 3, 40, DType::bf16}},
         Case{"hidden_2880", 2, {2880, 32, 4, 8, DType::bf16}},
         Case{"hidden_2688", 4, {2688, 128, 6, 8, DType::bf16}, "lognormal:1.0"},

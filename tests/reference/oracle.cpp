@@ -6,8 +6,39 @@
 
 namespace expertwire::reference {
 
+namespace {
+
+/// The number that an fp16 code stands for.
+float fp16_value(std::uint16_t code) {
+  const int exponent = code >> 10 & 31, mantissa = code & 1023;
+  if (exponent == 31) return mantissa == 0 ? ((code & 0x8000) != 0 ? -INFINITY : INFINITY) : NAN;
+  const double size =
+      exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  return static_cast<float>((code & 0x8000) != 0 ? -size : size);
+}
+
+/// The code of the nearest fp16 number, of two as near the even one.
+std::uint16_t fp16_code(float value) {
+  if (std::isnan(value)) return 0x7FFF;
+  const double size = std::abs(static_cast<double>(value));
+  std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  if (size == 0) return sign;
+  if (size >= 65520) return sign | 0x7C00;
+  int exponent = 0;
+  std::frexp(size, &exponent);  // size = fraction * 2^exponent, 0.5 <= fraction < 1
+  const int unit = std::max(exponent - 11, -24);
+  const double steps = std::nearbyint(std::ldexp(size, -unit));  // ties to even
+  const auto whole = static_cast<int>(steps);                    // at most 2048
+  if (unit == -24 && whole < 1024) return static_cast<std::uint16_t>(sign | whole);
+  // A carry into the next exponent is what the sum makes of it.
+  return static_cast<std::uint16_t>(sign | (((unit + 25) << 10) + whole - 1024));
+}
+
+}  // namespace
+
 float round_to(DType dtype, float value) {
   if (dtype == DType::fp32 || std::isnan(value)) return value;
+  if (dtype == DType::fp16) return fp16_value(fp16_code(value));
   std::uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof(bits));
   const std::uint32_t low = bits & 0xFFFF;
@@ -23,6 +54,11 @@ Row decode(DType dtype, const std::byte* row, std::size_t elements) {
     std::uint32_t bits = 0;
     if (dtype == DType::fp8_e4m3) {
       const float value = e4m3_value(static_cast<std::uint8_t>(row[h]));
+      std::memcpy(&bits, &value, sizeof(bits));
+    } else if (dtype == DType::fp16) {
+      std::uint16_t code = 0;
+      std::memcpy(&code, row + 2 * h, sizeof(code));
+      const float value = fp16_value(code);
       std::memcpy(&bits, &value, sizeof(bits));
     } else if (dtype == DType::bf16) {
       std::uint16_t top = 0;
@@ -44,6 +80,9 @@ void encode(DType dtype, const Row& row, std::byte* out) {
     if (dtype == DType::bf16) {
       const auto top = static_cast<std::uint16_t>(bits >> 16);
       std::memcpy(out + 2 * h, &top, sizeof(top));
+    } else if (dtype == DType::fp16) {
+      const std::uint16_t code = fp16_code(value);
+      std::memcpy(out + 2 * h, &code, sizeof(code));
     } else {
       std::memcpy(out + 4 * h, &bits, sizeof(bits));
     }

@@ -166,7 +166,7 @@ Skew measure_skew(const std::vector<std::int64_t>& selections, int experts, int 
   for (std::int64_t id : selections) {
     if (id < 0 || id >= experts) continue;
     ++per_expert[static_cast<std::size_t>(id)];
-    ++per_rank[static_cast<std::size_t>(id / (experts / ranks))];
+    ++per_rank[static_cast<std::size_t>(id * ranks / experts)];
     ++total;
   }
   if (total == 0) return {};

@@ -1,6 +1,6 @@
 #include "reference/workload.hpp"
 
-#include <cstring>
+#include "reference/oracle.hpp"
 
 namespace expertwire::reference {
 
@@ -50,22 +50,15 @@ std::vector<float> Workload::topk_weights(int rank, int step) const {
 
 void Workload::fill_row(int rank, int step, int token, bool bias, std::byte* row) const {
   Random random{spec_.seed, bias ? kBiasKey : kRowKey, key(rank), key(step), key(token)};
-  const auto hidden = static_cast<std::size_t>(spec_.shape.hidden);
-  for (std::size_t h = 0; h < hidden; h += 4) {
+  Row values(static_cast<std::size_t>(spec_.shape.hidden));
+  for (std::size_t h = 0; h < values.size(); h += 4) {
     const std::uint64_t bits = random.next();
-    for (std::size_t i = h; i < h + 4 && i < hidden; ++i) {
+    for (std::size_t i = h; i < h + 4 && i < values.size(); ++i) {
       const auto piece = static_cast<std::int16_t>(bits >> (16 * (i - h)));
-      const float value = static_cast<float>(piece) / 8192.0F;
-      std::uint32_t raw = 0;
-      std::memcpy(&raw, &value, sizeof(raw));
-      if (spec_.shape.dtype == DType::bf16) {
-        const auto top = static_cast<std::uint16_t>(raw >> 16);
-        std::memcpy(row + 2 * i, &top, sizeof(top));
-      } else {
-        std::memcpy(row + 4 * i, &raw, sizeof(raw));
-      }
+      values[i] = static_cast<float>(piece) / 8192.0F;
     }
   }
+  encode(spec_.shape.dtype, values, row);
 }
 
 RankInput Workload::input(int rank, int step) const {

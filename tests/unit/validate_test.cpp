@@ -37,7 +37,8 @@ TEST(Validate, EveryMessageNamesArgumentValueAndWhatIsAllowed) {
   expect_names(shape_with([](MoeShape& s) { s.hidden = 0; }), {"hidden is 0"});
   expect_names(shape_with([](MoeShape& s) { s.top_k = 33; }), {"top_k is 33", "from 1 to 32"});
   expect_names(shape_with([](MoeShape& s) { s.max_tokens = 0; }), {"max_tokens is 0"});
-  expect_names(shape_with([](MoeShape& s) { s.dtype = DType::int32; }), {"int32", "bf16 or fp32"});
+  expect_names(shape_with([](MoeShape& s) { s.dtype = DType::int32; }),
+               {"int32", "bf16, fp16 or fp32"});
   expect_names(message_of([] { check_lanes(0); }), {"lanes is 0", "from 1 to 8"});
 
   alignas(16) char data[4096] = {};

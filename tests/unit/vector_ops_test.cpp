@@ -31,7 +31,7 @@ std::vector<std::byte> random_row(DType dtype, std::size_t elements, reference::
 TEST(VectorOps, SumIsTheStatedFormulaToTheBit) {
   reference::Random random{1};
   for (const VectorOps* ops : all_versions())
-    for (DType dtype : {DType::bf16, DType::fp32})
+    for (DType dtype : {DType::bf16, DType::fp16, DType::fp32})
       for (std::size_t elements : {8U, 16U, 24U, 40U, 96U, 200U, 2688U})
         for (int count : {0, 1, 2, 5, 32})
           for (int form = 0; form < 8; ++form) {
@@ -75,44 +75,72 @@ TEST(VectorOps, SumIsTheStatedFormulaToTheBit) {
           }
 }
 
+/// What a sum of one row of ones, with `value` as its weight, rounds to: rows alone cannot make
+/// every fp32 value.
+std::uint16_t rounded(const VectorOps& ops, DType dtype, float value) {
+  std::vector<std::byte> one(16 * size_of(dtype));
+  reference::encode(dtype, reference::Row(16, 1.0F), one.data());
+  std::vector<std::uint16_t> out(16);
+  const void* pointer = one.data();
+  SumRequest request;
+  request.dtype = dtype;
+  request.elements = 16;
+  request.rows = &pointer;
+  request.weights = &value;
+  request.count = 1;
+  request.out = out.data();
+  ops.sum(request);
+  return out[7];
+}
+
 TEST(VectorOps, RoundsTiesToEvenAndKeepsSpecialValues) {
-  const float infinity = std::numeric_limits<float>::infinity();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   // Ties, values just above and below them, the largest finite value, infinities and NaN.
-  const std::vector<std::pair<std::uint32_t, std::uint16_t>> cases = {
+  const std::vector<std::pair<std::uint32_t, std::uint16_t>> bf16 = {
       {0x3F808000, 0x3F80}, {0x3F818000, 0x3F82}, {0x3F808001, 0x3F81}, {0x3F807FFF, 0x3F80},
-      {0x7F7FFFFF, 0x7F80}, {0xBF818000, 0xBF82}, {0x00000000, 0x0000}, {0x80000000, 0x8000}};
-  for (const VectorOps* ops : all_versions()) {
-    auto round = [&](float value) {
-      std::vector<float> row(16, value);
-      std::vector<std::uint16_t> out(16);
-      // A sum of bf16 rows cannot make every fp32 value, so the weight carries it.
-      const std::vector<std::uint16_t> one(16, 0x3F80);
-      const void* pointer = one.data();
-      SumRequest request;
-      request.elements = 16;
-      request.rows = &pointer;
-      request.weights = &value;
-      request.count = 1;
-      request.out = out.data();
-      ops->sum(request);
-      return out[7];
-    };
-    for (const auto& [bits, want] : cases) {
-      if (bits == 0x80000000) continue;  // 0 + -0 is 0
-      float value = 0;
-      std::memcpy(&value, &bits, sizeof(value));
-      EXPECT_EQ(round(value), want) << ops->name << std::hex << " " << bits;
+      {0x7F7FFFFF, 0x7F80}, {0xBF818000, 0xBF82}, {0x00000000, 0x0000}};
+  // 65504 is the largest, 65520 the tie above it; 2^-24 the smallest, half of it a tie with 0.
+  const std::vector<std::pair<std::uint32_t, std::uint16_t>> fp16 = {
+      {0x3F801000, 0x3C00}, {0x3F803000, 0x3C02}, {0x3F801001, 0x3C01}, {0x477FE000, 0x7BFF},
+      {0x477FEFFF, 0x7BFF}, {0x477FF000, 0x7C00}, {0x47800000, 0x7C00}, {0xC77FF000, 0xFC00},
+      {0x33800000, 0x0001}, {0x33000000, 0x0000}, {0x33000001, 0x0001}, {0x387FC000, 0x03FF},
+      {0x387FE000, 0x0400}, {0x38800000, 0x0400}, {0xB3C00000, 0x8002}, {0x00000001, 0x0000}};
+  for (const VectorOps* ops : all_versions())
+    for (DType dtype : {DType::bf16, DType::fp16}) {
+      const bool half = dtype == DType::fp16;
+      for (const auto& [bits, want] : half ? fp16 : bf16) {
+        float value = 0;
+        std::memcpy(&value, &bits, sizeof(value));
+        EXPECT_EQ(rounded(*ops, dtype, value), want) << ops->name << std::hex << " " << bits;
+      }
+      EXPECT_EQ(rounded(*ops, dtype, kInfinity), half ? 0x7C00 : 0x7F80) << ops->name;
+      EXPECT_EQ(rounded(*ops, dtype, -kInfinity), half ? 0xFC00 : 0xFF80) << ops->name;
+      EXPECT_EQ(rounded(*ops, dtype, std::nanf("")), 0x7FFF) << ops->name;
     }
-    EXPECT_EQ(round(infinity), 0x7F80) << ops->name;
-    EXPECT_EQ(round(-infinity), 0xFF80) << ops->name;
-    EXPECT_EQ(round(std::nanf("")), 0x7FFF) << ops->name;
+}
+
+/// Every fp16 code comes through a sum as it is, but for what is no number.
+TEST(VectorOps, EveryFp16CodeIsItself) {
+  std::vector<std::uint16_t> codes(1U << 16), out(codes.size());
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint16_t>(i);
+  for (const VectorOps* ops : all_versions()) {
+    SumRequest request;
+    request.dtype = DType::fp16;
+    request.elements = codes.size();
+    request.init = codes.data();
+    request.out = out.data();
+    ops->sum(request);
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const bool number = (i & 0x7FFF) <= 0x7C00;
+      ASSERT_EQ(out[i], number ? codes[i] : 0x7FFF) << ops->name << " " << i;
+    }
   }
 }
 
 TEST(VectorOps, CastIsTheNearestFp8OfEveryValue) {
   reference::Random random{3};
   for (const VectorOps* ops : all_versions())
-    for (DType dtype : {DType::bf16, DType::fp32})
+    for (DType dtype : {DType::bf16, DType::fp16, DType::fp32})
       for (std::size_t elements : {16U, 128U, 208U, 2880U})
         for (int round = 0; round < 20; ++round) {
           // Sizes from far below the smallest scale to large ones, ties, zeros, infinities and NaN.

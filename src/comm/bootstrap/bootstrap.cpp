@@ -15,6 +15,8 @@ void Bootstrap::barrier(Deadline deadline) {
 void Bootstrap::broadcast(void* data, std::size_t bytes, int root, Deadline deadline) {
   check_argument(root >= 0 && root < size(), "broadcast: root is {}; it must be from 0 to {}", root,
                  size() - 1);
+  check_argument(data != nullptr || bytes == 0, "broadcast: data is null, for {} bytes", bytes);
+  if (bytes == 0) return barrier(deadline);
   std::vector<char> all(static_cast<std::size_t>(size()) * bytes);
   if (rank() == root) std::memcpy(all.data() + static_cast<std::size_t>(root) * bytes, data, bytes);
   all_gather(all.data(), bytes, deadline);

@@ -151,6 +151,7 @@ void log_error(std::size_t rank, const std::exception_ptr& error) {
 }  // namespace
 
 void run_in_process(int size, const std::function<void(std::shared_ptr<Bootstrap>)>& body) {
+  check_argument(body != nullptr, "run_in_process: body is empty");
   auto bootstraps = bootstrap_in_process(size);
   std::vector<std::exception_ptr> errors(bootstraps.size());
   std::vector<std::thread> threads;

@@ -29,9 +29,8 @@ class CpuEngine final : public HighThroughputEngine {
           HighThroughputLane::Memory(region, slots, l), shape_, workers);
   }
   bool drain(Deadline deadline) override {
-    return std::all_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) {
-      return lane.work->turnstile().drain(deadline);
-    });
+    return std::all_of(lanes_.begin(), lanes_.end(),
+                       [&](const Lane& lane) { return lane.work->turnstile().drain(deadline); });
   }
 
   HandlePointer make_handle(int lane, const HandlePointer&, Stream*) override {
@@ -47,22 +46,26 @@ class CpuEngine final : public HighThroughputEngine {
     HighThroughputLane& lane = lane_of(*handle);
     const HighThroughputLane::Dispatch op{work.x, work.x_scales, work.topk_weights, work.outputs,
                                           handle};
-    object_.execute({"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work] {
-      const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
-      lane.send_rows(op, context);
-      lane.receive_rows(op, context);
-    });
+    object_.execute({"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(),
+                    [this, &lane, op, work] {
+                      const auto context =
+                          object_.wait_context(work.timeout, "high-throughput dispatch");
+                      lane.send_rows(op, context);
+                      lane.receive_rows(op, context);
+                    });
   }
   void combine(const Combine& work) override {
     auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
     HighThroughputLane& lane = lane_of(*handle);
     const HighThroughputLane::Combine op{work.y,   work.topk_weights,     work.bias,
                                          work.out, work.out_topk_weights, handle};
-    object_.execute({"high-throughput combine", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work] {
-      const auto context = object_.wait_context(work.timeout, "high-throughput combine");
-      lane.send_combine(op, context);
-      lane.receive_combine(op, context);
-    });
+    object_.execute({"high-throughput combine", work.stream, work.timeout}, lane.turnstile(),
+                    [this, &lane, op, work] {
+                      const auto context =
+                          object_.wait_context(work.timeout, "high-throughput combine");
+                      lane.send_combine(op, context);
+                      lane.receive_combine(op, context);
+                    });
   }
   void release(const HandlePointer& handle, Stream* stream) override {
     const auto& mine = static_cast<const CpuHandle&>(*handle);
@@ -156,8 +159,7 @@ void CpuEngine::await_counts(const CpuHandle& handle, const Plan& work) const {
       "high-throughput dispatch waited {} ms for its counts; is its stream held up by other work?",
       deadline.budget().count());
   object_.fail(message);
-  throw Error(ErrorCode::timeout, message,
-              {object_.communicator()->rank(), -1, Phase::counts});
+  throw Error(ErrorCode::timeout, message, {object_.communicator()->rank(), -1, Phase::counts});
 }
 
 }  // namespace

@@ -233,8 +233,8 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   });
 }
 
-/// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection. They
-/// are written, as rows are, after credit.
+/// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection.
+/// They are written, as rows are, after credit.
 void LowLatencyLane::send_weights(const Combine& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;

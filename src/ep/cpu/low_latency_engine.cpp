@@ -24,9 +24,8 @@ class CpuEngine final : public LowLatencyEngine {
                                                         shape_, workers));
   }
   bool drain(Deadline deadline) override {
-    return std::all_of(lanes_.begin(), lanes_.end(), [&](const auto& lane) {
-      return lane->turnstile().drain(deadline);
-    });
+    return std::all_of(lanes_.begin(), lanes_.end(),
+                       [&](const auto& lane) { return lane->turnstile().drain(deadline); });
   }
 
   std::shared_ptr<LowLatencyHandle> make_handle(int, Stream*) override {
@@ -38,31 +37,35 @@ class CpuEngine final : public LowLatencyEngine {
     LowLatencyLane& lane = lane_of(*handle);
     const LowLatencyLane::Dispatch op{work.x,    work.x_scales, work.topk_weights, work.format,
                                       work.cast, work.outputs,  handle.get()};
-    object_.execute({"low-latency dispatch", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work, half, handle] {
-      const auto context = object_.wait_context(work.timeout, "low-latency dispatch");
-      if (half != Half::receive) {
-        const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
-        handle->route =
-            make_route(ids, handle->tokens, shape_.top_k,
-                       {static_cast<std::int32_t>(object_.communicator()->size()), shape_.experts});
-        object_.note_invalid_ids(handle->route, ids);
-        lane.send_dispatch(op, context);
-      }
-      if (half == Half::send) return;
-      lane.receive_dispatch(op, context);
-      object_.note_dropped_rows(handle->dropped_rows);
-    });
+    object_.execute(
+        {"low-latency dispatch", work.stream, work.timeout}, lane.turnstile(),
+        [this, &lane, op, work, half, handle] {
+          const auto context = object_.wait_context(work.timeout, "low-latency dispatch");
+          if (half != Half::receive) {
+            const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+            handle->route = make_route(
+                ids, handle->tokens, shape_.top_k,
+                {static_cast<std::int32_t>(object_.communicator()->size()), shape_.experts});
+            object_.note_invalid_ids(handle->route, ids);
+            lane.send_dispatch(op, context);
+          }
+          if (half == Half::send) return;
+          lane.receive_dispatch(op, context);
+          object_.note_dropped_rows(handle->dropped_rows);
+        });
   }
 
   void combine(const Combine& work, Half half) override {
     auto handle = std::static_pointer_cast<cpu::LowLatencyHandle>(work.handle);
     LowLatencyLane& lane = lane_of(*handle);
     const LowLatencyLane::Combine op{work.y, work.topk_weights, work.bias, work.out, handle.get()};
-    object_.execute({"low-latency combine", work.stream, work.timeout}, lane.turnstile(), [this, &lane, op, work, half, handle] {
-      const auto context = object_.wait_context(work.timeout, "low-latency combine");
-      if (half != Half::receive) lane.send_combine(op, context);
-      if (half != Half::send) lane.receive_combine(op, context);
-    });
+    object_.execute({"low-latency combine", work.stream, work.timeout}, lane.turnstile(),
+                    [this, &lane, op, work, half, handle] {
+                      const auto context =
+                          object_.wait_context(work.timeout, "low-latency combine");
+                      if (half != Half::receive) lane.send_combine(op, context);
+                      if (half != Half::send) lane.receive_combine(op, context);
+                    });
   }
 
   const Allocator& default_allocator() const override { return allocator_; }

@@ -1,13 +1,14 @@
 #pragma once
 
-// The loops of VectorOps, written once over `Simd`: a register of kLanes floats and how to load,
-// store, round and multiply-add it. Included by one source file for each instruction set, in an
-// unnamed namespace, so that code for one machine cannot replace another's.
+// The loops of VectorOps, written once over `Simd`, a register of kLanes floats and how to load,
+// store, round and multiply-add it, and over the elements. Included by one source file for each
+// instruction set, in an unnamed namespace, so that code for one machine cannot replace another's.
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
+#include "ep/cpu/elements.hpp"
 #include "ep/cpu/vector_ops.hpp"
 #include "ep/row_format.hpp"
 
@@ -36,16 +37,12 @@ void copy_rows(void* const* to, int count, const void* from, std::size_t bytes, 
   }
 }
 
-template <class Simd, bool kIsBf16>
+template <class Simd, class Element>
 void sum_loop(const SumRequest& r) {
-  constexpr std::size_t kSize = kIsBf16 ? 2 : 4;
+  constexpr std::size_t kSize = sizeof(typename Element::Bits);
   constexpr std::size_t kLanes = Simd::kLanes;
   auto load = [](const void* row, std::size_t element) {
-    const auto* at = static_cast<const char*>(row) + element * kSize;
-    if constexpr (kIsBf16)
-      return Simd::load_bf16(at);
-    else
-      return Simd::load_fp32(at);
+    return Simd::load(Element{}, static_cast<const char*>(row) + element * kSize);
   };
   const bool stream = r.stream && reinterpret_cast<std::uintptr_t>(r.out) % (kLanes * kSize) == 0;
   auto step = [&](std::size_t element, void* out, bool past_caches) {
@@ -56,10 +53,7 @@ void sum_loop(const SumRequest& r) {
       const auto weight = Simd::fill(r.weights != nullptr ? r.weights[i] : 1.0F);
       acc = Simd::fma(weight, load(r.rows[i], element), acc);
     }
-    if constexpr (kIsBf16)
-      Simd::store_bf16(out, acc, past_caches);
-    else
-      Simd::store_fp32(out, acc, past_caches);
+    Simd::store(Element{}, out, acc, past_caches);
   };
   std::size_t element = 0;
   for (; element + kLanes <= r.elements; element += kLanes)
@@ -85,16 +79,13 @@ void sum_loop(const SumRequest& r) {
   tail.out = result;
   tail.elements = kLanes;
   tail.stream = false;
-  sum_loop<Simd, kIsBf16>(tail);
+  sum_loop<Simd, Element>(tail);
   std::memcpy(static_cast<char*>(r.out) + element * kSize, result, rest);
 }
 
 template <class Simd>
 void sum_rows(const SumRequest& request) {
-  if (request.dtype == DType::bf16)
-    sum_loop<Simd, true>(request);
-  else
-    sum_loop<Simd, false>(request);
+  with_element(request.dtype, [&](auto element) { sum_loop<Simd, decltype(element)>(request); });
 }
 
 /// Round to nearest even, saturating at 448; without branches, so that compilers use vectors.
@@ -114,16 +105,11 @@ inline std::uint8_t to_e4m3(float value) {
 }
 
 /// One group of channels; its size is a constant in almost all calls, for the compiler's sake.
-template <bool kIsBf16>
+template <class Element>
 inline void cast_group(const CastRequest& r, std::size_t first, std::size_t count) {
   float x[kScaleChannels];
-  for (std::size_t i = 0; i < count; ++i) {
-    if constexpr (kIsBf16)
-      x[i] = std::bit_cast<float>(
-          static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(r.x)[first + i]) << 16);
-    else
-      x[i] = static_cast<const float*>(r.x)[first + i];
-  }
+  const auto* in = static_cast<const typename Element::Bits*>(r.x) + first;
+  for (std::size_t i = 0; i < count; ++i) x[i] = Element::value(in[i]);
   // As bits, sizes of numbers compare as integers do; what is no number is left out.
   constexpr std::uint32_t kInfinity = 0x7F800000;
   std::uint32_t most_bits = std::bit_cast<std::uint32_t>(1e-4F);
@@ -139,20 +125,17 @@ inline void cast_group(const CastRequest& r, std::size_t first, std::size_t coun
   for (std::size_t i = 0; i < count; ++i) out[i] = to_e4m3(x[i] * inverse);
 }
 
-template <bool kIsBf16>
+template <class Element>
 void cast_loop(const CastRequest& r) {
   std::size_t first = 0;
   for (; first + kScaleChannels <= r.elements; first += kScaleChannels)
-    cast_group<kIsBf16>(r, first, kScaleChannels);
-  if (first < r.elements) cast_group<kIsBf16>(r, first, r.elements - first);
+    cast_group<Element>(r, first, kScaleChannels);
+  if (first < r.elements) cast_group<Element>(r, first, r.elements - first);
 }
 
 template <class Simd>
 void cast_row(const CastRequest& request) {
-  if (request.dtype == DType::bf16)
-    cast_loop<true>(request);
-  else
-    cast_loop<false>(request);
+  with_element(request.dtype, [&](auto element) { cast_loop<decltype(element)>(request); });
 }
 
 template <class Simd>

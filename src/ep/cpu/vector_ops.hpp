@@ -10,7 +10,7 @@ namespace expertwire::ep::cpu {
 /// out = round(init + w[0]*rows[0] + w[1]*rows[1] + ...), element by element: the running sum is
 /// fp32, every step one fma, in the order given; the end is rounded to nearest even.
 struct SumRequest {
-  DType dtype = DType::bf16;          ///< of rows, init and out: bf16 or fp32
+  DType dtype = DType::bf16;          ///< of rows, init and out
   std::size_t elements = 0;           ///< a multiple of 16 bytes
   const void* const* rows = nullptr;  ///< [count]
   const float* weights = nullptr;     ///< [count], or null for a plain sum
@@ -23,7 +23,7 @@ struct SumRequest {
 /// A row cast to fp8-e4m3: for every 128 channels a = max(|x|, 1e-4), scale = a / 448, and value =
 /// x * (448 / a) rounded to nearest even; what is no number, or becomes none, is 0x7F.
 struct CastRequest {
-  DType dtype = DType::bf16;  ///< of x: bf16 or fp32
+  DType dtype = DType::bf16;  ///< of x
   std::size_t elements = 0;   ///< a multiple of 16
   const void* x = nullptr;
   void* out = nullptr;      ///< [elements]

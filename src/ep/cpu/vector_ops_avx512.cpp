@@ -17,19 +17,22 @@ struct Avx512Simd {
 
   static Register zero() { return _mm512_setzero_ps(); }
   static Register fill(float value) { return _mm512_set1_ps(value); }
-  static Register load_fp32(const char* at) { return _mm512_loadu_ps(at); }
-  static Register load_bf16(const char* at) {
+  static Register load(Fp32, const char* at) { return _mm512_loadu_ps(at); }
+  static Register load(Bf16, const char* at) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
+  static Register load(Fp16, const char* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
-  static void store_fp32(void* out, Register r, bool stream) {
+  static void store(Fp32, void* out, Register r, bool stream) {
     if (stream)
       _mm512_stream_ps(static_cast<float*>(out), r);
     else
       _mm512_storeu_ps(out, r);
   }
-  static void store_bf16(void* out, Register r, bool stream) {
+  static void store(Bf16, void* out, Register r, bool stream) {
     const __m512i bits = _mm512_castps_si512(r);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded =
@@ -43,6 +46,17 @@ struct Avx512Simd {
       _mm256_stream_si256(target, packed);
     else
       _mm256_storeu_si256(target, packed);
+  }
+  static void store(Fp16, void* out, Register r, bool stream) {
+    const __m512i number = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(r, _MM_FROUND_TO_NEAREST_INT));
+    const __mmask16 nan = _mm512_cmp_ps_mask(r, r, _CMP_UNORD_Q);
+    const __m256i halves =
+        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(number, nan, _mm512_set1_epi32(0x7FFF)));
+    auto* target = static_cast<__m256i*>(out);
+    if (stream)
+      _mm256_stream_si256(target, halves);
+    else
+      _mm256_storeu_si256(target, halves);
   }
   static void stream_bytes(char* to, const char* from) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));

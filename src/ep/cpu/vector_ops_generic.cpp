@@ -1,4 +1,3 @@
-#include <bit>
 #include <cmath>
 
 #include "ep/cpu/vector_loops.hpp"
@@ -21,17 +20,12 @@ struct GenericSimd {
     for (float& lane : r.lane) lane = value;
     return r;
   }
-  static Register load_fp32(const char* at) {
-    Register r;
-    std::memcpy(r.lane, at, sizeof(r.lane));
-    return r;
-  }
-  static Register load_bf16(const char* at) {
-    std::uint16_t raw[kLanes];
+  template <class Element>
+  static Register load(Element, const char* at) {
+    typename Element::Bits raw[kLanes];
     std::memcpy(raw, at, sizeof(raw));
     Register r;
-    for (std::size_t i = 0; i < kLanes; ++i)
-      r.lane[i] = std::bit_cast<float>(static_cast<std::uint32_t>(raw[i]) << 16);
+    for (std::size_t i = 0; i < kLanes; ++i) r.lane[i] = Element::value(raw[i]);
     return r;
   }
   static Register fma(const Register& a, const Register& b, const Register& c) {
@@ -39,16 +33,10 @@ struct GenericSimd {
     for (std::size_t i = 0; i < kLanes; ++i) r.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
     return r;
   }
-  static void store_fp32(void* out, const Register& r, bool) {
-    std::memcpy(out, r.lane, sizeof(r.lane));
-  }
-  static void store_bf16(void* out, const Register& r, bool) {
-    std::uint16_t raw[kLanes];
-    for (std::size_t i = 0; i < kLanes; ++i) {
-      const auto bits = std::bit_cast<std::uint32_t>(r.lane[i]);
-      const std::uint32_t rounded = bits + 0x7FFF + ((bits >> 16) & 1);
-      raw[i] = static_cast<std::uint16_t>(std::isnan(r.lane[i]) ? 0x7FFF : rounded >> 16);
-    }
+  template <class Element>
+  static void store(Element, void* out, const Register& r, bool) {
+    typename Element::Bits raw[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i) raw[i] = Element::round(r.lane[i]);
     std::memcpy(out, raw, sizeof(raw));
   }
   static void stream_bytes(char* to, const char* from) { std::memcpy(to, from, kBytes); }

@@ -8,11 +8,14 @@
 namespace expertwire::ep::cuda {
 
 StreamPlace::StreamPlace(cudaStream_t s) : stream(s) {
-  check_cuda(cudaStreamGetId(stream, &id), "cudaStreamGetId");
   cudaStreamCaptureStatus status{};
   check_cuda(cudaStreamGetCaptureInfo(stream, &status, &capture, &graph),
              "cudaStreamGetCaptureInfo");
   if (status != cudaStreamCaptureStatusActive) capture = 0;
+  if (captured())
+    id = reinterpret_cast<std::uintptr_t>(stream);  // it cannot be asked for, nor end meanwhile
+  else
+    check_cuda(cudaStreamGetId(stream, &id), "cudaStreamGetId");
 }
 
 // What graphs keep -------------------------------------------------------------------------------
@@ -34,7 +37,9 @@ class Collector {
   }
 
  private:
-  Collector() { std::thread([this] { run(); }).detach(); }
+  Collector() {
+    std::thread([this] { run(); }).detach();
+  }
 
   void run() {
     for (;;) {
@@ -64,8 +69,9 @@ void keep_with_graph(const StreamPlace& place, std::shared_ptr<void> what) {
   Collector::get();
   cudaUserObject_t object = nullptr;
   auto kept = std::make_unique<std::shared_ptr<void>>(std::move(what));
-  check_cuda(cudaUserObjectCreate(&object, kept.get(), hand_over, 1, cudaUserObjectNoDestructorSync),
-             "cudaUserObjectCreate");
+  check_cuda(
+      cudaUserObjectCreate(&object, kept.get(), hand_over, 1, cudaUserObjectNoDestructorSync),
+      "cudaUserObjectCreate");
   kept.release();
   const cudaError_t result =
       cudaGraphRetainUserObject(place.graph, object, 1, cudaGraphUserObjectMove);

@@ -68,7 +68,8 @@ __device__ __forceinline__ void count_tokens(const Context& context, const Count
   auto count = [&](int token, std::int32_t expert) {
     const std::int32_t rank = expert >= 0 ? r.placement.rank_of(expert) : -1;
     if (expert == kOutOfRange && r.note)
-      note_invalid_id(context.words->notices, r.ids, static_cast<std::int64_t>(token) * r.top_k + mine.k);
+      note_invalid_id(context.words->notices, r.ids,
+                      static_cast<std::int64_t>(token) * r.top_k + mine.k);
     if (rank >= 0) atomicAdd(&counters.experts[expert], 1);
 #pragma unroll 1
     for (unsigned rest = __ballot_sync(kAllLanes, rank >= 0); rest != 0;) {

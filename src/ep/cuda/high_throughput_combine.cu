@@ -396,10 +396,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     combine(const __grid_constant__ HighThroughputCombineParams p) {
   extern __shared__ __align__(128) std::byte memory[];
   BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
-  if (p.shape.dtype == DType::bf16)
-    run<Bf16>(p, s);
-  else
-    run<Fp32>(p, s);
+  with_element(p.shape.dtype, [&](auto element) { run<decltype(element)>(p, s); });
 }
 
 }  // namespace high_throughput

@@ -69,7 +69,7 @@ class CudaEngine final : public HighThroughputEngine {
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
     std::uint64_t dispatches = 0;
-    bool captured = false;  // replays may have advanced the epochs since
+    bool captured = false;         // replays may have advanced the epochs since
     std::deque<Reading> readings;  // oldest first
   };
 
@@ -151,8 +151,8 @@ void CudaEngine::make_lane(Lane& lane, int handles) {
       allocate_on_device(tally_bytes, share->device(), share->memory_stream());
   runtime_.keep(tally_memory);
   lane.tallies = static_cast<Tagged*>(tally_memory.get());
-  check_cuda(cudaMemcpyAsync(lane.tallies, tallies.data(), tally_bytes,
-                             cudaMemcpyHostToDevice, share->memory_stream().get()),
+  check_cuda(cudaMemcpyAsync(lane.tallies, tallies.data(), tally_bytes, cudaMemcpyHostToDevice,
+                             share->memory_stream().get()),
              "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
 }
@@ -206,8 +206,8 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
 void CudaEngine::learn_epoch(CudaHandle& handle, const Plan& work) {
   const bool told = !work.cached && (!work.capacity || work.stream == nullptr);
   if (!handle.in_pool || !lane_of(handle).captured || told) return;
-  const Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms,
-                           "high-throughput dispatch", false};
+  const Runtime::Call call{
+      handle.lane, work.stream, work.timeout, work.sms, "high-throughput dispatch", false};
   handle.host_epoch = runtime_.read_epoch(call, shape_.slots.dispatch.words) + 1;
 }
 

@@ -392,10 +392,7 @@ namespace low_latency {
 __global__ void __launch_bounds__(Block::kThreads, 1)
     combine(const __grid_constant__ LowLatencyCombineParams p) {
   __shared__ Shared shared;
-  if (p.shape.dtype == DType::bf16)
-    run<Bf16>(p, shared);
-  else
-    run<Fp32>(p, shared);
+  with_element(p.shape.dtype, [&](auto element) { run<decltype(element)>(p, shared); });
 }
 
 }  // namespace low_latency

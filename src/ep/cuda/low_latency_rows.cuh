@@ -163,8 +163,9 @@ __device__ inline void make_rows(const LowLatencyDispatchParams& p, DispatchShar
   for (int b = team.in_block; b < batch.count(); b += team.per_block) {
     const Places places = places_of(p, s, b);
     const std::int64_t token = batch.tokens.begin + b;
-    if (p.cast && p.shape.dtype == DType::bf16) cast_to<Bf16>(p, places, team, token);
-    if (p.cast && p.shape.dtype != DType::bf16) cast_to<Fp32>(p, places, team, token);
+    if (p.cast)
+      with_element(p.shape.dtype,
+                   [&](auto element) { cast_to<decltype(element)>(p, places, team, token); });
 #pragma unroll 1
     for (int j = team.thread; j < scales; j += team.threads)
 #pragma unroll 1

@@ -191,9 +191,7 @@ void Runtime::await_stream(const Call& call, cudaStream_t stream) {
 
 // Failure ----------------------------------------------------------------------------------------
 
-bool Runtime::awaits(int peer) {
-  return std::atomic_ref(words_->awaited[peer]).exchange(0) != 0;
-}
+bool Runtime::awaits(int peer) { return std::atomic_ref(words_->awaited[peer]).exchange(0) != 0; }
 
 void Runtime::lose(const Error& lost) {
   {

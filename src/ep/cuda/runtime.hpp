@@ -27,7 +27,8 @@ class Runtime final : private Watcher::Client {
 
   DeviceShare& share() const { return *share_; }
   const std::shared_ptr<DeviceShare>& shared_share() const { return share_; }
-  /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first call.
+  /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first
+  /// call.
   void keep(std::shared_ptr<void> memory) { kept_->memory.push_back(std::move(memory)); }
   const Allocator& allocator() const { return allocator_; }
 
@@ -60,8 +61,8 @@ class Runtime final : private Watcher::Client {
 
   /// This rank's part of a lane.
   std::byte* lane_base(int lane) const;
-  /// The `sent` counter of a direction, once everything given to the lane and to the call's stream is
-  /// done. Throws what went wrong meanwhile.
+  /// The `sent` counter of a direction, once everything given to the lane and to the call's stream
+  /// is done. Throws what went wrong meanwhile.
   Epoch read_epoch(const Call& call, std::uint64_t words);
 
   /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns

@@ -4,13 +4,17 @@
 // are to its loops.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstddef>
 #include <cstdint>
 
+#include "expertwire/dtype.hpp"
+
 namespace expertwire::ep::cuda {
 
-/// A vector's elements in fp32, and how they go back: round to nearest even.
+/// A vector's elements in fp32, and how they go back: round to nearest even. The CPU backend has
+/// the same names in ep/cpu/elements.hpp.
 struct Bf16 {
   static constexpr int kLanes = 8;
   __device__ static void values(const uint4& vector, float* out) {
@@ -40,6 +44,34 @@ struct Bf16 {
   }
 };
 
+struct Fp16 {
+  static constexpr int kLanes = 8;
+  __device__ static void values(const uint4& vector, float* out) {
+    const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+      out[2 * i] = pair.x;
+      out[2 * i + 1] = pair.y;
+    }
+  }
+  __device__ static void add(float weight, const uint4& vector, float* acc) {
+    float x[kLanes];
+    values(vector, x);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) acc[i] = __fmaf_rn(weight, x[i], acc[i]);
+  }
+  __device__ static uint4 round(const float* acc) {
+    std::uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __half2 pair = __floats2half2_rn(acc[2 * i], acc[2 * i + 1]);
+      words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+    }
+    return {words[0], words[1], words[2], words[3]};
+  }
+};
+
 struct Fp32 {
   static constexpr int kLanes = 4;
   __device__ static void values(const uint4& vector, float* out) {
@@ -59,6 +91,19 @@ struct Fp32 {
             __float_as_uint(acc[3])};
   }
 };
+
+/// The only switch on a dtype of this backend: calls `visit` with its element.
+template <class Visit>
+__device__ __forceinline__ void with_element(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::bf16:
+      return visit(Bf16{});
+    case DType::fp16:
+      return visit(Fp16{});
+    default:
+      return visit(Fp32{});
+  }
+}
 
 /// Vectors that a thread has in flight at once.
 inline constexpr int kInFlight = 4;
