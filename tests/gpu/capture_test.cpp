@@ -294,5 +294,64 @@ TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
   });
 }
 
+/// A call that is refused leaves the capture, and the object, as they were.
+TEST(Capture, ARefusedCallChangesNothing) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload());
+    auto object = HighThroughput::create(communicator, options());
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    check_cuda(cudaStreamBeginCapture(rank.buffers.stream(), cudaStreamCaptureModeGlobal), "begin");
+    auto refused = [&](auto change) {
+      auto bad = rank.request();
+      change(bad);
+      EXPECT_THROW(object->dispatch(bad), Error);
+    };
+    refused([](auto& r) { r.capacity.reset(), r.outputs = {}; });
+    refused([](auto& r) { r.output = HighThroughput::Output::pool, r.outputs = {}; });
+    refused([](auto& r) { r.x = {}; });
+    rank.run(*object);
+    check_cuda(cudaStreamEndCapture(rank.buffers.stream(), &graph), "cudaStreamEndCapture");
+    check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    communicator->barrier();
+    rank.buffers.poison(rank.out);
+    check_cuda(cudaGraphLaunch(executable, rank.buffers.stream()), "cudaGraphLaunch");
+    EXPECT_EQ(rank.buffers.download(rank.out), want);
+    rank.run(*object);
+    EXPECT_EQ(rank.buffers.download(rank.out), want);
+    communicator->barrier();
+    cudaGraphExecDestroy(executable);
+  });
+}
+
+/// A replay has nobody to throw to: status() says what went wrong in it, and whom it waited for.
+TEST(Capture, StatusHasTheFailureOfAReplay) {
+  CommunicatorOptions impatient = small_arena();
+  impatient.timeout = std::chrono::milliseconds(300);
+  std::atomic<bool> finished{false};
+  with_thread_ranks(
+      kRanks,
+      [&](const std::shared_ptr<Communicator>& communicator) {
+        Rank rank(communicator, workload());
+        auto object = HighThroughput::create(communicator, options());
+        cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+        communicator->barrier();
+        if (communicator->rank() == 0) {
+          check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+          rank.buffers.synchronize();
+          const std::string said = object->status().failure;
+          EXPECT_NE(said.find("300 ms for rank 1"), std::string::npos) << said;
+          EXPECT_THROW(rank.run(*object), Error);
+          finished = true;
+        }
+        comes_true([&] { return finished.load(); });
+        cudaGraphExecDestroy(graph);
+      },
+      impatient);
+}
+
 }  // namespace
 }  // namespace expertwire::test

@@ -7,7 +7,7 @@
 #include "comm/shared_block.hpp"
 #include "device/spin.hpp"
 #include "gpu/buffers.hpp"
-#include "ranks/thread_ranks.hpp"
+#include "ranks/requests.hpp"
 
 namespace expertwire::test {
 namespace {
@@ -16,7 +16,7 @@ using reference::RoutingPattern;
 using reference::Workload;
 
 constexpr int kRanks = 2;
-const MoeShape kShape{512, 8, 2, 32, DType::bf16};
+const MoeShape kWide{512, 8, 2, 32, DType::bf16};
 constexpr std::int64_t kRows = kRanks * 32;
 
 CommunicatorOptions impatient() {
@@ -31,10 +31,10 @@ struct OneDispatch {
   HighThroughput::Outputs outputs;
 
   OneDispatch(Buffers& b, const Workload& workload, int rank, int step)
-      : in(b, kShape, workload.input(rank, step).tokens),
-        outputs{b.make(kShape.dtype, {kRows, kShape.hidden}), b.make(DType::int32, {kRows}),
-                b.make(DType::int32, {kRows, kShape.top_k}),
-                b.make(DType::fp32, {kRows, kShape.top_k})} {
+      : in(b, kWide, workload.input(rank, step).tokens),
+        outputs{b.make(kWide.dtype, {kRows, kWide.hidden}), b.make(DType::int32, {kRows}),
+                b.make(DType::int32, {kRows, kWide.top_k}),
+                b.make(DType::fp32, {kRows, kWide.top_k})} {
     const auto input = workload.input(rank, step);
     in.fill(b, input);
     b.synchronize();
@@ -56,8 +56,8 @@ std::vector<std::byte> rows_of(const Workload& workload, int rank, int step) {
   std::vector<std::byte> rows;
   for (const auto& row : reference::Oracle(workload, step).token_major(rank)) {
     const auto input = workload.input(row.source, step);
-    const auto* x = input.x.data() + static_cast<std::size_t>(row.token) * kShape.row_bytes();
-    rows.insert(rows.end(), x, x + kShape.row_bytes());
+    const auto* x = input.x.data() + static_cast<std::size_t>(row.token) * kWide.row_bytes();
+    rows.insert(rows.end(), x, x + kWide.row_bytes());
   }
   return rows;
 }
@@ -74,7 +74,7 @@ void expect_rows(const Buffers& buffers, const OneDispatch& got, const Workload&
 /// What was queued before a second object was made comes before that one's operations. Each takes
 /// the whole device; were the second's first on a rank, both would wait for ever.
 TEST(Order, OfAnEarlierObjectIsKeptForALaterOne) {
-  const Workload workload({kShape, kRanks, 3, RoutingPattern::parse("uniform")});
+  const Workload workload({kWide, kRanks, 3, RoutingPattern::parse("uniform")});
   with_thread_ranks(
       kRanks,
       [&](const std::shared_ptr<Communicator>& communicator) {
@@ -82,10 +82,10 @@ TEST(Order, OfAnEarlierObjectIsKeptForALaterOne) {
         Buffers a(communicator->cuda_device()), b(communicator->cuda_device());
         Stream on_a{CudaStream{a.stream()}}, on_b{CudaStream{b.stream()}};
         const OneDispatch first(a, workload, rank, 0), second(b, workload, rank, 1);
-        auto earlier = HighThroughput::create(communicator, {kShape});
+        auto earlier = HighThroughput::create(communicator, {kWide});
         if (rank == 1) check_cuda(launch_spin(200'000'000, a.stream()), "launch of spin");
         first.run(*earlier, &on_a);
-        auto later = HighThroughput::create(communicator, {kShape});
+        auto later = HighThroughput::create(communicator, {kWide});
         second.run(*later, &on_b);
         expect_rows(b, second, workload, rank, 1);
         expect_rows(a, first, workload, rank, 0);
@@ -98,14 +98,14 @@ TEST(Order, OfAnEarlierObjectIsKeptForALaterOne) {
 
 /// The default stream of each thread has the same handle, and is another stream.
 TEST(Order, OfTwoThreadsDefaultStreams) {
-  const Workload workload({kShape, kRanks, 4, RoutingPattern::parse("uniform")});
+  const Workload workload({kWide, kRanks, 4, RoutingPattern::parse("uniform")});
   with_thread_ranks(
       kRanks,
       [&](const std::shared_ptr<Communicator>& communicator) {
         const int rank = communicator->rank();
         Buffers buffers(communicator->cuda_device());
         const OneDispatch first(buffers, workload, rank, 0), second(buffers, workload, rank, 1);
-        HighThroughputOptions options{kShape};
+        HighThroughputOptions options{kWide};
         options.sms = 16;  // both would fit side by side
         auto object = HighThroughput::create(communicator, options);
         check_cuda(launch_spin(50'000'000, cudaStreamPerThread), "launch of spin");
@@ -166,6 +166,57 @@ TEST(Order, SignalsToHostMemoryFollowPutsToTheDevice) {
     EXPECT_EQ(got, std::vector<std::uint32_t>(512, 1000U + static_cast<std::uint32_t>(peer)));
     communicator->barrier();
     host.give_back(mine);
+  });
+}
+
+/// What a communicator knows of its device is its own, also when an earlier one, of which a handle
+/// is kept, lay at the same address.
+TEST(Order, ALaterCommunicatorHasItsOwnDevice) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices < kRanks)
+    GTEST_SKIP() << "two GPUs are needed; tools/gpu_check.sh runs this where they are";
+  const Workload workload({kWide, kRanks, 3, RoutingPattern::parse("uniform")});
+  run_in_process(kRanks, [&](std::shared_ptr<Bootstrap> bootstrap) {
+    std::vector<Handle> kept;
+    const int rank = bootstrap->rank();
+    for (int round = 0; round < 4; ++round) {
+      CommunicatorOptions options = impatient();
+      options.cuda_device = (rank + round) % kRanks;
+      auto communicator = Communicator::create(bootstrap, options);
+      Buffers buffers(*options.cuda_device);
+      Stream stream{CudaStream{buffers.stream()}};
+      const OneDispatch one(buffers, workload, rank, round);
+      auto object = HighThroughput::create(communicator, {kWide});
+      kept.push_back(one.run(*object, &stream).handle);
+      expect_rows(buffers, one, workload, rank, round);
+      cudaPointerAttributes where{};
+      Request<HighThroughput> request(*communicator, workload, round);
+      const auto owned = object->dispatch(request.dispatch);
+      check_cuda(cudaPointerGetAttributes(&where, owned.outputs.x.data()), "attributes");
+      EXPECT_EQ(where.device, *options.cuda_device);
+      communicator->barrier();
+    }
+  });
+}
+
+/// Two objects, a thread each, with budgets that fit side by side.
+TEST(Order, TwoThreadsDriveAnObjectEach) {
+  const Workload workload({kWide, kRanks, 6, RoutingPattern::parse("uniform"), true});
+  Reports reports;
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    HighThroughputOptions high{kWide};
+    LowLatencyOptions low{kWide};
+    high.sms = low.sms = 8;
+    auto ht = HighThroughput::create(communicator, high);
+    auto ll = LowLatency::create(communicator, low);
+    std::thread other([&] {
+      for (int step = 0; step < 60; ++step)
+        reports.add(round_trip(*ll, *communicator, workload, step, {}));
+    });
+    for (int step = 0; step < 60; ++step)
+      reports.add(round_trip(*ht, *communicator, workload, step, {}));
+    other.join();
+    communicator->barrier();
   });
 }
 

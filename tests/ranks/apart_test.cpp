@@ -19,7 +19,7 @@ TEST(Apart, LowLatency) {
     const reference::Workload workload(
         {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
     auto ll = LowLatency::create(communicator, {kShape});
-    Request<LowLatency> request(workload, communicator->rank(), 1);
+    Request<LowLatency> request(*communicator, workload, 1);
     const auto result = ll->dispatch(request.dispatch);
     auto over = [&](const char* words, const std::function<void(LowLatency::Outputs&)>& change) {
       auto bad = request.dispatch;
@@ -58,7 +58,7 @@ TEST(Apart, HighThroughput) {
     const reference::Workload workload(
         {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
     auto ht = HighThroughput::create(communicator, {kShape});
-    Request<HighThroughput> request(workload, communicator->rank(), 1);
+    Request<HighThroughput> request(*communicator, workload, 1);
     request.dispatch.output = HighThroughput::Output::pool;
     const auto pool = ht->dispatch(request.dispatch);
     HighThroughput::CombineRequest combine;

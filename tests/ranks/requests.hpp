@@ -5,6 +5,7 @@
 #include <string>
 
 #include "ranks/thread_ranks.hpp"
+#include "reference/space.hpp"
 
 namespace expertwire::test {
 
@@ -25,18 +26,21 @@ void expect_error(ErrorCode code, const char* words, Call call) {
   }
 }
 
-/// A request over inputs that it keeps.
+/// A request over inputs that it keeps, in memory of the backend.
 template <class Object>
 struct Request {
   reference::RankInput input;
+  reference::Tensors tensors;
   typename Object::DispatchRequest dispatch;
 
-  Request(const reference::Workload& workload, int rank, int step)
-      : input(workload.input(rank, step)) {
+  Request(const Communicator& communicator, const reference::Workload& workload, int step)
+      : input(workload.input(communicator.rank(), step)), tensors(communicator) {
     const MoeShape& shape = workload.spec().shape;
-    dispatch.x = {input.x.data(), shape.dtype, {input.tokens, shape.hidden}};
-    dispatch.topk_idx = {input.topk_idx.data(), DType::int64, {input.tokens, shape.top_k}};
-    dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {input.tokens, shape.top_k}};
+    dispatch.x = tensors.upload({input.x.data(), shape.dtype, {input.tokens, shape.hidden}});
+    dispatch.topk_idx =
+        tensors.upload({input.topk_idx.data(), DType::int64, {input.tokens, shape.top_k}});
+    dispatch.topk_weights =
+        tensors.upload({input.topk_weights.data(), DType::fp32, {input.tokens, shape.top_k}});
   }
 };
 

@@ -17,7 +17,7 @@ TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
   const Workload workload = workload_for(2);
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
     auto pool_dispatch = [&](HighThroughput& object) {
-      Request<HighThroughput> request(workload, communicator->rank(), 1);
+      Request<HighThroughput> request(*communicator, workload, 1);
       request.dispatch.output = HighThroughput::Output::pool;
       return object.dispatch(request.dispatch);
     };
@@ -41,7 +41,7 @@ TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
 }
 
 TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
-  const MoeShape shape{64, 8, 2, 64, DType::bf16};
+  const MoeShape shape{512, 8, 2, 1024, DType::bf16};  // much more than device memory is cut into
   CommunicatorOptions memory = small_arena();
   memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
   with_thread_ranks(
@@ -58,7 +58,7 @@ TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
 }
 
 TEST(Resources, RoomThatAPeerKeepsIsAnErrorOnEveryRankAndTheJobGoesOn) {
-  const MoeShape shape{64, 8, 2, 64, DType::bf16};
+  const MoeShape shape{512, 8, 2, 1024, DType::bf16};  // much more than device memory is cut into
   CommunicatorOptions memory = small_arena();
   memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
   memory.timeout = std::chrono::milliseconds(2000);
@@ -77,13 +77,16 @@ TEST(Resources, RoomThatAPeerKeepsIsAnErrorOnEveryRankAndTheJobGoesOn) {
 }
 
 TEST(Resources, ARankWithoutRoomIsAnErrorOnEveryRank) {
+  if (kOnCuda && cuda_device_of(0) < 0) GTEST_SKIP() << "no CUDA device here";
   run_in_process(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
     CommunicatorOptions options = small_arena();
+    if (kOnCuda) options.cuda_device = cuda_device_of(bootstrap->rank());
     if (bootstrap->rank() == 1) options.arena_bytes = 4096 * 4;
     auto communicator = Communicator::create(std::move(bootstrap), options);
     expect_error(ErrorCode::capacity,
-                 communicator->rank() == 1 ? "EXPERTWIRE_ARENA_BYTES" : "rank 1",
-                 [&] { LowLatency::create(communicator, {kShape}); });
+                 communicator->rank() == 1 ? "EXPERTWIRE_ARENA_BYTES" : "rank 1", [&] {
+                   LowLatency::create(communicator, {{1024, 24, 4, 512, DType::bf16}});
+                 });
     communicator->barrier();
     EXPECT_EQ(communicator->arena().carved(), 0U);
   });
@@ -94,7 +97,7 @@ TEST(Resources, AThousandObjectsLeaveNothingBehind) {
     communicator->barrier();
     const auto before = entries_of("task");
     communicator->barrier();
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < (kOnCuda ? 100 : 500); ++i) {
       LowLatency::create(communicator, {kShape, 2, 2});
       HighThroughput::create(communicator, {kShape, 2, 0, 2});
     }

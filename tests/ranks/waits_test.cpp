@@ -45,7 +45,7 @@ TEST(Waits, ACallBehindAHeldStreamOfItsLaneEndsAtItsDeadline) {
       1,
       [&](const std::shared_ptr<Communicator>& communicator) {
         auto ll = LowLatency::create(communicator, {kShape});
-        Request<LowLatency> request(workload, 0, 1);
+        Request<LowLatency> request(*communicator, workload, 1);
         request.dispatch.stream = &held.stream;
         ll->dispatch(request.dispatch);
         request.dispatch.stream = nullptr;
@@ -64,7 +64,7 @@ TEST(Waits, CountsBehindAHeldStreamEndAtTheirDeadline) {
       1,
       [&](const std::shared_ptr<Communicator>& communicator) {
         auto ht = HighThroughput::create(communicator, {kShape});
-        Request<HighThroughput> request(workload, 0, 1);
+        Request<HighThroughput> request(*communicator, workload, 1);
         request.dispatch.stream = &held.stream;
         expect_error(ErrorCode::timeout, "for its counts", [&] { ht->dispatch(request.dispatch); });
         held.let_go();
@@ -81,7 +81,7 @@ TEST(Waits, ADestructorDoesNotWaitForAHeldStreamForEver) {
       1,
       [&](const std::shared_ptr<Communicator>& communicator) {
         HeldStream held;
-        Request<LowLatency> request(workload, 0, 1);
+        Request<LowLatency> request(*communicator, workload, 1);
         LowLatency::DispatchResult result;
         {
           auto ll = LowLatency::create(communicator, {kShape});
@@ -101,7 +101,7 @@ TEST(Waits, ADestructorDoesNotWaitForAHeldStreamForEver) {
 TEST(Waits, AReceiveHalfOfADestroyedObjectIsRefused) {
   const Workload workload({kShape, 1, 21, reference::RoutingPattern::parse("uniform")});
   with_thread_ranks(1, [&](const std::shared_ptr<Communicator>& communicator) {
-    Request<LowLatency> request(workload, 0, 1);
+    Request<LowLatency> request(*communicator, workload, 1);
     request.dispatch.send_only = true;
     LowLatency::DispatchResult result;
     {
@@ -120,7 +120,7 @@ TEST(Forks, ADeathIsFoundThoughAChildLives) {
     auto communicator = Communicator::create(std::move(bootstrap), small_arena());
     auto ll = LowLatency::create(communicator, {kShape});
     const Workload workload = workload_for(3);
-    Request<LowLatency> request(workload, communicator->rank(), 1);
+    Request<LowLatency> request(*communicator, workload, 1);
     ll->dispatch(request.dispatch);
     if (communicator->rank() == 1) {
       if (::fork() == 0) {
@@ -147,7 +147,7 @@ TEST(Forks, AChildThatLetsGoDoesNotTakeLeaveForItsParent) {
     auto channels = MemoryChannel::open_all(communicator, 64);
     auto stream = std::make_unique<Stream>();
     const Workload workload = workload_for(2);
-    Request<LowLatency> request(workload, communicator->rank(), 1);
+    Request<LowLatency> request(*communicator, workload, 1);
     if (const pid_t child = ::fork(); child == 0) {
       int code = 1;
       try {

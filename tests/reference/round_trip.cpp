@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "reference/space.hpp"
 
@@ -293,6 +294,37 @@ void check_token_major(Checker& check, const Oracle& oracle, int rank,
   }
 }
 
+/// What the host has been told of a dispatch without a stream.
+void check_counts(Checker& check, const Oracle& oracle, int rank, int ranks,
+                  const HighThroughput::DispatchResult& dispatched) {
+  std::vector<std::int32_t> sources(at(ranks)), experts(dispatched.rows_per_expert.size());
+  for (const ReceivedRow& row : oracle.token_major(rank)) {
+    ++sources[at(row.source)];
+    for (std::int32_t expert : row.experts)
+      if (expert >= 0 && at(expert) < experts.size()) ++experts[at(expert)];
+  }
+  check.same("rows_per_source", 0, 0, static_cast<int>(dispatched.rows_per_source.size()), ranks);
+  for (std::size_t i = 0; i < dispatched.rows_per_source.size() && i < sources.size(); ++i)
+    check.same("rows_per_source", static_cast<int>(i), 0, dispatched.rows_per_source[i],
+               sources[i]);
+  check.same("rows_per_expert", 0, 0, experts.empty() ? 0 : 1, 1);
+  for (std::size_t i = 0; i < experts.size(); ++i)
+    check.same("rows_per_expert", static_cast<int>(i), 0, dispatched.rows_per_expert[i],
+               experts[i]);
+}
+
+/// (rank, token) of the rows of `source` that had room there.
+std::set<std::pair<std::int64_t, int>> kept_tokens(const Oracle& oracle, int source, int ranks,
+                                                   const Capacities& capacities) {
+  std::set<std::pair<std::int64_t, int>> kept;
+  for (int r = 0; r < ranks; ++r) {
+    const auto rows = oracle.token_major(r);
+    for (std::size_t i = 0; i < rows.size() && i < at(capacities.rows[at(r)]); ++i)
+      if (rows[i].source == source) kept.emplace(r, rows[i].token);
+  }
+  return kept;
+}
+
 }  // namespace
 
 Report round_trip(HighThroughput& object, const Communicator& communicator,
@@ -344,6 +376,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
              static_cast<std::int32_t>(rows_due));
   check.same("rows", 0, 0, dispatched.outputs.x.size(0), capacities.rows[at(rank)]);
   check_token_major(check, oracle, rank, seen, weighted);
+  check_counts(check, oracle, rank, ranks, dispatched);
   if (options.cached) {
     object.release(dispatched.handle);
     request.topk_idx = {};
@@ -354,6 +387,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
     dispatched = object.dispatch(request);
     seen = see();
     check_token_major(check, oracle, rank, seen, weighted);
+    check_counts(check, oracle, rank, ranks, dispatched);
   }
 
   const std::int64_t n = dispatched.outputs.x.size(0);
@@ -376,17 +410,17 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   check_combined(check, oracle, workload, rank, tensors.download(combined.out),
                  weighted ? Oracle::Weights::given : Oracle::Weights::none, options.bias,
                  Oracle::Layout::token_major, &capacities);
-  if (!options.weights_home || options.capacity != 0) return check.report();
+  if (!options.weights_home) return check.report();
   const TensorView home = tensors.download(combined.topk_weights);
-  {
-    for (int t = 0; t < call.input.tokens; ++t)
-      for (int k = 0; k < shape.top_k; ++k) {
-        const std::size_t i = at(t) * at(shape.top_k) + at(k);
-        const float want =
-            weighted && call.input.topk_idx[i] >= 0 ? call.input.topk_weights[i] : 0.0F;
-        check.same("weights home", t, k, home.as<float>()[i], want);
-      }
-  }
+  const auto kept = kept_tokens(oracle, rank, ranks, capacities);
+  for (int t = 0; t < call.input.tokens; ++t)
+    for (int k = 0; k < shape.top_k; ++k) {
+      const std::size_t i = at(t) * at(shape.top_k) + at(k);
+      const std::int64_t id = call.input.topk_idx[i];
+      const bool came = id >= 0 && kept.contains({id / (shape.experts / ranks), t});
+      check.same("weights home", t, k, home.as<float>()[i],
+                 weighted && came ? call.input.topk_weights[i] : 0.0F);
+    }
   return check.report();
 }
 

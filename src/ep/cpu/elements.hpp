@@ -1,7 +1,8 @@
 #pragma once
 
 // The element types that sums and casts work on. The CUDA backend has the same names in
-// ep/cuda/vectors.cuh. Included by one source file for each instruction set, in an unnamed namespace.
+// ep/cuda/vectors.cuh. Included by one source file for each instruction set, in an unnamed
+// namespace.
 
 #include <bit>
 #include <cmath>
@@ -36,11 +37,11 @@ struct Fp16 {
     // Below 2^-14 numbers are multiples of 2^-24; above, the exponent is counted from 15.
     constexpr std::uint32_t kSmallest = 0x400, kInfinity = 0x7C00;
     if (size < kSmallest)
-      return std::bit_cast<float>(sign |
-                                  std::bit_cast<std::uint32_t>(static_cast<float>(size) * 0x1p-24F));
+      return std::bit_cast<float>(
+          sign | std::bit_cast<std::uint32_t>(static_cast<float>(size) * 0x1p-24F));
     const std::uint32_t wide = size << 13;
-    return std::bit_cast<float>(sign | (size >= kInfinity ? wide | 0x7F800000U
-                                                          : wide + ((127U - 15U) << 23)));
+    return std::bit_cast<float>(
+        sign | (size >= kInfinity ? wide | 0x7F800000U : wide + ((127U - 15U) << 23)));
   }
   static Bits round(float value) {
     const auto bits = std::bit_cast<std::uint32_t>(value);
