@@ -29,8 +29,10 @@ target_compile_options(
   INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-ffp-contract=off>
             $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-lineinfo;-Xcompiler=-Wall,-Wextra>)
 if(EXPERTWIRE_SANITIZE)
-  target_compile_options(expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE}
-                                                          -fno-omit-frame-pointer -g)
+  # What is found ends the program, so that a test which meets it fails.
+  target_compile_options(
+    expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE} -fno-sanitize-recover=all
+                                     -fno-omit-frame-pointer -g)
   target_link_options(expertwire_build_flags INTERFACE -fsanitize=${EXPERTWIRE_SANITIZE})
 endif()
 if(EXPERTWIRE_PORTABLE)

@@ -100,7 +100,7 @@ void MemoryChannel::put(std::uint64_t offset, const void* source, std::size_t by
                  offset + bytes, impl_->bytes);
   if (impl_->device)
     impl_->device->copy(impl_->theirs + kLine + offset, source, bytes);
-  else
+  else if (bytes > 0)
     std::memcpy(impl_->theirs + kLine + offset, source, bytes);
 }
 

@@ -77,6 +77,7 @@ void check_topk_idx(const ConstTensorView& topk_idx) {
                      (topk_idx.dtype() == DType::int32 || topk_idx.dtype() == DType::int64),
                  "topk_idx is {}; it must be int32 or int64 [T, K]", describe(topk_idx));
   check_argument(topk_idx.data() != nullptr || topk_idx.elements() == 0, "topk_idx has no data");
+  check_alignment("topk_idx", topk_idx, size_of(topk_idx.dtype()));
 }
 
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,

@@ -122,7 +122,8 @@ TEST(Counts, OutputsAreAlignedAndMisalignedOnesAreRefused) {
     };
     auto bad = low.dispatch;
     bad.outputs = a.outputs;
-    bad.outputs.x = {moved(a.outputs.x, 8), DType::bf16,
+    bad.outputs.x = {moved(a.outputs.x, 8),
+                     DType::bf16,
                      {a.outputs.x.size(0), a.outputs.x.size(1), kShape.hidden}};
     expect_error(ErrorCode::invalid_argument, "aligned to 16", [&] { ll->dispatch(bad); });
     bad.outputs = a.outputs;

@@ -25,11 +25,13 @@ TEST_P(ManyRanks, BothModesMatchTheOracle) {
       RoundTripOptions how;
       how.bias = step % 3 == 1;
       how.split = step % 4 == 3;
-      how.payload = step % 5 == 2 ? RoundTripOptions::Payload::cast : RoundTripOptions::Payload::plain;
+      how.payload =
+          step % 5 == 2 ? RoundTripOptions::Payload::cast : RoundTripOptions::Payload::plain;
       if (step % 2 == 1) how.weights = RoundTripOptions::Weights::combine;
       reports.add(round_trip(*ll, *communicator, workload, step, how));
       how.weights = RoundTripOptions::Weights::dispatch;
-      how.payload = step % 5 == 2 ? RoundTripOptions::Payload::fp8 : RoundTripOptions::Payload::plain;
+      how.payload =
+          step % 5 == 2 ? RoundTripOptions::Payload::fp8 : RoundTripOptions::Payload::plain;
       how.output = step % 2 == 0 ? HighThroughput::Output::owned : HighThroughput::Output::pool;
       how.in_place = step % 4 == 1;
       how.capacity = step % 3 == 2 ? 0.6 : 0;

@@ -97,7 +97,8 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
     std::byte* place = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
     void* data = place;
     vector_ops().copy(&data, 1, payload.data, op.format.data_bytes, false);
-    std::memcpy(place + op.format.data_bytes, payload.scales, op.format.scale_bytes());
+    if (op.format.scales > 0)
+      std::memcpy(place + op.format.data_bytes, payload.scales, op.format.scale_bytes());
   }
   publish<HostAccess>(memory_.at<Epoch>(to.rank, slots.row_flag_of(n, memory_.rank(), to.row)), n);
 }
