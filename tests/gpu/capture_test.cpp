@@ -248,13 +248,12 @@ TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
     auto beside = HighThroughput::create(communicator, options());
     rank.run(*object);
     const auto want = rank.buffers.download(rank.out);
-    std::atomic<bool> ending{false};
     std::atomic<int> calls{0};
     std::string wrong;
-    std::thread busy([&] {
+    std::jthread busy([&](const std::stop_token& ending) {
       try {
         Rank mine(communicator, alone);
-        while (!ending) {
+        while (!ending.stop_requested()) {
           auto eager = mine.request();
           eager.stream = nullptr;
           eager.capacity.reset();
@@ -287,7 +286,7 @@ TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
       EXPECT_EQ(rank.buffers.download(rank.out), want);
       cudaGraphExecDestroy(graph);
     }
-    ending = true;
+    busy.request_stop();
     busy.join();
     EXPECT_EQ(wrong, "");
     EXPECT_GT(calls, 3);

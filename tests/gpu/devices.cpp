@@ -10,4 +10,20 @@ int cuda_device_of(int rank) {
   return rank % count;
 }
 
+namespace {
+
+/// Without a device all tests of these programs are skipped, wholly: none goes on to expectations
+/// about what did not run.
+class NeedsDevice : public testing::Environment {
+ public:
+  void SetUp() override {
+    if (cuda_device_of(0) < 0)
+      GTEST_SKIP() << "no CUDA device here; tools/gpu_check.sh runs this where there is one";
+  }
+};
+
+const auto* const kNeedsDevice = testing::AddGlobalTestEnvironment(new NeedsDevice);
+
+}  // namespace
+
 }  // namespace expertwire::test

@@ -148,7 +148,6 @@ TYPED_TEST(Graph, ReplaysWithOtherRoutings) {
     communicator->barrier();
     cudaGraphExecDestroy(graph);
   });
-  if (testing::Test::IsSkipped()) return;
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(replays, kRanks * kReplays);
 }

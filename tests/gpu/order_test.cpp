@@ -2,6 +2,7 @@
 // communicator shares.
 
 #include <cstring>
+#include <future>
 #include <thread>
 
 #include "comm/shared_block.hpp"
@@ -111,13 +112,12 @@ TEST(Order, OfTwoThreadsDefaultStreams) {
         check_cuda(launch_spin(50'000'000, cudaStreamPerThread), "launch of spin");
         Stream mine{CudaStream{cudaStreamPerThread}};
         first.run(*object, &mine);
-        std::thread other([&] {
+        std::async(std::launch::async, [&] {
           cudaSetDevice(communicator->cuda_device());
           Stream its{CudaStream{cudaStreamPerThread}};
           second.run(*object, &its);
           its.synchronize();
-        });
-        other.join();
+        }).get();
         mine.synchronize();
         expect_rows(buffers, first, workload, rank, 0);
         expect_rows(buffers, second, workload, rank, 1);
@@ -199,7 +199,8 @@ TEST(Order, ALaterCommunicatorHasItsOwnDevice) {
   });
 }
 
-/// Two objects, a thread each, with budgets that fit side by side.
+/// Two objects, a thread each, with budgets that fit side by side: their calls come in another
+/// order on each rank, so nothing may queue behind the other object's calls.
 TEST(Order, TwoThreadsDriveAnObjectEach) {
   const Workload workload({kWide, kRanks, 6, RoutingPattern::parse("uniform"), true});
   Reports reports;
@@ -209,13 +210,13 @@ TEST(Order, TwoThreadsDriveAnObjectEach) {
     high.sms = low.sms = 8;
     auto ht = HighThroughput::create(communicator, high);
     auto ll = LowLatency::create(communicator, low);
-    std::thread other([&] {
+    auto other = std::async(std::launch::async, [&] {
       for (int step = 0; step < 60; ++step)
         reports.add(round_trip(*ll, *communicator, workload, step, {}));
     });
     for (int step = 0; step < 60; ++step)
       reports.add(round_trip(*ht, *communicator, workload, step, {}));
-    other.join();
+    other.get();
     communicator->barrier();
   });
 }

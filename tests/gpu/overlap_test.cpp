@@ -109,7 +109,6 @@ TEST(Overlap, TwoLanesRunSideBySideInEveryOrder) {
         a.synchronize();
       },
       options);
-  if (testing::Test::IsSkipped()) return;
   for (const auto& seen : overlaps) EXPECT_GT(seen, 0);
 }
 

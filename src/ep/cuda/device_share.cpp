@@ -41,7 +41,6 @@ DeviceShare::DeviceShare(const Communicator& communicator)
       shared_bytes_(static_cast<std::uint32_t>(
                         attribute_of(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin)) -
                     kOwnSharedBytes),
-      stream_(make_cuda_stream(device_)),
       memory_stream_(make_cuda_stream(device_)),
       order_(device_) {}
 

@@ -25,8 +25,6 @@ class DeviceShare {
   /// SMs of the device over the ranks that share it.
   int sms() const { return sms_; }
   int device() const { return device_; }
-  /// A stream of this rank's own, for calls without one.
-  cudaStream_t stream() const { return stream_.get(); }
   /// A stream on which memory is taken and given back; kernels never run there.
   const std::shared_ptr<CUstream_st>& memory_stream() const { return memory_stream_; }
 
@@ -49,7 +47,7 @@ class DeviceShare {
   int sms_;
   bool bulk_copies_;
   std::uint32_t shared_bytes_;
-  std::shared_ptr<CUstream_st> stream_, memory_stream_;
+  std::shared_ptr<CUstream_st> memory_stream_;
   std::mutex order_mutex_;
   int joined_ = 0;  // guarded by order_mutex_, as the chain
   Chain order_;

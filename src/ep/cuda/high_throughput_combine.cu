@@ -392,11 +392,11 @@ __device__ void run(const Params& p, BlockShared& s) {
 
 namespace high_throughput {
 
+template <class Element>
 __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     combine(const __grid_constant__ HighThroughputCombineParams p) {
   extern __shared__ __align__(128) std::byte memory[];
-  BlockShared& s = *reinterpret_cast<BlockShared*>(memory);
-  with_element(p.shape.dtype, [&](auto element) { run<decltype(element)>(p, s); });
+  run<Element>(p, *reinterpret_cast<BlockShared*>(memory));
 }
 
 }  // namespace high_throughput
@@ -404,14 +404,20 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::combine<<<launch.blocks, kHighThroughputWarps * 32,
-                             shared_bytes(params.summing.bulk), launch.stream>>>(params);
-  return cudaGetLastError();
+  return with_element(params.shape.dtype, [&](auto element) {
+    high_throughput::combine<decltype(element)>
+        <<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.summing.bulk),
+           launch.stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
-cudaError_t prepare_high_throughput_combine(bool bulk) {
-  return cudaFuncSetAttribute(high_throughput::combine, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes(bulk)));
+cudaError_t prepare_high_throughput_combine(DType dtype, bool bulk) {
+  return with_element(dtype, [&](auto element) {
+    return cudaFuncSetAttribute(high_throughput::combine<decltype(element)>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes(bulk)));
+  });
 }
 
 }  // namespace expertwire::ep::cuda

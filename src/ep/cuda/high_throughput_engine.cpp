@@ -115,7 +115,7 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
   const DeviceGuard guard(runtime_.share().device());
   check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
-  check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
+  check_cuda(cuda::prepare_high_throughput_combine(shape_.dtype, bulk_), "loading combine");
   for (Lane& lane : lanes_) make_lane(lane, options.handles);
   // No rows are in the pool yet, so it can be written to.
   const SlotSizes& sizes = shape_.slots.sizes;
@@ -266,13 +266,14 @@ void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
 void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
   auto& mine = static_cast<CudaHandle&>(handle);
   if (mine.has_counts) return;
-  // A cached dispatch of a handle whose counts stayed on the device.
+  // A cached dispatch of a handle whose counts stayed on the device; it is done.
+  const cudaStream_t stream = runtime_.share().memory_stream().get();
   mine.rows_per_source.resize(shape_.slots.sizes.ranks);
   check_cuda(cudaMemcpyAsync(mine.rows_per_source.data(), mine.routing.rows_from,
                              mine.rows_per_source.size() * sizeof(std::int32_t),
-                             cudaMemcpyDeviceToHost, runtime_.share().stream()),
+                             cudaMemcpyDeviceToHost, stream),
              "cudaMemcpyAsync");
-  check_cuda(cudaStreamSynchronize(runtime_.share().stream()), "cudaStreamSynchronize");
+  check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
 void CudaEngine::dispatch(const Dispatch& work) {

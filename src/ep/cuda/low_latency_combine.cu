@@ -389,10 +389,11 @@ __device__ void run(const Params& p, Shared& s) {
 
 namespace low_latency {
 
+template <class Element>
 __global__ void __launch_bounds__(Block::kThreads, 1)
     combine(const __grid_constant__ LowLatencyCombineParams p) {
   __shared__ Shared shared;
-  with_element(p.shape.dtype, [&](auto element) { run<decltype(element)>(p, shared); });
+  run<Element>(p, shared);
 }
 
 }  // namespace low_latency
@@ -400,15 +401,20 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) {
-  low_latency::combine<<<launch.blocks, Block::kThreads, 0, launch.stream>>>(params);
-  return cudaGetLastError();
+  return with_element(params.shape.dtype, [&](auto element) {
+    low_latency::combine<decltype(element)>
+        <<<launch.blocks, Block::kThreads, 0, launch.stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
 cudaError_t prepare_low_latency_dispatch(std::uint32_t shared_bytes);
 
-cudaError_t prepare_low_latency(std::uint32_t shared_bytes) {
-  cudaFuncAttributes attributes{};
-  const cudaError_t result = cudaFuncGetAttributes(&attributes, low_latency::combine);
+cudaError_t prepare_low_latency(DType dtype, std::uint32_t shared_bytes) {
+  const cudaError_t result = with_element(dtype, [](auto element) {
+    cudaFuncAttributes attributes{};
+    return cudaFuncGetAttributes(&attributes, low_latency::combine<decltype(element)>);
+  });
   return result != cudaSuccess ? result : prepare_low_latency_dispatch(shared_bytes);
 }
 

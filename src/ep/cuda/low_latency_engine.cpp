@@ -47,7 +47,8 @@ class CudaEngine final : public LowLatencyEngine {
           "takes {}",
           options.shape.experts, runtime_.share().device(), shape_.shared_bytes,
           cuda::fewest_shared_bytes(shape_));
-    check_cuda(cuda::prepare_low_latency(shape_.shared_bytes), "loading the low-latency kernels");
+    check_cuda(cuda::prepare_low_latency(shape_.dtype, shape_.shared_bytes),
+               "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)
       pools_.push_back(

@@ -39,6 +39,7 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
   const Communicator& communicator = *object.communicator();
   for (int l = 0; l < lanes; ++l) {
     chains_.push_back(std::make_unique<Chain>(share_->device()));
+    streams_.push_back(make_cuda_stream(share_->device()));
     Context& context = contexts_.emplace_back();
     context.rank = communicator.rank();
     context.size = communicator.size();
@@ -75,7 +76,7 @@ bool Runtime::drain(Deadline deadline) {
 
 cudaStream_t Runtime::stream_of(const Call& call) const {
   return call.stream != nullptr ? static_cast<cudaStream_t>(call.stream->cuda_handle())
-                                : share_->stream();
+                                : streams_[static_cast<std::size_t>(call.lane)].get();
 }
 
 Context Runtime::context_of(const Call& call) const {

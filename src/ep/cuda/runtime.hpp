@@ -133,8 +133,10 @@ class Runtime final : private Watcher::Client {
   std::optional<Error> lost_;  // guarded by mutex_
   Allocator allocator_;
   int sms_;
-  std::vector<std::unique_ptr<Chain>> chains_;  // by lane
-  std::vector<Context> contexts_;               // by lane; what is the same in all calls
+  // By lane.
+  std::vector<std::unique_ptr<Chain>> chains_;
+  std::vector<std::shared_ptr<CUstream_st>> streams_;  // for calls without one
+  std::vector<Context> contexts_;                      // what is the same in all calls
 };
 
 /// What the CUDA backend cannot do, said before anything is made.

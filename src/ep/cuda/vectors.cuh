@@ -92,9 +92,12 @@ struct Fp32 {
   }
 };
 
-/// The only switch on a dtype of this backend: calls `visit` with its element.
+/// The only switch on a dtype of this backend: calls `visit` with its element. Launches use it to
+/// choose a kernel, since one kernel for all elements is slower for each: it spills more, and short
+/// kernels wait for every line of their code.
+#pragma nv_exec_check_disable
 template <class Visit>
-__device__ __forceinline__ void with_element(DType dtype, Visit visit) {
+__host__ __device__ __forceinline__ auto with_element(DType dtype, Visit visit) {
   switch (dtype) {
     case DType::bf16:
       return visit(Bf16{});
