@@ -129,7 +129,9 @@ stage_kill() {
   local how where
   for how in kill stop; do
     for where in stream graph; do
-      step "soak_${how}_$where" $((60 + rounds * 2)) "$bin/kill_soak" "$rounds" $how $where
+      # Processes beside each other: 32 queues each would be more than a GPU has.
+      step "soak_${how}_$where" $((60 + rounds * 2)) env -u CUDA_DEVICE_MAX_CONNECTIONS \
+        "$bin/kill_soak" "$rounds" $how $where
     done
   done
 }

@@ -180,7 +180,9 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->in_pool = request.output == Output::pool;
-  lane.last[lane.dispatches % ep::kSlots] = handle;
+  // Handles of owned output are the caller's alone: their memory goes back when the caller's do.
+  auto& last = lane.last[lane.dispatches % ep::kSlots];
+  last = handle->in_pool ? handle : nullptr;
   ++lane.dispatches;
   ++dispatches;
   return handle;

@@ -15,10 +15,10 @@ using reference::Workload;
 
 constexpr int kRanks = 2;
 const MoeShape kShape{64, 12, 3, 24, DType::bf16};
-constexpr std::int64_t kRows = kRanks * 24;
 
 /// One rank's tensors, and a pair of operations on them that can be captured.
 struct Rank {
+  std::int64_t rows;  ///< that can come
   Buffers buffers;
   Stream stream;
   StepInputs in;
@@ -26,12 +26,13 @@ struct Rank {
   TensorView out;
 
   Rank(const std::shared_ptr<Communicator>& communicator, const Workload& workload)
-      : buffers(communicator->cuda_device()),
+      : rows(communicator->size() * kShape.max_tokens),
+        buffers(communicator->cuda_device()),
         stream(CudaStream{buffers.stream()}),
         in(buffers, kShape, workload.input(communicator->rank(), 0).tokens),
-        outputs{buffers.make(kShape.dtype, {kRows, kShape.hidden}),
-                buffers.make(DType::int32, {kRows}), buffers.make(DType::int32, {kRows, 3}),
-                buffers.make(DType::fp32, {kRows, 3})},
+        outputs{buffers.make(kShape.dtype, {rows, kShape.hidden}),
+                buffers.make(DType::int32, {rows}), buffers.make(DType::int32, {rows, 3}),
+                buffers.make(DType::fp32, {rows, 3})},
         out(buffers.make(kShape.dtype, {in.x.size(0), kShape.hidden})) {
     const auto input = workload.input(communicator->rank(), 0);
     in.fill(buffers, input);
@@ -42,7 +43,7 @@ struct Rank {
     dispatch.x = in.x;
     dispatch.topk_idx = in.topk_idx;
     dispatch.topk_weights = in.topk_weights;
-    dispatch.capacity = kRows;
+    dispatch.capacity = rows;
     dispatch.outputs = outputs;
     dispatch.stream = &stream;
     return dispatch;

@@ -251,7 +251,7 @@ double survive(const Victim& victim, std::string* wrong) {
 }
 
 int soak(int rounds, const Plan& like, double limit_ms) {
-  constexpr int kAhead = 16;  // victims that start while others die
+  constexpr int kAhead = 4;  // victims that start while others die; each takes queues of the GPU
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices < 2)
     return fmt::print("kill_soak: two GPUs are needed, {} are here\n", devices), 2;

@@ -54,6 +54,23 @@ void DeviceShare::leave(int sms) {
   joined_ -= sms;
 }
 
+std::shared_ptr<CUstream_st> DeviceShare::take_stream() {
+  std::shared_ptr<CUstream_st> stream;
+  {
+    std::lock_guard lock(streams_mutex_);
+    if (!free_streams_.empty()) {
+      stream = std::move(free_streams_.back());
+      free_streams_.pop_back();
+    }
+  }
+  if (stream == nullptr) stream = make_cuda_stream(device_);
+  cudaStream_t taken = stream.get();
+  return {taken, [share = shared_from_this(), stream](cudaStream_t) {
+            std::lock_guard lock(share->streams_mutex_);
+            share->free_streams_.push_back(stream);
+          }};
+}
+
 void DeviceShare::enter_order(const StreamPlace& place) {
   if (joined_ > sms_) order_.enter(place);
 }

@@ -13,7 +13,7 @@ namespace expertwire::ep::cuda {
 /// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side
 /// by side they run as they come; otherwise in the order of the calls, which is the same on all
 /// ranks.
-class DeviceShare {
+class DeviceShare : public std::enable_shared_from_this<DeviceShare> {
  public:
   static std::shared_ptr<DeviceShare> of(Communicator& communicator);
   explicit DeviceShare(const Communicator& communicator);
@@ -27,6 +27,10 @@ class DeviceShare {
   int device() const { return device_; }
   /// A stream on which memory is taken and given back; kernels never run there.
   const std::shared_ptr<CUstream_st>& memory_stream() const { return memory_stream_; }
+
+  /// A stream that nobody else has; it comes back with its last owner, idle. Streams are kept:
+  /// making one takes memory of the device that the driver may not give back.
+  std::shared_ptr<CUstream_st> take_stream();
 
   /// What this GPU writes to a peer, in bytes a microsecond; 0 before it has been measured.
   double link_bytes_per_us = 0;
@@ -48,6 +52,8 @@ class DeviceShare {
   bool bulk_copies_;
   std::uint32_t shared_bytes_;
   std::shared_ptr<CUstream_st> memory_stream_;
+  std::mutex streams_mutex_;
+  std::vector<std::shared_ptr<CUstream_st>> free_streams_;  // guarded by streams_mutex_
   std::mutex order_mutex_;
   int joined_ = 0;  // guarded by order_mutex_, as the chain
   Chain order_;

@@ -39,7 +39,7 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
   const Communicator& communicator = *object.communicator();
   for (int l = 0; l < lanes; ++l) {
     chains_.push_back(std::make_unique<Chain>(share_->device()));
-    streams_.push_back(make_cuda_stream(share_->device()));
+    streams_.push_back(share_->take_stream());
     Context& context = contexts_.emplace_back();
     context.rank = communicator.rank();
     context.size = communicator.size();
