@@ -95,6 +95,8 @@ class LowLatency {
     Handle handle;
     /// [T, K] fp32, for weights that dispatch did not have. Every rank gives them, or none does.
     /// Given in neither call they are 1.
+    /// [T, K] fp32, if dispatch had none; or absent. All ranks that have tokens give them, or none
+    /// does (else `Error{mismatch}`).
     ConstTensorView topk_weights;
     ConstTensorView bias;  ///< [T, H] of the row type, initial value of the sum; or absent
     TensorView out;        ///< [T, H] of the row type; or absent
@@ -129,9 +131,11 @@ class LowLatency {
   /// Sends the tokens to their experts, and fills the outputs with what came. Throws
   /// `Error{invalid_argument}` for tensors that do not fit, `Error{invalid_usage}` for a whole
   /// operation while a receive half waits or a third send half, `Error{capacity}` if a captured
-  /// call finds no handle left; then nothing has happened. `Error{mismatch}`, `Error{timeout}` and
-  /// `Error{peer_lost}` end the object: later calls throw `Error{failed_earlier}`. Of work on a
-  /// stream they come from Stream::synchronize() (CPU), or the next call and status() (CUDA).
+  /// call finds no handle left; then nothing has happened. `Error{mismatch}` (ranks' calls do not
+  /// belong together; found at once by ranks that take each other's rows, else two operations
+  /// later), `Error{timeout}` and `Error{peer_lost}` end the object: later calls throw
+  /// `Error{failed_earlier}`. Of work on a stream they come from Stream::synchronize() (CPU), or
+  /// the next call and status() (CUDA).
   DispatchResult dispatch(const DispatchRequest& request);
   /// Brings the experts' rows home and sums them. Throws like dispatch(), and
   /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has

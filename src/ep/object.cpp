@@ -167,16 +167,6 @@ void Object::check_handle(const HandleState* state) const {
         name_);
 }
 
-void check_same_format(DType theirs, DType ours, const ErrorContext& where) {
-  if (theirs == ours) return;
-  throw Error(
-      ErrorCode::mismatch,
-      fmt::format("dispatch: rank {} sends rows of {} and rank {} of {}; all ranks send the "
-                  "same",
-                  where.peer, to_string(theirs), where.rank, to_string(ours)),
-      where);
-}
-
 void check_sms(int sms, int most) {
   check_argument(sms >= 0 && sms <= most, "sms is {}; it must be from 0 to the {} of the object",
                  sms, most);

@@ -10,6 +10,7 @@
 
 #include "base/process.hpp"
 #include "comm/wait.hpp"
+#include "ep/call.hpp"
 #include "ep/region.hpp"
 #include "ep/route.hpp"
 #include "expertwire/allocator.hpp"
@@ -31,6 +32,11 @@ struct HandleState {
   HandleState(const HandleState&) = delete;
   HandleState& operator=(const HandleState&) = delete;
   virtual ~HandleState() = default;
+
+  /// What an operation with this handle says about itself.
+  Call call(std::int32_t options, std::int32_t format = 0) const {
+    return {options | (tokens == 0 ? Call::kNoTokens : 0), format, lane};
+  }
 };
 
 /// Lets operations of one lane run one after another in the order in which they were called, also
@@ -155,9 +161,6 @@ void let_go(std::unique_ptr<Impl> impl) noexcept {
   if (here) impl->object.note_leak();
   keep_for_ever(std::move(impl));
 }
-
-/// Throws `Error{mismatch}` if a peer sends rows of another dtype than this rank.
-void check_same_format(DType theirs, DType ours, const ErrorContext& where);
 
 /// Throws `Error{invalid_argument}` unless `sms`, of a call, is from 0 to `most`.
 void check_sms(int sms, int most);

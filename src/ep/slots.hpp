@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "ep/call.hpp"
 #include "ep/lane.hpp"
 #include "expertwire/host_device.hpp"
 
@@ -35,11 +36,20 @@ class Placer {
 
 /// What both modes keep for one direction of a lane.
 struct DirectionSlots {
+  static constexpr Epoch kHeaderSlots = 4;
+
   std::uint64_t words = 0;     ///< DirectionWords
   std::uint64_t consumed = 0;  ///< Epoch [R], element r written by rank r
+  std::uint64_t headers = 0;   ///< CallLine [kHeaderSlots][R], the same
+  std::uint64_t ranks = 1;
 
   static constexpr DirectionSlots place(Placer& placer, std::uint64_t ranks) {
-    return {placer.take(sizeof(DirectionWords)), placer.take(ranks * sizeof(Epoch))};
+    return {placer.take(sizeof(DirectionWords)), placer.take(ranks * sizeof(Epoch)),
+            placer.take(kHeaderSlots * ranks * sizeof(CallLine)), ranks};
+  }
+  EXPERTWIRE_HOST_DEVICE std::uint64_t header_of(Epoch n, int source) const {
+    return headers +
+           (n % kHeaderSlots * ranks + static_cast<std::uint64_t>(source)) * sizeof(CallLine);
   }
 };
 
@@ -73,8 +83,8 @@ struct SlotSizes {
 /// A lane of the low-latency mode. Arrays that start with [slot][peer] are regions that belong to
 /// one peer each: it alone writes there.
 struct LowLatencySlots {
-  /// The counts of a source: how many rows, their dtype, then selections per local expert.
-  static constexpr int kRows = 0, kFormat = 1, kHeader = 2;
+  /// The counts of a source: how many rows, then selections per local expert.
+  static constexpr int kRows = 0, kHeader = 1;
 
   SlotSizes sizes;
   DirectionSlots dispatch, combine;
@@ -155,9 +165,9 @@ struct CombineOffer {
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
 struct HighThroughputSlots {
   static constexpr std::uint64_t kChunkRows = 32;
-  /// The counts of a source: its capacity, the dtype of its rows, then rows to every rank, then
-  /// selections per local expert.
-  static constexpr int kCapacity = 0, kFormat = 1, kHeader = 2;
+  /// The counts of a source: its capacity, then rows to every rank, then selections per local
+  /// expert.
+  static constexpr int kCapacity = 0, kHeader = 1;
 
   SlotSizes sizes;
   DirectionSlots dispatch, combine;

@@ -327,6 +327,41 @@ TEST(Capture, ARefusedCallChangesNothing) {
   });
 }
 
+/// Graphs that combine in another order on one rank: every replay says on every rank what is wrong.
+TEST(Capture, ReplaysThatDoNotBelongTogetherAreFound) {
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, workload());
+    auto wanted = options();
+    wanted.handles = 4;
+    auto object = HighThroughput::create(communicator, wanted);
+    rank.run(*object);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    check_cuda(cudaStreamBeginCapture(rank.buffers.stream(), cudaStreamCaptureModeThreadLocal),
+               "cudaStreamBeginCapture");
+    const Handle first = object->dispatch(rank.request()).handle;
+    const Handle second = object->dispatch(rank.request()).handle;
+    HighThroughput::CombineRequest combine;
+    combine.handle = communicator->rank() == 0 ? first : second;
+    combine.y = rank.outputs.x;
+    combine.out = rank.out;
+    combine.stream = &rank.stream;
+    object->combine(combine);
+    check_cuda(cudaStreamEndCapture(rank.buffers.stream(), &graph), "cudaStreamEndCapture");
+    check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    communicator->barrier();
+    check_cuda(cudaGraphLaunch(executable, rank.buffers.stream()), "cudaGraphLaunch");
+    rank.buffers.synchronize();
+    const std::string said = object->status().failure;
+    EXPECT_NE(said.find("at dispatch 2"), std::string::npos) << said;
+    EXPECT_NE(said.find("at dispatch 3"), std::string::npos) << said;
+    EXPECT_THROW(rank.run(*object), Error);
+    cudaGraphExecDestroy(executable);
+    communicator->barrier();
+  });
+}
+
 /// A replay has nobody to throw to: status() says what went wrong in it, and whom it waited for.
 TEST(Capture, StatusHasTheFailureOfAReplay) {
   CommunicatorOptions impatient = small_arena();

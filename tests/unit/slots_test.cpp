@@ -28,6 +28,9 @@ TEST(Slots, LowLatencyPiecesDoNotOverlap) {
   for (const DirectionSlots& d : {s.dispatch, s.combine}) {
     pieces.push_back({d.words, sizeof(DirectionWords)});
     pieces.push_back({d.consumed, 3 * sizeof(Epoch)});
+    for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
+      for (int peer = 0; peer < 3; ++peer)
+        pieces.push_back({d.header_of(n, peer), sizeof(CallLine)});
   }
   for (Epoch n : {0U, 1U})
     for (int peer = 0; peer < 3; ++peer) {
@@ -54,6 +57,9 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
   for (const DirectionSlots& d : {s.dispatch, s.combine}) {
     pieces.push_back({d.words, sizeof(DirectionWords)});
     pieces.push_back({d.consumed, 3 * sizeof(Epoch)});
+    for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
+      for (int peer = 0; peer < 3; ++peer)
+        pieces.push_back({d.header_of(n, peer), sizeof(CallLine)});
   }
   for (Epoch n : {0U, 1U}) {
     for (int row = 0; row < 100; ++row) {

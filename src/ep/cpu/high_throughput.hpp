@@ -25,6 +25,8 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   bool too_many = false;             ///< some rank's pool is too small: nothing was sent
   std::shared_future<void> counted;  ///< ready when all of the above and the route are
   Epoch epoch = 0;                   ///< of the dispatch; its pool rows lie in that slot
+  Epoch root = 0;                    ///< of the dispatch whose routing this is, and its lane
+  int root_lane = 0;
 
   /// Takes the routing of a dispatch that may still be on its way on another stream.
   void adopt(const HighThroughputHandle& cached, const WaitContext& context);
@@ -60,6 +62,8 @@ class HighThroughputLane {
   /// this rank's output takes; with `strict`, on all ranks or none, needing more is an overflow.
   void exchange_counts(HighThroughputHandle& handle, std::int64_t capacity, bool strict,
                        const WaitContext& context);
+  /// The same of a dispatch that takes the routing of another: ranks tell each other which.
+  void exchange_calls(const HighThroughputHandle& handle, const WaitContext& context) const;
 
   struct Dispatch {
     ConstTensorView x;
@@ -69,7 +73,7 @@ class HighThroughputLane {
     std::shared_ptr<HighThroughputHandle> handle;
   };
   /// Second part: rows. Ends the dispatch's epoch, also when there was an overflow.
-  void send_rows(const Dispatch& op, WaitContext context);
+  void send_rows(const Dispatch& op);
   void receive_rows(const Dispatch& op, WaitContext context);
 
   struct Combine {

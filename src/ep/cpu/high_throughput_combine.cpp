@@ -23,6 +23,7 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.sending();
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
+  memory_.tell_call(slots.combine, n, op.handle->call(0), op.handle->epoch);
   if (op.topk_weights.present()) send_weights(op, n);
   send_offers(op, n);
   const bool push = !lies_in_pool(op);
@@ -94,6 +95,8 @@ void HighThroughputLane::receive_combine(const Combine& op, WaitContext context)
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
   const Epoch n = lane.receiving();
+  memory_.compare_calls(
+      slots.combine, n, [](int) { return true; }, context);
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.offer_flag_of(n, peer));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });

@@ -40,6 +40,8 @@ void HighThroughputHandle::adopt(const HighThroughputHandle& cached, const WaitC
   first_at = cached.first_at;
   first_from = cached.first_from;
   selections_per_expert = cached.selections_per_expert;
+  root = cached.root;
+  root_lane = cached.root_lane;
   came = cached.came;
 }
 
@@ -51,12 +53,15 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   const Epoch n = memory_.direction(slots.dispatch).sending();
   const Route& route = handle.route;
   const int size = memory_.size(), local = route.placement.local_experts();
+  const Call call =
+      handle.call(strict ? 0 : Call::kCapacity, static_cast<std::int32_t>(handle.format.dtype));
+  handle.root = n;
+  handle.root_lane = handle.lane;
   for_each_peer(memory_.rank(), size, [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
+    memory_.tell_call(slots.dispatch, peer, n, call, n);
     auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
-    tell<HostAccess>(counts + slots.kCapacity,
-                     static_cast<std::int32_t>(strict ? -1 - capacity : capacity), n);
-    tell<HostAccess>(counts + slots.kFormat, static_cast<std::int32_t>(handle.format.dtype), n);
+    tell<HostAccess>(counts + slots.kCapacity, static_cast<std::int32_t>(capacity), n);
     for (int to = 0; to < size; ++to)
       tell<HostAccess>(counts + slots.kHeader + to, route.rows_to_rank[index(to)], n);
     for (int e = 0; e < local; ++e)
@@ -73,17 +78,8 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   for (int source = 0; source < size; ++source) {
     const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
     auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
-    const std::int32_t told_capacity = count(slots.kCapacity);
-    if ((told_capacity < 0) != strict)
-      throw Error(
-          ErrorCode::mismatch,
-          fmt::format("rank {} gave {} capacity and rank {} {}; all ranks give one, or none",
-                      source, told_capacity < 0 ? "no" : "a", memory_.rank(),
-                      strict ? "none" : "did"),
-          {memory_.rank(), source, Phase::counts});
-    check_same_format(static_cast<DType>(count(slots.kFormat)), handle.format.dtype,
-                      {memory_.rank(), source, Phase::counts});
-    handle.capacity[index(source)] = strict ? -1 - told_capacity : told_capacity;
+    memory_.compare_call(slots.dispatch, source, n, context);
+    handle.capacity[index(source)] = count(slots.kCapacity);
     for (int to = 0; to < size; ++to) {
       const std::int32_t rows = count(slots.kHeader + to);
       handle.rows[index(source) * index(size) + index(to)] = rows;
@@ -98,6 +94,18 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.came = static_cast<std::int32_t>(handle.first_from.back());
   for (int to = 0; strict && to < size; ++to)
     handle.too_many = handle.too_many || needed[index(to)] > handle.capacity[index(to)];
+}
+
+void HighThroughputLane::exchange_calls(const HighThroughputHandle& handle,
+                                        const WaitContext& context) const {
+  const DirectionSlots& place = memory_.slots().dispatch;
+  const Epoch n = memory_.direction(place).sending();
+  Call call = handle.call(Call::kCached, static_cast<std::int32_t>(handle.format.dtype));
+  call.lane = handle.root_lane;
+  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+    memory_.await_credit(place, peer, n, context);
+    memory_.tell_call(place, peer, n, call, handle.root);
+  });
 }
 
 // Rows, send half ------------------------------------------------------------------------------
@@ -148,15 +156,12 @@ class HighThroughputLane::ChunkTally {
   std::vector<Open> open_;
 };
 
-void HighThroughputLane::send_rows(const Dispatch& op, WaitContext context) {
+void HighThroughputLane::send_rows(const Dispatch& op) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.dispatch);
   const Epoch n = lane.sending();
   const HighThroughputHandle& handle = *op.handle;
   const Route& route = handle.route;
-  // With fresh counts all credit is there already; a cached dispatch waits for it here.
-  for_each_peer(memory_.rank(), memory_.size(),
-                [&](int peer) { memory_.await_credit(slots.dispatch, peer, n, context); });
   const bool stream = passes_caches(index(route.tokens) * handle.format.data_bytes);
   const bool direct = op.outputs.x.present();  // own rows skip the pool
   team_.run([&](int worker) {
@@ -230,6 +235,9 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   const auto lane = memory_.direction(slots.dispatch);
   const Epoch n = lane.receiving();
   const HighThroughputHandle& handle = *op.handle;
+  memory_.compare_calls(
+      slots.dispatch, n, [&](int peer) { return handle.rows_between(peer, memory_.rank()) > 0; },
+      context);
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool copy = op.outputs.x.present();
   const bool stream = passes_caches(index(handle.came) * handle.format.data_bytes);

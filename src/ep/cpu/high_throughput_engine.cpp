@@ -50,7 +50,7 @@ class CpuEngine final : public HighThroughputEngine {
                     [this, &lane, op, work] {
                       const auto context =
                           object_.wait_context(work.timeout, "high-throughput dispatch");
-                      lane.send_rows(op, context);
+                      lane.send_rows(op);
                       lane.receive_rows(op, context);
                     });
   }
@@ -125,6 +125,7 @@ void CpuEngine::plan(const Plan& work) {
         const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
         if (work.cached) {
           handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
+          lane.exchange_calls(*handle, context);
         } else {
           const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
           handle->route = make_route(ids, handle->tokens, shape_.top_k,

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "comm/wait.hpp"
+#include "ep/call.hpp"
 #include "ep/lane.hpp"
 #include "ep/region.hpp"
 #include "ep/slots.hpp"
@@ -51,6 +52,46 @@ class LaneMemory {
       return belongs_to(seen, n);
     });
     return seen.value;
+  }
+
+  /// Tells `peer` what this rank's operation `n` is about; after credit.
+  void tell_call(const DirectionSlots& place, int peer, Epoch n, const Call& call,
+                 Epoch dispatch) const {
+    Tagged* words = at<CallLine>(peer, place.header_of(n, rank()))->words;
+    for (int i = 0; i < Call::kWords; ++i) tell<HostAccess>(words + i, call.word(i, dispatch), n);
+  }
+  void tell_call(const DirectionSlots& place, Epoch n, const Call& call, Epoch dispatch) const {
+    for (int peer = 0; peer < size(); ++peer) tell_call(place, peer, n, call, dispatch);
+  }
+  /// What `source` tells about its operation `n`.
+  std::int32_t await_call(const DirectionSlots& place, int source, Epoch n, Call::Word word,
+                          const WaitContext& context) const {
+    return await_count(at<CallLine>(rank(), place.header_of(n, source))->words + word, source, n,
+                       context);
+  }
+  /// Throws `Error{mismatch}` if the call of `source` does not belong to this rank's.
+  void compare_call(const DirectionSlots& place, int source, Epoch n,
+                    const WaitContext& context) const {
+    for (int i = 0; i < Call::kWords; ++i) {
+      const auto word = static_cast<Call::Word>(i);
+      const Mismatch found{i, await_call(place, source, n, word, context),
+                           await_call(place, rank(), n, word, context)};
+      if (!Call::agree(i, found.theirs, found.ours))
+        throw Error(ErrorCode::mismatch, describe(context.operation, found, source, rank()),
+                    {rank(), source, Phase::counts});
+    }
+  }
+  /// Compares the calls of those that rows come from now, and of the others two operations on (see
+  /// ep/call.hpp). After all credit for epoch `n`.
+  template <class Sends>
+  void compare_calls(const DirectionSlots& place, Epoch n, Sends sends,
+                     const WaitContext& context) const {
+    const auto* own = at<CallLine>(rank(), place.header_of(n - kSlots, rank()))->words;
+    const bool earlier = belongs_to(HostAccess::load(own), n - kSlots);
+    for (int source = 0; source < size(); ++source) {
+      if (earlier) compare_call(place, source, n - kSlots, context);
+      if (sends(source)) compare_call(place, source, n, context);
+    }
   }
 
   /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.

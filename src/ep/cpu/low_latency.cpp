@@ -49,11 +49,13 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
   const int local = route.placement.local_experts();
+  const Call call = op.handle->call(0, static_cast<std::int32_t>(op.format.dtype));
+  op.handle->epoch = n;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
+    memory_.tell_call(slots.dispatch, peer, n, call, n);
     auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
     tell<HostAccess>(counts + slots.kRows, route.rows_to_rank[index(peer)], n);
-    tell<HostAccess>(counts + slots.kFormat, static_cast<std::int32_t>(op.format.dtype), n);
     for (int e = 0; e < local; ++e)
       tell<HostAccess>(counts + slots.kHeader + e, route.rows_to_expert[index(peer * local + e)],
                        n);
@@ -151,8 +153,7 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   auto* ranges = op.outputs.ranges.as<std::int32_t>();
   const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
   auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
-  const auto format = static_cast<DType>(count(slots.kFormat));
-  check_same_format(format, op.format.dtype, {memory_.rank(), source, Phase::counts});
+  memory_.compare_call(slots.dispatch, source, n, context);
   handle.rows_from[index(source)] = count(slots.kRows);
   handle.first_from[index(source) + 1] =
       handle.first_from[index(source)] + handle.rows_from[index(source)];
@@ -211,20 +212,25 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
   const Epoch n = lane.sending();
-  if (op.topk_weights.present()) send_weights(op, n, context);
+  for_each_peer(memory_.rank(), memory_.size(),
+                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
+  const std::int32_t options = op.topk_weights.present() ? Call::kWeights : 0;
+  memory_.tell_call(slots.combine, n, op.handle->call(options), op.handle->epoch);
+  if (op.topk_weights.present()) send_weights(op, n);
+  const bool weighted = weights_come(op, n, context);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       const std::int32_t rows = op.handle->rows_from[index(source)];
       if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
-      memory_.await_credit(slots.combine, source, n, context);
-      if (op.topk_weights.present()) {
+      if (weighted) {
+        memory_.compare_call(slots.combine, source, n, context);
         const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.weight_flag_of(n, source));
         wait_until(context, source, Phase::combine_weights, n,
                    [&] { return arrived<HostAccess>(flag, n); });
       }
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
-        sum_partial(op, source, row, n,
+        sum_partial(op, {source, row}, n, weighted,
                     memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row)));
         publish<HostAccess>(
             memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);
@@ -236,11 +242,9 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
 
 /// Ships the weights of this rank's tokens to the ranks that sum for them: 4 bytes a selection.
 /// They are written, as rows are, after credit.
-void LowLatencyLane::send_weights(const Combine& op, Epoch n, const WaitContext& context) {
+void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
   const Route& route = op.handle->route;
-  for_each_peer(memory_.rank(), memory_.size(),
-                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
   for (int t = 0; t < route.tokens; ++t) {
     const Destination* list = route.destinations_of(t);
     const std::int32_t* experts = route.experts_of(t);
@@ -258,14 +262,27 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n, const WaitContext&
   });
 }
 
+/// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
+/// that it sums for.
+bool LowLatencyLane::weights_come(const Combine& op, Epoch n, const WaitContext& context) const {
+  if (op.handle->tokens > 0) return op.topk_weights.present();
+  const auto& from = op.handle->rows_from;
+  const auto first = std::find_if(from.begin(), from.end(), [](auto rows) { return rows > 0; });
+  if (first == from.end()) return false;
+  const auto source = static_cast<int>(first - from.begin());
+  const std::int32_t options =
+      memory_.await_call(memory_.slots().combine, source, n, Call::kOptions, context);
+  return (options & Call::kWeights) != 0;
+}
+
 /// Sums what this rank's experts made of one token.
-void LowLatencyLane::sum_partial(const Combine& op, int source, std::int32_t row, Epoch n,
+void LowLatencyLane::sum_partial(const Combine& op, const Destination& of, Epoch n, bool weighted,
                                  std::byte* out) const {
   const auto& slots = memory_.slots();
   const LowLatencyHandle& handle = *op.handle;
-  const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
-  const float* given = op.topk_weights.present()
-                           ? memory_.at<float>(memory_.rank(), slots.weights_of(n, source, row))
+  const std::size_t entry = index(handle.first_from[index(of.rank)] + of.row) * index(shape_.top_k);
+  const float* given = weighted
+                           ? memory_.at<float>(memory_.rank(), slots.weights_of(n, of.rank, of.row))
                            : &handle.weights[entry];
   const void* rows[kMostTopK];
   float weights[kMostTopK];
@@ -290,6 +307,9 @@ void LowLatencyLane::sum_partial(const Combine& op, int source, std::int32_t row
 void LowLatencyLane::receive_combine(const Combine& op, WaitContext context) {
   const auto lane = memory_.direction(memory_.slots().combine);
   const Epoch n = lane.receiving();
+  memory_.compare_calls(
+      memory_.slots().combine, n,
+      [&](int peer) { return op.handle->route.rows_to_rank[index(peer)] > 0; }, context);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     std::vector<std::byte> own_partial(shape_.row_bytes());
@@ -314,7 +334,7 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
   for (; count < route.width() && list[count].rank >= 0; ++count) {
     const Destination& from = list[count];
     if (from.rank == memory_.rank()) {
-      sum_partial(op, from.rank, from.row, n, own_partial);
+      sum_partial(op, from, n, op.topk_weights.present(), own_partial);
       rows[count] = own_partial;
       continue;
     }

@@ -21,6 +21,7 @@ struct LowLatencyHandle final : ep::LowLatencyHandle {
   std::vector<float> weights;
   static constexpr std::int64_t kEnd = -1, kDropped = -2;
   std::int64_t dropped_rows = 0;  ///< rows that found no room, because experts were repeated
+  Epoch epoch = 0;                ///< of the dispatch
 };
 
 /// One lane of the low-latency mode on the CPU.
@@ -82,8 +83,10 @@ class LowLatencyLane {
   void await_counts(const Dispatch& op, Epoch n, const WaitContext& context);
   void take_counts(const Dispatch& op, int source, Epoch n, const WaitContext& context);
   void expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const;
-  void send_weights(const Combine& op, Epoch n, const WaitContext& context);
-  void sum_partial(const Combine& op, int source, std::int32_t row, Epoch n, std::byte* out) const;
+  void send_weights(const Combine& op, Epoch n) const;
+  bool weights_come(const Combine& op, Epoch n, const WaitContext& context) const;
+  void sum_partial(const Combine& op, const Destination& of, Epoch n, bool weighted,
+                   std::byte* out) const;
   void sum_token(const Combine& op, int token, Epoch n, std::byte* own_partial,
                  const WaitContext& context) const;
 

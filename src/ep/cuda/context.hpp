@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ep/call.hpp"
 #include "ep/faults.hpp"
+#include "expertwire/error.hpp"
 #include "expertwire/host_device.hpp"
 
 namespace expertwire::ep::cuda {
@@ -14,6 +16,16 @@ namespace expertwire::ep::cuda {
 inline constexpr int kMostRanks = 128;
 /// Experts over all ranks: kernels count them in shared memory.
 inline constexpr int kMostExperts = 8192;
+
+/// What a kernel reports when it cannot go on.
+struct Failure {
+  ErrorCode code;
+  Phase phase;
+  std::int32_t peer;  ///< whom it waited for, who is lost, or with whom it disagrees
+  Mismatch mismatch;
+  std::uint64_t detail;  ///< epoch or row
+  std::uint64_t waited_ns;
+};
 
 /// Pinned host memory by which kernels and host tell each other things. Loads of it are served one
 /// at a time, a microsecond each, and while one is outstanding the releases and fences of its SM
@@ -27,11 +39,7 @@ struct HostWords {
 
   // Written once, by the thread that failed first; `failed` last, released.
   std::uint32_t failed;
-  std::int32_t code;     ///< ErrorCode
-  std::int32_t phase;    ///< Phase
-  std::int32_t peer;     ///< whom it waited for, or who is lost
-  std::uint64_t detail;  ///< epoch or row
-  std::uint64_t waited_ms;
+  Failure failure;
 };
 
 /// What kernels count for the host, which asks when it wants to know.

@@ -3,8 +3,8 @@
 // What dispatch and combine of the high-throughput mode share: a block's shared memory, and how the
 // rows of a chunk are counted.
 
+#include "ep/cuda/call.cuh"
 #include "ep/cuda/high_throughput_kernels.hpp"
-#include "ep/cuda/kernel.cuh"
 #include "ep/cuda/pipeline.cuh"
 
 namespace expertwire::ep::cuda {

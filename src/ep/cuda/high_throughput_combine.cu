@@ -34,6 +34,10 @@ using Params = HighThroughputCombineParams;
 
 // Roles: offers ----------------------------------------------------------------------------------
 
+__device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
+  return {p.context, p.shape.slots.combine, n, p.call, *p.epoch};
+}
+
 /// Weights go home, then the offer to every rank; the first block.
 __device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
   const Context& c = p.context;
@@ -49,6 +53,7 @@ __device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
   const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     *at<CombineOffer>(c, peer, slots.offer_of(n, c.rank)) = offer;
+  tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   __syncthreads();
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     publish<KernelAccess>(at<Epoch>(c, peer, slots.offer_flag_of(n, c.rank)), n);
@@ -376,7 +381,10 @@ __device__ void run(const Params& p, BlockShared& s) {
     push_rows(p, s, warp, n);
     mark(c, kSent);
   }
-  bool good = sum_tokens<Element>(p, s, warp, n);
+  bool good = true;
+  if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
+    good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
+  good = good && sum_tokens<Element>(p, s, warp, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {

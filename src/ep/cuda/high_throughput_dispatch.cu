@@ -185,6 +185,16 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   tally.close_all(close);
 }
 
+// Roles: caller ----------------------------------------------------------------------------------
+
+/// Ranks whose routing is an earlier dispatch's tell each other which; one warp of the first block.
+__device__ __noinline__ bool exchange_calls(const Params& p, Epoch n) {
+  if ((p.call.options & Call::kCached) == 0) return true;  // notify has
+  const Saying saying{p.context, p.shape.slots.dispatch, n, p.call, *p.routing.epoch};
+  tell_call(saying, static_cast<int>(threadIdx.x) % 32, 32);
+  return compare_calls(saying, [&](int source) { return p.routing.rows_from[source] > 0; });
+}
+
 // Roles: receiver --------------------------------------------------------------------------------
 
 __device__ __forceinline__ int receivers_of(const Params& p) {
@@ -301,13 +311,14 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   mark(c, kAdmitted);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
+  if (blockIdx.x == 0 && warp == p.senders) good = exchange_calls(p, n);
   if (s.overflow) {
     // Nothing is sent, on any rank; the epoch ends all the same.
   } else if (warp < p.senders) {
     let_bulk_copies_see();  // credit, behind which they write
     send_rows(p, s, warp, n);
     mark(c, kSent);
-  } else {
+  } else if (good) {
     good = p.out_x == nullptr ? await_rows(p, warp - p.senders, n)
                               : take_rows(p, s, warp - p.senders, n);
   }

@@ -23,6 +23,7 @@ struct CudaHandle final : HighThroughputHandle {
   std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
   HighThroughputRouting routing{};
   int routing_lane = 0;  // whose pool the routing's memory comes from
+  bool cached = false;   // the routing is an earlier dispatch's
   std::shared_ptr<std::byte> epoch_memory;
   Epoch host_epoch = 0;     // of the dispatch, while no capture has made it unknown
   bool has_counts = false;  // the host has learnt them
@@ -164,6 +165,7 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
   r.destinations =
       carver.take<Destination>(sizes.max_tokens * static_cast<std::size_t>(shape_.width));
   r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+  r.epoch = carver.take<Epoch>(1);
   r.rows_to = carver.take<std::int32_t>(sizes.ranks);
   r.rows_from = carver.take<std::int32_t>(sizes.ranks);
   r.first_at = carver.take<std::int32_t>(sizes.ranks);
@@ -188,6 +190,7 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
     handle->routing_memory = from.routing_memory;
     handle->routing = from.routing;
     handle->routing_lane = from.routing_lane;
+    handle->cached = true;
     if (place.captured()) cuda::keep_with_graph(place, handle->routing_memory);
   } else {
     handle->routing_lane = number;
@@ -235,6 +238,7 @@ void CudaEngine::plan(const Plan& work) {
   p.tokens = handle.tokens;
   p.capacity = static_cast<std::int32_t>(work.capacity.value_or(pool_rows_));
   p.strict = eager;
+  p.call = handle.call(eager ? 0 : Call::kCapacity, static_cast<std::int32_t>(handle.format.dtype));
   p.format = handle.format;
   p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
@@ -297,6 +301,9 @@ void CudaEngine::dispatch(const Dispatch& work) {
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
       {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
+  p.call =
+      handle->call(handle->cached ? Call::kCached : 0, static_cast<std::int32_t>(p.format.dtype));
+  p.call.lane = handle->routing_lane;
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
   p.epoch = handle->epoch();
@@ -347,6 +354,7 @@ void CudaEngine::combine(const Combine& work) {
   p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
   p.summing = cuda::plan_moving(
       {row_bytes, warps, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
+  p.call = handle->call(0);
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();

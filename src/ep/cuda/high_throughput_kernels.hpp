@@ -17,6 +17,7 @@ namespace expertwire::ep::cuda {
 struct HighThroughputRouting {
   Destination* destinations;  ///< [M, width] of this rank's tokens, ascending ranks, -1 ends
   std::int32_t* experts;      ///< [M, K] of this rank's tokens, -1 where there is none
+  Epoch* epoch;               ///< [1] of the dispatch that made it
   std::int32_t* rows_to;      ///< [R] rows that this rank sends
   std::int32_t* rows_from;    ///< [R] rows that come
   std::int32_t* first_at;     ///< [R] this rank's first row at each rank
@@ -49,6 +50,7 @@ struct NotifyParams {
   Context context;
   HighThroughputShape shape;
   HighThroughputRouting routing;
+  Call call;
   std::int32_t tokens;
   Cut cut;                ///< of the tokens, made at the launch: none for the first of many blocks
   std::int32_t capacity;  ///< rows that this rank's output has room for
@@ -69,6 +71,7 @@ struct HighThroughputDispatchParams {
   HighThroughputShape shape;
   HighThroughputRouting routing;
   Moving moving;
+  Call call;  ///< told here if the routing is an earlier dispatch's; else notify has
   std::int32_t tokens;
   std::int32_t senders;       ///< warps of a block; the others receive
   bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
@@ -91,6 +94,7 @@ struct HighThroughputCombineParams {
   HighThroughputShape shape;
   HighThroughputRouting routing;
   Moving pushing, summing;
+  Call call;
   std::int32_t tokens;
   bool pull;             ///< y lies in the pool: peers read it there
   const Epoch* epoch;    ///< of the dispatch

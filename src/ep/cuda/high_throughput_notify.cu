@@ -17,8 +17,8 @@
 
 #include <algorithm>
 
+#include "ep/cuda/call.cuh"
 #include "ep/cuda/high_throughput_kernels.hpp"
-#include "ep/cuda/kernel.cuh"
 
 namespace expertwire::ep::cuda {
 
@@ -192,6 +192,10 @@ __device__ bool add_tallies(const Params& p, int end, int width, Epoch n, Counte
 
 // Roles: counts ----------------------------------------------------------------------------------
 
+__device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
+  return {p.context, p.shape.slots.dispatch, n, p.call, n};
+}
+
 __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
   using Slots = HighThroughputSlots;
   const Context& c = p.context;
@@ -199,8 +203,7 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < size * s.entries; i += kThreads) {
     const int peer = i / s.entries, entry = i % s.entries;
-    std::int32_t value = p.strict ? -1 - p.capacity : p.capacity;
-    if (entry == Slots::kFormat) value = static_cast<std::int32_t>(p.format.dtype);
+    std::int32_t value = p.capacity;
     if (entry >= Slots::kHeader + size)
       value = s.experts[peer * local + entry - Slots::kHeader - size];
     else if (entry >= Slots::kHeader)
@@ -210,6 +213,8 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
 #pragma unroll 1
   for (int rank = threadIdx.x; rank < size; rank += kThreads)
     p.routing.rows_to[rank] = s.ranks[rank];
+  tell_call(saying(p, n), static_cast<int>(threadIdx.x), kThreads);
+  if (threadIdx.x == 0) *p.routing.epoch = n;
 }
 
 /// Waits for everything that all ranks tell, and takes it. All threads.
@@ -225,26 +230,21 @@ __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
         c, n, [&](int) { return counts + i % s.entries; }, [&](int) { return source; }, &value);
     s.told[i] = value;
   }
+  // From the last thread on: the first have counts to wait for.
+  const int source = kThreads - 1 - static_cast<int>(threadIdx.x);
+  if (source < c.size) good = good && compare_call(saying(p, n), source);
   return __syncthreads_and(good);
 }
 
-/// Sums up what all ranks told. False if they disagree about capacities or rows.
-__device__ bool sum_up(const Params& p, const Shared& s) {
+/// Sums up what all ranks told.
+__device__ void sum_up(const Params& p, const Shared& s) {
   using Slots = HighThroughputSlots;
   const Context& c = p.context;
   const HighThroughputRouting& r = p.routing;
-  bool agree = true, overflow = false;
+  bool overflow = false;
 #pragma unroll 1
   for (int to = threadIdx.x; to < c.size; to += kThreads) {
-    const std::int32_t told = s.count_from(to, Slots::kCapacity);
-    const std::int32_t format = s.count_from(to, Slots::kFormat);
-    const bool same_rows = format == static_cast<std::int32_t>(p.format.dtype);
-    if ((told < 0) != p.strict || !same_rows) {
-      report_failure(c, ErrorCode::mismatch, to, Phase::counts,
-                     same_rows ? 0 : static_cast<std::uint64_t>(format) + 1, 0);
-      agree = false;
-    }
-    const std::int32_t capacity = told < 0 ? -1 - told : told;
+    const std::int32_t capacity = s.count_from(to, Slots::kCapacity);
     std::int64_t sum = 0;
     std::int32_t first_from = 0;
 #pragma unroll 1
@@ -261,7 +261,7 @@ __device__ bool sum_up(const Params& p, const Shared& s) {
   }
   const bool any_overflow = __syncthreads_or(overflow);
   if (threadIdx.x == 0) *r.overflow = any_overflow ? 1 : 0;
-  return __syncthreads_and(agree);
+  __syncthreads();
 }
 
 /// Tells the waiting host.
@@ -303,7 +303,8 @@ __device__ void exchange_counts(const Params& p, const Shared& s,
   mark(c, kAdmitted);
   send_counts(p, s, n);
   mark(c, kSent);
-  if (!take_counts(p, s, n) || !sum_up(p, s)) return;
+  if (!take_counts(p, s, n)) return;
+  sum_up(p, s);
   mark(c, kCounted);
   if (p.mirror.values != nullptr) mirror(p, s, n);
 }

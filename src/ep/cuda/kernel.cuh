@@ -41,9 +41,7 @@ __device__ __forceinline__ Direction<KernelAccess> direction(const Context& cont
 
 /// Leaves a report for the host, if nobody has before, and makes all kernels of the object leave.
 /// On return the report is there.
-__device__ __noinline__ inline void report_failure(const Context& context, ErrorCode code, int peer,
-                                                   Phase phase, std::uint64_t detail,
-                                                   std::uint64_t waited_ns) {
+__device__ __noinline__ inline void report_failure(const Context& context, const Failure& failure) {
   constexpr std::uint64_t kLongestReportNs = 1'000'000'000;
   KernelWords& words = *context.words;
   if (atomicCAS(&words.claimed, 0U, 1U) != 0U) {
@@ -53,13 +51,8 @@ __device__ __noinline__ inline void report_failure(const Context& context, Error
     }
     return;
   }
-  HostWords& host = *context.host;
-  host.code = static_cast<std::int32_t>(code);
-  host.phase = static_cast<std::int32_t>(phase);
-  host.peer = peer;
-  host.detail = detail;
-  host.waited_ms = waited_ns / 1'000'000;
-  device::store_release_system(&host.failed, 1);
+  context.host->failure = failure;
+  device::store_release_system(&context.host->failed, 1);
   device::store_release_system(&words.failed, 1);
 }
 
@@ -92,10 +85,10 @@ struct Patience {
                                       std::uint64_t detail) const {
     const std::uint64_t waited = device::now_ns() - start;
     if (abort == HostWords::kGoOn)
-      report_failure(context, ErrorCode::timeout, peer, phase, detail, waited);
+      report_failure(context, {ErrorCode::timeout, phase, peer, {}, detail, waited});
     else
-      report_failure(context, ErrorCode::peer_lost, static_cast<int>(abort) - 1, phase, detail,
-                     waited);
+      report_failure(
+          context, {ErrorCode::peer_lost, phase, static_cast<int>(abort) - 1, {}, detail, waited});
   }
 
  private:

@@ -5,7 +5,8 @@
 // came from another rank and writes the partial sum into that rank's slot. Then the whole block
 // adds the partial sums of one token after another; the own rank's share is made there, without a
 // slot, while the others are on the wire. The first of the senders, warps apart, releases the flags
-// of what teams wrote last; the other senders have nothing to do here.
+// of what teams wrote last; another, of the first block, tells what this call is about and
+// compares; the others have nothing to do here.
 //
 // Who writes what. Slot regions [slot][expert rank] of a rank are written by that expert rank
 // alone, a row by one team; an output token by one block.
@@ -17,7 +18,7 @@
 // Cost. Reads T * K rows of y in all, sends T * (distinct ranks) rows, reads them once. What can be
 // known before the epoch (rows of each source, credit) is asked for together with it.
 
-#include "ep/cuda/kernel.cuh"
+#include "ep/cuda/call.cuh"
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/team.cuh"
 #include "ep/cuda/vectors.cuh"
@@ -48,8 +49,52 @@ struct Shared {
   ExpertRows teams[Team::kMostPerBlock];
   ExpertRows own;
   Parts parts;
+  bool weighted;                           // weights come with this combine
   std::int32_t first_row[kMostRanks + 1];  // of each source, in the order of items
 };
+
+// Roles: caller ----------------------------------------------------------------------------------
+
+/// The sender that tells other ranks what this call is about, and compares.
+constexpr int kCaller = 1;
+static_assert(kCaller < Block::kSenders);
+
+__device__ __forceinline__ bool is_caller() {
+  return blockIdx.x == 0 && Block::sends() && Block::sender() == kCaller;
+}
+
+__device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
+  return {p.context, p.shape.slots.combine, n, p.call, *p.routing.epoch};
+}
+
+/// A set of ranks, a part of it on each lane.
+struct Ranks {
+  std::uint32_t words[kMostRanks / 32] = {};
+
+  __device__ void add(int rank) {
+#pragma unroll
+    for (int i = 0; i < kMostRanks / 32; ++i)
+      if (rank / 32 == i) words[i] |= 1U << (rank % 32);
+  }
+  __device__ bool has(int rank) const {
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < kMostRanks / 32; ++i)
+      found = found || (rank / 32 == i && (words[i] >> (rank % 32) & 1U) != 0);
+    return found;
+  }
+};
+
+/// Compares the calls of those that partial sums come from; the caller.
+__device__ __noinline__ bool compare(const Params& p, Epoch n) {
+  Ranks from;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < p.tokens * p.shape.width; i += 32)
+    if (const int rank = p.routing.destinations[i].rank; rank >= 0) from.add(rank);
+#pragma unroll
+  for (std::uint32_t& word : from.words) word = __reduce_or_sync(kAllLanes, word);
+  return compare_calls(saying(p, n), [&](int source) { return from.has(source); });
+}
 
 // Roles: weights ---------------------------------------------------------------------------------
 
@@ -76,11 +121,46 @@ __device__ void send_weights(const Params& p, Epoch n) {
     publish<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.weight_flag_of(n, c.rank)), n);
 }
 
+/// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
+/// that it sums for. All threads; false if that did not tell.
+__device__ bool learn_weights(const Params& p, Shared& s, Epoch n) {
+  const Context& c = p.context;
+  bool good = true;
+  if (threadIdx.x == 0) {
+    int source = 0;
+    while (source < c.size && p.routing.rows_from[source] == 0) ++source;
+    std::int32_t options = 0;
+    if (source < c.size)
+      good = await_told<1>(
+          c, n, [&](int) { return saying(p, n).heard_from(source, n) + Call::kOptions; },
+          [&](int) { return source; }, &options);
+    s.weighted = (options & Call::kWeights) != 0;
+  }
+  return __syncthreads_and(good);
+}
+
+/// Waits for the weights of a source, unless its call says that it sends none; a thread a source.
+__device__ bool await_weights_of(const Params& p, Epoch n, int source) {
+  const Context& c = p.context;
+  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.weight_flag_of(n, source));
+  const Saying ours = saying(p, n);
+  const Tagged* options = ours.heard_from(source, n) + Call::kOptions;
+  bool none = false;
+  const bool good = wait_until(c, source, Phase::combine_weights, n, [&] {
+    if (arrived<KernelAccess>(flag, n)) return true;
+    const Tagged told = KernelAccess::load(options);
+    none = belongs_to(told, n) && (told.value & Call::kWeights) == 0;
+    return none;
+  });
+  return good && (!none || compare_call(ours, source));
+}
+
 __device__ bool await_weights(const Params& p, Epoch n) {
-  return await_flags(
-      p.context, Phase::combine_weights, n,
-      [&](int source) { return p.shape.slots.weight_flag_of(n, source); },
-      [&](int source) { return p.routing.rows_from[source] > 0; });
+  bool good = true;
+#pragma unroll 1
+  for (int source = threadIdx.x; source < p.context.size && good; source += blockDim.x)
+    good = p.routing.rows_from[source] == 0 || await_weights_of(p, n, source);
+  return __syncthreads_and(good);
 }
 
 // Roles: partial sums ----------------------------------------------------------------------------
@@ -103,7 +183,8 @@ __device__ void take_rows(const Params& p, Shared& s) {
 }
 
 /// Finds the expert outputs of a row; one warp.
-__device__ void find_rows(const Params& p, ExpertRows& found, int source, int row, Epoch n) {
+__device__ void find_rows(const Params& p, ExpertRows& found, int source, int row, Epoch n,
+                          bool weighted) {
   const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t entry =
@@ -114,9 +195,9 @@ __device__ void find_rows(const Params& p, ExpertRows& found, int source, int ro
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
-    weight = p.topk_weights != nullptr ? at<const float>(p.context, p.context.rank,
-                                                         slots.weights_of(n, source, row))[lane]
-                                       : p.routing.weights[entry + lane];
+    weight = weighted ? at<const float>(p.context, p.context.rank,
+                                        slots.weights_of(n, source, row))[lane]
+                      : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(kAllLanes, place >= 0);  // dropped ones are left out
   if (place >= 0) {
@@ -197,7 +278,9 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
     const bool mine = item < rows.count;
     Destination row{-1, -1};
     if (mine) row = rows.at_item(item, i);
-    if (mine && team.first_warp()) find_rows(p, found, row.rank, row.row, rows.n);
+    if (mine && team.first_warp())
+      find_rows(p, found, row.rank, row.row, rows.n,
+                p.tokens == 0 ? s.weighted : p.topk_weights != nullptr);
     team.sync();
     if (mine) {
       auto* out = at<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, c.rank, row.row));
@@ -233,9 +316,12 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
   const Entry entry = admit(c, lane, peeked);
   const Epoch n = entry.send;
   *good = entry.usable;
+  if (*good && is_caller()) tell_call(saying(p, n), static_cast<int>(threadIdx.x) % 32, 32);
   // Not before credit: receive halves two epochs back may still wait for the flag of theirs.
   if (*good && p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
-  if (*good && p.topk_weights != nullptr) *good = await_weights(p, n);
+  if (*good && p.tokens == 0) *good = learn_weights(p, s, n);
+  if (*good && (p.tokens == 0 ? s.weighted : p.topk_weights != nullptr))
+    *good = await_weights(p, n);
   *good = *good && !stops(c, Phase::combine_rows);
   mark(c, kAdmitted);
   if (!*good) return entry;
@@ -272,7 +358,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
   __syncwarp();
   if (own != 0)
     find_rows(p, s.own, c.rank, __shfl_sync(kAllLanes, from.row, __ffs(static_cast<int>(own)) - 1),
-              n);
+              n, p.topk_weights != nullptr);
   return from;
 }
 
@@ -373,6 +459,7 @@ __device__ void run(const Params& p, Shared& s) {
   const Epoch n = entry.receive;
   // Split from its send half, it has not seen the weights of the own rank's rows yet.
   if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
+  if (is_caller()) good = compare(p, n);
   if (!Block::sends())
 #pragma unroll 1
     for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)

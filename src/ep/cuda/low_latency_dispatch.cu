@@ -40,30 +40,28 @@ using Shared = DispatchShared;
 
 // Roles: counts ----------------------------------------------------------------------------------
 
+__device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
+  return {p.context, p.shape.slots.dispatch, n, p.call, n};
+}
+
 /// Counts go to every rank, zeros too; the first block, a thread a word. They need no release: each
 /// carries its epoch.
 __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
-  static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kFormat == 1 &&
-                LowLatencySlots::kHeader == 2);
+  static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kHeader == 1);
   const Context& c = p.context;
   const Placement& placement = p.shape.placement;
   const std::int32_t* total = expert_counters(s) + placement.experts;
-  const int words = placement.experts + LowLatencySlots::kHeader * c.size;
+  const int words = placement.experts + c.size;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) {
-    const int header = i - placement.experts;
-    const bool count = header < 0;
-    const int peer = count ? placement.rank_of(i) : header / LowLatencySlots::kHeader;
-    const int word = count ? LowLatencySlots::kHeader + placement.local_index(i)
-                           : header % LowLatencySlots::kHeader;
-    std::int32_t value = 0;
-    if (count)
-      value = total[i];
-    else
-      value = word == LowLatencySlots::kRows ? s.total_to_rank[peer]
-                                             : static_cast<std::int32_t>(p.format.dtype);
-    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + word, value, n);
+    const bool count = i < placement.experts;
+    const int peer = count ? placement.rank_of(i) : i - placement.experts;
+    const int word = count ? LowLatencySlots::kHeader + placement.local_index(i) : 0;
+    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + word,
+                       count ? total[i] : s.total_to_rank[peer], n);
   }
+  tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  if (threadIdx.x == 0) *p.routing.epoch = n;
 }
 
 // Roles: sender ----------------------------------------------------------------------------------
@@ -154,7 +152,7 @@ __device__ __forceinline__ const Tagged* counts_from(const Params& p, int source
   return at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
 }
 
-/// Learns how many rows come from each source, and that they are of the right format; one warp. Own
+/// Learns how many rows come from each source, and that its call belongs to this one; one warp. Own
 /// rows that are kept are no items.
 __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
   const Context& c = p.context;
@@ -164,20 +162,22 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
 #pragma unroll 1
   for (int base = 0; base < c.size; base += 32) {
     const int i = base + lane, source = source_at(c, min(i, c.size - 1));
-    std::int32_t told[2] = {};  // rows and format
-    static_assert(LowLatencySlots::kRows == 0 && LowLatencySlots::kFormat == 1);
+    std::int32_t told[Call::kWords + 1] = {};  // its call, and rows
+    std::int32_t& rows = told[Call::kWords];
     if (i < c.size) {
-      good = good && await_told<2>(
-                         c, n, [&](int word) { return counts_from(p, source, n) + word; },
-                         [&](int) { return source; }, told);
-      if (good && told[1] != static_cast<std::int32_t>(p.format.dtype)) {
-        report_failure(c, ErrorCode::mismatch, source, Phase::counts,
-                       static_cast<std::uint64_t>(told[1]) + 1, 0);
-        good = false;
-      }
-      if (blockIdx.x == 0) p.routing.rows_from[source] = told[0];
+      const Saying ours = saying(p, n);
+      good = good &&
+             await_told<Call::kWords + 1>(
+                 c, n,
+                 [&](int word) {
+                   return word == Call::kWords ? counts_from(p, source, n) + LowLatencySlots::kRows
+                                               : ours.heard_from(source, n) + word;
+                 },
+                 [&](int) { return source; }, told) &&
+             belongs(ours, source, told);
+      if (blockIdx.x == 0) p.routing.rows_from[source] = rows;
     }
-    const std::int32_t sum = sum_up_to(i == 0 && keeps_own(p) ? 0 : told[0], lane);
+    const std::int32_t sum = sum_up_to(i == 0 && keeps_own(p) ? 0 : rows, lane);
     if (i < c.size) s.first_item[i + 1] = before + sum;
     before += __shfl_sync(kAllLanes, sum, 31);
   }

@@ -71,6 +71,7 @@ class CudaEngine final : public LowLatencyEngine {
     p.context = runtime_.context_of(call);
     p.shape = shape_;
     p.routing = handle.routing;
+    p.call = handle.call(0, static_cast<std::int32_t>(work.format.dtype));
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
     p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
@@ -98,6 +99,7 @@ class CudaEngine final : public LowLatencyEngine {
     p.context = runtime_.context_of(call);
     p.shape = shape_;
     p.routing = handle.routing;
+    p.call = handle.call(work.topk_weights.present() ? Call::kWeights : 0);
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
     p.y = work.y.as<std::byte>();
@@ -125,6 +127,7 @@ class CudaEngine final : public LowLatencyEngine {
     LowLatencyRouting r{};
     r.destinations = carver.take<Destination>(sizes.max_tokens * width);
     r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+    r.epoch = carver.take<Epoch>(1);
     r.rows_from = carver.take<std::int32_t>(sizes.ranks);
     r.copies = carver.take<std::int32_t>(came);
     r.weights = carver.take<float>(came);

@@ -18,6 +18,7 @@ namespace expertwire::ep::cuda {
 struct LowLatencyRouting {
   Destination* destinations;  ///< [M, width] of this rank's tokens, ascending ranks, -1 ends
   std::int32_t* experts;      ///< [M, K] of this rank's tokens, -1 where there is none
+  Epoch* epoch;               ///< [1] of the dispatch
   std::int32_t* rows_from;    ///< [R] rows that each source sent here
   std::int32_t* copies;       ///< [R, M, K] places of a row in the output, or one of the marks
   float* weights;             ///< [R, M, K] that came with dispatch
@@ -41,6 +42,7 @@ struct LowLatencyDispatchParams {
   Context context;
   LowLatencyShape shape;
   LowLatencyRouting routing;
+  Call call;
   std::int32_t tokens;
   std::int32_t halves;
   // Made at the launch.
@@ -65,6 +67,7 @@ struct LowLatencyCombineParams {
   Context context;
   LowLatencyShape shape;
   LowLatencyRouting routing;
+  Call call;
   std::int32_t tokens;
   std::int32_t halves;
   const std::byte* y;         ///< [L, R*M, H]

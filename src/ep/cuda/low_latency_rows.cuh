@@ -3,6 +3,7 @@
 // The rows of low-latency dispatch: how a block makes them in its shared memory (images) and sends
 // them. See low_latency_dispatch.cu.
 
+#include "ep/cuda/call.cuh"
 #include "ep/cuda/cast.cuh"
 #include "ep/cuda/low_latency_plan.cuh"
 #include "ep/cuda/team.cuh"

@@ -213,31 +213,25 @@ void Runtime::give_up(const char* operation, const Deadline& deadline) {
 }
 
 std::string Runtime::describe_failure(const char* operation) const {
-  const HostWords& words = *words_;
-  const auto phase = static_cast<Phase>(words.phase);
+  const Failure& failure = words_->failure;
+  const Phase phase = failure.phase;
   const bool row = phase == Phase::dispatch_rows || phase == Phase::combine_rows;
-  switch (static_cast<ErrorCode>(words.code)) {
+  const std::uint64_t waited_ms = failure.waited_ns / 1'000'000;
+  switch (failure.code) {
     case ErrorCode::mismatch:
-      if (words.detail > 0)
-        return fmt::format(
-            "{}: rank {} sends rows of {}, this rank others; all ranks send the same", operation,
-            words.peer, to_string(static_cast<DType>(words.detail - 1)));
-      return fmt::format(
-          "{}: rank {} gave a capacity and this rank none, or the other way round; "
-          "all ranks give one, or none",
-          operation, words.peer);
+      return describe(operation, failure.mismatch, failure.peer, object_.communicator()->rank());
     case ErrorCode::peer_lost: {
       std::lock_guard lock(mutex_);
       return fmt::format("{} cannot go on, after {} ms of waiting ({}, {} {}): {}", operation,
-                         words.waited_ms, to_string(phase), row ? "row" : "epoch", words.detail,
+                         waited_ms, to_string(phase), row ? "row" : "epoch", failure.detail,
                          lost_ ? lost_->what() : "it was given up");
     }
     default:
       return fmt::format(
           "{} waited {} ms for rank {} ({}, {} {}); is that rank alive, and does it "
           "make the same calls in the same order?",
-          operation, words.waited_ms, words.peer, to_string(phase), row ? "row" : "epoch",
-          words.detail);
+          operation, waited_ms, failure.peer, to_string(phase), row ? "row" : "epoch",
+          failure.detail);
   }
 }
 
@@ -246,8 +240,8 @@ void Runtime::throw_failure(const char* operation) const {
   object_.check_usable();  // it has been thrown before
   const std::string message = describe_failure(operation);
   object_.fail(message);
-  throw Error(static_cast<ErrorCode>(words_->code), message,
-              {object_.communicator()->rank(), words_->peer, static_cast<Phase>(words_->phase)});
+  const Failure& failure = words_->failure;
+  throw Error(failure.code, message, {object_.communicator()->rank(), failure.peer, failure.phase});
 }
 
 void Runtime::refresh(Status& status, int top_k) const {

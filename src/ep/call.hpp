@@ -1,0 +1,65 @@
+#pragma once
+
+// What an operation says about itself. Every operation of every rank tells every rank, before any
+// row of it, what it is about, and whoever receives compares: calls that do not belong together are
+// an error on both sides, in place of wrong values. Shared by host and device.
+//
+// A header is a line of words that carry their epoch, so it needs no flag and is no barrier: an
+// operation waits for the headers of those whose rows it takes, and for no other's. Those are
+// compared two operations on, with the credit of this one: whoever has read an operation has sent
+// its header. Until then a header must stay where it is, hence four of them (kHeaderSlots).
+
+#include <cstdint>
+#include <string>
+
+#include "ep/lane.hpp"
+
+namespace expertwire::ep {
+
+struct Call {
+  /// In the order in which they are compared.
+  enum Word : std::int32_t {
+    kOptions,
+    kFormat,    ///< DType of the rows that travel to experts; 0 in combine
+    kLane,      ///< of the dispatch that it is about,
+    kDispatch,  ///< and its epoch: its own if it is one with a routing of its own
+    kWords
+  };
+  enum Option : std::int32_t {
+    kNoTokens = 1,  ///< a rank without tokens has no say about their weights
+    kWeights = 2,   ///< weights are sent by this combine
+    kCapacity = 4,  ///< the caller knows how many rows there is room for
+    kCached = 8,    ///< the routing of an earlier dispatch is taken
+  };
+  std::int32_t options = 0, format = 0, lane = 0;
+
+  /// `dispatch` is known where the operation runs: graphs are replayed in other epochs.
+  EXPERTWIRE_HOST_DEVICE std::int32_t word(int i, Epoch dispatch) const {
+    return i == kOptions  ? options
+           : i == kFormat ? format
+           : i == kLane   ? lane
+                          : static_cast<std::int32_t>(dispatch);
+  }
+  EXPERTWIRE_HOST_DEVICE static constexpr bool agree(int word, std::int32_t a, std::int32_t b) {
+    if (word != kOptions) return a == b;
+    const std::int32_t all = kWeights | kCapacity | kCached;
+    const std::int32_t compared = ((a | b) & kNoTokens) != 0 ? all & ~kWeights : all;
+    return ((a ^ b) & compared) == 0;
+  }
+};
+
+/// The header of a call, as it lies in memory.
+struct CallLine {
+  Tagged words[8];
+};
+static_assert(sizeof(CallLine) == 64 && Call::kWords <= 8);
+
+/// Where two ranks' calls differ.
+struct Mismatch {
+  std::int32_t word, theirs, ours;
+};
+
+/// A sentence that names both ranks and both values.
+std::string describe(const char* operation, const Mismatch& mismatch, int peer, int rank);
+
+}  // namespace expertwire::ep
