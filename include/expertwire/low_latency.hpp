@@ -93,10 +93,8 @@ class LowLatency {
   struct CombineRequest {
     ConstTensorView y;  ///< [L, R*M, H] of the row type (after fp8, too), rows as dispatch put them
     Handle handle;
-    /// [T, K] fp32, for weights that dispatch did not have. Every rank gives them, or none does.
-    /// Given in neither call they are 1.
-    /// [T, K] fp32, if dispatch had none; or absent. All ranks that have tokens give them, or none
-    /// does (else `Error{mismatch}`).
+    /// [T, K] fp32, for weights that dispatch did not have. All ranks that have tokens give them, or
+    /// none does (else `Error{mismatch}`). Given in neither call they are 1.
     ConstTensorView topk_weights;
     ConstTensorView bias;  ///< [T, H] of the row type, initial value of the sum; or absent
     TensorView out;        ///< [T, H] of the row type; or absent
