@@ -54,8 +54,8 @@ class Pair {
   Pair(const Pair&) = delete;
   Pair& operator=(const Pair&) = delete;
   virtual ~Pair() = default;
-  virtual void dispatch(int step, Stream* stream) = 0;
-  virtual void combine(int step, Stream* stream) = 0;
+  virtual void dispatch(int step, const Stream& stream) = 0;
+  virtual void combine(int step, const Stream& stream) = 0;
 };
 
 /// Times the pair as an eager caller sees it, on a stream without waiting, and in a graph.
@@ -65,24 +65,24 @@ void time_pair(Communicator& communicator, const BenchOptions& options, DeviceTe
   communicator.barrier();
   for (int i = 0; i < total; ++i) {
     const double start = now_us();
-    pair.dispatch(i, nullptr);
+    pair.dispatch(i, {});
     const double middle = now_us();
-    pair.combine(i, nullptr);
+    pair.combine(i, {});
     const double end = now_us();
     if (i < options.warmup) continue;
     result.timings.dispatch.push_back(middle - start);
     result.timings.combine.push_back(end - middle);
   }
 
-  Stream stream{CudaStream{device.stream()}};
+  Stream stream = Stream::cuda(device.stream());
   std::vector<CudaEvent> events(2 * static_cast<std::size_t>(total) + 1);
   communicator.barrier();
   events[0].record(device.stream());
   for (int i = 0; i < total; ++i) {
     const auto at = static_cast<std::size_t>(i);
-    pair.dispatch(i, &stream);
+    pair.dispatch(i, stream);
     events[2 * at + 1].record(device.stream());
-    pair.combine(i, &stream);
+    pair.combine(i, stream);
     events[2 * at + 2].record(device.stream());
   }
   device.synchronize();
@@ -97,13 +97,13 @@ void time_pair(Communicator& communicator, const BenchOptions& options, DeviceTe
 class PairGraph {
  public:
   PairGraph(DeviceTensors& device, Pair& pair, int pairs) : device_(device) {
-    Stream stream{CudaStream{device.stream()}};
+    Stream stream = Stream::cuda(device.stream());
     cudaGraph_t graph = nullptr;
     check_cuda(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal),
                "cudaStreamBeginCapture");
     for (int i = 0; i < pairs; ++i) {
-      pair.dispatch(i, &stream);
-      pair.combine(i, &stream);
+      pair.dispatch(i, stream);
+      pair.combine(i, stream);
     }
     check_cuda(cudaStreamEndCapture(device.stream(), &graph), "cudaStreamEndCapture");
     check_cuda(cudaGraphInstantiate(&executable_, graph, 0), "cudaGraphInstantiate");
@@ -191,11 +191,11 @@ void time_kernels(Communicator& communicator, const BenchOptions& options, Devic
       take(pairs == 0 ? kPairsOfGraph : 1);  // of the first replay, none counts
     }
   } else {
-    Stream stream{CudaStream{device.stream()}};
+    Stream stream = Stream::cuda(device.stream());
     communicator.barrier();
     for (int i = 0; i < options.iterations; ++i) {
-      pair.dispatch(i, &stream);
-      pair.combine(i, &stream);
+      pair.dispatch(i, stream);
+      pair.combine(i, stream);
     }
     take(0);
   }
@@ -214,12 +214,12 @@ class LatePair final : public Pair {
  public:
   LatePair(Pair& pair, double late_us)
       : pair_(pair), ns_(static_cast<std::uint64_t>(late_us * 1e3)) {}
-  void dispatch(int step, Stream* stream) override {
-    hold_up(*stream);
+  void dispatch(int step, const Stream& stream) override {
+    hold_up(stream);
     pair_.dispatch(step, stream);
   }
-  void combine(int step, Stream* stream) override {
-    hold_up(*stream);
+  void combine(int step, const Stream& stream) override {
+    hold_up(stream);
     pair_.combine(step, stream);
   }
 
@@ -322,7 +322,7 @@ class LowLatencyPair final : public Pair {
     }
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
   }
-  void dispatch(int step, Stream* stream) override {
+  void dispatch(int step, const Stream& stream) override {
     const Inputs::Step& input = inputs_.at(step);
     LowLatency::DispatchRequest request;
     request.x = input.x;
@@ -333,7 +333,7 @@ class LowLatencyPair final : public Pair {
     request.stream = stream;
     handle_ = object_.dispatch(request).handle;
   }
-  void combine(int step, Stream* stream) override {
+  void combine(int step, const Stream& stream) override {
     LowLatency::CombineRequest request;
     request.y = y_[static_cast<std::size_t>(step) % y_.size()];
     request.handle = handle_;
@@ -373,7 +373,7 @@ class HighThroughputPair final : public Pair {
     outputs_.scales = device.make(DType::fp32, {capacity_, ep::scales_of(shape.hidden)});
   }
   /// Eager calls learn the counts; others have a capacity, so that no host waits.
-  void dispatch(int step, Stream* stream) override {
+  void dispatch(int step, const Stream& stream) override {
     const Inputs::Step& input = inputs_.at(step);
     HighThroughput::DispatchRequest request;
     request.x = input.x;
@@ -382,8 +382,8 @@ class HighThroughputPair final : public Pair {
     if (options_.weights == Weights::dispatch) request.topk_weights = input.topk_weights;
     request.output = options_.output;
     request.stream = stream;
-    if (stream != nullptr) request.capacity = capacity_;
-    if (stream != nullptr && outputs_.x.present()) request.outputs = outputs_;
+    if (stream.present()) request.capacity = capacity_;
+    if (stream.present() && outputs_.x.present()) request.outputs = outputs_;
     request.allocator = [this](const AllocationRequest& r) -> Allocation {
       if (r.name == "x") return {outputs_.x.data(), nullptr};
       if (r.name == "source_tokens") return {outputs_.source_tokens.data(), nullptr};
@@ -393,7 +393,7 @@ class HighThroughputPair final : public Pair {
     };
     result_ = object_.dispatch(request);
   }
-  void combine(int step, Stream* stream) override {
+  void combine(int step, const Stream& stream) override {
     HighThroughput::CombineRequest request;
     const TensorView& x = result_.outputs.x;  // where pool rows are, y may be too
     request.y = {y_.present() ? y_.data() : x.data(), out_.dtype(), {x.size(0), x.size(1)}};
@@ -457,8 +457,8 @@ class Mode {
     DeviceTensors device(communicator_->cuda_device());
     PairOf pair(*object, device, inputs_, options_, communicator_->size());
     for (int i = 0; i < options_.warmup; ++i) {
-      pair.dispatch(i, nullptr);
-      pair.combine(i, nullptr);
+      pair.dispatch(i, {});
+      pair.combine(i, {});
     }
     Measurement result;
     time_kernels(*communicator_, options_, device, pair, graph_, result);

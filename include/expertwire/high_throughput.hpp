@@ -81,7 +81,7 @@ class HighThroughput {
     /// (or a cached handle) and Output::owned: give outputs then, for a capture never allocates,
     /// and order replays with other calls of the communicator yourself. The graph keeps the memory
     /// of what it captured, handles included, until it is destroyed.
-    Stream* stream = nullptr;
+    Stream stream;
     /// Of every wait; unset: the communicator's. A call that must come after one that is queued
     /// behind other work, or waits for its own counts there, waits as long for that, too.
     std::optional<std::chrono::milliseconds> timeout;
@@ -116,7 +116,7 @@ class HighThroughput {
     TensorView out_topk_weights;   ///< fp32 [T, K]; or absent
     // As in DispatchRequest; a capture does not combine rows of a pool:
     Allocator allocator;
-    Stream* stream = nullptr;
+    Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;
   };
@@ -154,7 +154,7 @@ class HighThroughput {
   CombineResult combine(const CombineRequest& request);
   /// Gives the pool rows of a dispatch back without a combine; without a stream it returns when
   /// that is done. Does nothing if there are none. Throws `Error{invalid_usage}` while capturing.
-  void release(const Handle& handle, Stream* stream = nullptr);
+  void release(const Handle& handle, const Stream& stream = {});
   /// As LowLatency::status().
   Status status() const;
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <optional>
 
@@ -69,14 +68,14 @@ class LowLatency {
     /// waits for what is queued. A CUDA stream may be capturing: give outputs then, for a capture
     /// never allocates, and order replays with other calls of the communicator yourself. The graph
     /// keeps the memory of what it captured, handles included, until it is destroyed.
-    Stream* stream = nullptr;
+    Stream stream;
     /// Of every wait of this operation, its receive half too; unset: the communicator's. A call
     /// that must come after one that is queued behind other work waits as long for that, too.
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;  ///< CUDA: SMs for this call, at most those of the options; 0: all of those
-    /// Gives the lane the send half alone; the result's receive() gives it the other. Inputs must
-    /// stay as they are until that has run. Between the two nothing of ours runs. Two send halves
-    /// of a lane may wait for their receive halves, which come in the same order.
+    /// Gives the lane the send half alone; receive() gives it the other. Inputs must stay as they
+    /// are until that has run. Between the two nothing of ours runs. Two send halves of a lane may
+    /// wait for their receive halves, which come in the same order.
     bool send_only = false;
   };
 
@@ -84,23 +83,19 @@ class LowLatency {
     Outputs outputs;  ///< as given, or as allocated; filled once the stream got there
     Handle handle;
     std::shared_ptr<void> owner;  ///< keeps allocated outputs alive
-    /// Set after send_only: gives the lane the receive half, on a stream (which may be capturing)
-    /// or (null) now. Once; while the object lives. Outputs are filled after it alone. Throws what
-    /// the whole operation would, and `Error{invalid_usage}` out of order or the second time.
-    std::function<void(Stream*)> receive;
   };
 
   struct CombineRequest {
     ConstTensorView y;  ///< [L, R*M, H] of the row type (after fp8, too), rows as dispatch put them
     Handle handle;
-    /// [T, K] fp32, for weights that dispatch did not have. All ranks that have tokens give them, or
-    /// none does (else `Error{mismatch}`). Given in neither call they are 1.
+    /// [T, K] fp32, for weights that dispatch did not have. All ranks that have tokens give them,
+    /// or none does (else `Error{mismatch}`). Given in neither call they are 1.
     ConstTensorView topk_weights;
     ConstTensorView bias;  ///< [T, H] of the row type, initial value of the sum; or absent
     TensorView out;        ///< [T, H] of the row type; or absent
     // As in DispatchRequest:
     Allocator allocator;
-    Stream* stream = nullptr;
+    Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;
     bool send_only = false;
@@ -111,7 +106,6 @@ class LowLatency {
     /// fma(w, y, acc) in fp32 in top-k order, rounded to the row type; so is the end.
     TensorView out;
     std::shared_ptr<void> owner;
-    std::function<void(Stream*)> receive;  ///< as in DispatchResult
   };
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on shape or lanes,
@@ -139,6 +133,11 @@ class LowLatency {
   /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has
   /// its receive half, and for weights that dispatch had.
   CombineResult combine(const CombineRequest& request);
+  /// Gives the lane the receive half of the dispatch that made `handle`, or, when it has that, of
+  /// the oldest of its combines that have sent only; on a stream, which may be capturing, or, with
+  /// none, now. Outputs are filled after it alone. Throws what the whole operation would, and
+  /// `Error{invalid_usage}` out of the order of a lane, or if no half of the handle is open.
+  void receive(const Handle& handle, const Stream& stream = {});
   /// What has been noticed so far. Waits for no operation: of work that is queued, it may not know
   /// yet.
   Status status() const;

@@ -5,42 +5,62 @@
 
 namespace expertwire {
 
-/// A `cudaStream_t` of the caller's, without its header.
-struct CudaStream {
-  void* handle = nullptr;
-};
-
-/// An ordered queue of work beside the calling thread: a thread of its own for the CPU backend, or
-/// a CUDA stream of the caller's for the CUDA backend.
-///
-/// Operations given to a stream run one after another in the order of the calls, and the call
-/// returns before they have run. Operations given no stream have finished when the call returns.
-class Stream {
+/// A queue of work beside the calling thread, run by a thread of its own: the CPU backend's stream.
+class Queue {
  public:
-  /// A stream of the CPU backend.
-  Stream();
-  /// The caller's CUDA stream, which must outlive what is queued. It may be capturing.
-  explicit Stream(CudaStream stream);
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  /// CPU: finishes what is queued; an error that nobody asked for is dropped. CUDA: does nothing.
-  ~Stream();
+  Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+  /// Finishes what is queued; an error that nobody asked for is dropped.
+  ~Queue();
 
-  /// CPU: queues `work`. If it throws, what is queued after it still runs, and the next
-  /// synchronize() throws the first such error. Throws `Error{invalid_usage}` on a CUDA stream.
+  /// Queues `work`. If it throws, what is queued after it still runs, and the next synchronize()
+  /// throws the first such error.
   void enqueue(std::function<void()> work);
-  /// Returns when everything queued has run. CPU: throws the first error since the last call. CUDA:
-  /// errors of operations show in the next call to their object, and in its status().
+  /// Returns when everything queued has run; throws the first error since the last call.
   void synchronize();
-
-  bool is_cuda() const noexcept;
-  /// The cudaStream_t; null for a stream of the CPU backend.
-  void* cuda_handle() const noexcept;
 
  private:
   struct Impl;
-  std::unique_ptr<Impl> impl_;  // null for a CUDA stream
-  CudaStream cuda_;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Where operations are queued: a Queue (CPU backend), or a CUDA stream of the caller's (CUDA
+/// backend); default-made: nowhere. A value that owns nothing: the queue or the CUDA stream must
+/// outlive what is queued.
+///
+/// Operations given to a stream run one after another in the order of the calls, and the call
+/// returns before they have run. Operations given none have finished when the call returns.
+class Stream {
+ public:
+  Stream() = default;
+  Stream(Queue& queue)
+      : kind_(Kind::queue), target_(&queue) {}  // NOLINT(google-explicit-constructor)
+  /// A `cudaStream_t`, null for the default stream. It may be capturing.
+  static Stream cuda(void* stream) {
+    Stream result;
+    result.kind_ = Kind::cuda;
+    result.target_ = stream;
+    return result;
+  }
+
+  bool present() const noexcept { return kind_ != Kind::none; }
+  bool is_cuda() const noexcept { return kind_ == Kind::cuda; }
+  /// The cudaStream_t; null unless is_cuda().
+  void* cuda_handle() const noexcept { return is_cuda() ? target_ : nullptr; }
+  /// Null unless this is a queue.
+  Queue* queue() const noexcept {
+    return kind_ == Kind::queue ? static_cast<Queue*>(target_) : nullptr;
+  }
+  /// Returns when everything queued has run. Of a queue it throws the first error since the last
+  /// call; on CUDA, errors of operations show in the next call to their object, and in its
+  /// status().
+  void synchronize() const;
+
+ private:
+  enum class Kind { none, queue, cuda };
+  Kind kind_ = Kind::none;
+  void* target_ = nullptr;
 };
 
 }  // namespace expertwire

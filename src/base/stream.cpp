@@ -14,7 +14,7 @@
 
 namespace expertwire {
 
-struct Stream::Impl {
+struct Queue::Impl {
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<std::function<void()>> queue;
@@ -48,17 +48,11 @@ struct Stream::Impl {
   }
 };
 
-Stream::Stream() : impl_(std::make_unique<Impl>()) {
+Queue::Queue() : impl_(std::make_unique<Impl>()) {
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
 }
 
-Stream::Stream(CudaStream stream) : cuda_(stream) {}
-
-bool Stream::is_cuda() const noexcept { return impl_ == nullptr; }
-void* Stream::cuda_handle() const noexcept { return cuda_.handle; }
-
-Stream::~Stream() {
-  if (is_cuda()) return;
+Queue::~Queue() {
   if (!impl_->process.here()) {  // a forked child has no such thread
     std::ignore = impl_.release();
     return;
@@ -71,21 +65,23 @@ Stream::~Stream() {
   impl_->thread.join();
 }
 
-void Stream::enqueue(std::function<void()> work) {
-  check_argument(work != nullptr, "Stream::enqueue: work is empty");
-  check(!is_cuda(), ErrorCode::invalid_usage,
-        "host work was given to a CUDA stream; the CPU backend takes a Stream made without one");
+void Queue::enqueue(std::function<void()> work) {
+  check_argument(work != nullptr, "Queue::enqueue: work is empty");
   std::lock_guard lock(impl_->mutex);
   impl_->queue.push_back(std::move(work));
   impl_->changed.notify_all();
 }
 
-void Stream::synchronize() {
-  if (is_cuda()) return synchronize_cuda_stream(cuda_.handle);
+void Queue::synchronize() {
   std::unique_lock lock(impl_->mutex);
   impl_->changed.wait(lock, [&] { return impl_->queue.empty() && !impl_->busy; });
   if (std::exception_ptr error = std::exchange(impl_->error, nullptr))
     std::rethrow_exception(error);
+}
+
+void Stream::synchronize() const {
+  if (is_cuda()) return synchronize_cuda_stream(cuda_handle());
+  if (Queue* queued = queue()) queued->synchronize();
 }
 
 }  // namespace expertwire

@@ -71,7 +71,7 @@ struct HighThroughput::Impl {
   }
 
   ep::RowFormat check_dispatch(const DispatchRequest& request) const;
-  void check_pool_slot(Lane& lane, Stream* stream);
+  void check_pool_slot(Lane& lane, const Stream& stream);
   std::shared_ptr<HighThroughputHandle> start_dispatch(
       const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
   Outputs make_outputs(const Outputs& given, const ep::RowFormat& format, std::int64_t rows,
@@ -149,7 +149,7 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
 }
 
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
-void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
+void HighThroughput::Impl::check_pool_slot(Lane& lane, const Stream& stream) {
   // What is captured is done again by every replay; credit for these rows is granted once.
   if (engine->captures(stream))
     for (const auto& earlier : lane.last) {
@@ -158,7 +158,7 @@ void HighThroughput::Impl::check_pool_slot(Lane& lane, Stream* stream) {
             "pool rows of an earlier dispatch of this lane are still held; combine or release them "
             "before a capture");
       earlier->release_called = true;
-      engine->release(earlier, nullptr);  // now, not by every replay
+      engine->release(earlier, {});  // now, not by every replay
     }
   auto& before_last = lane.last[lane.dispatches % ep::kSlots];
   if (!before_last || !before_last->in_pool || before_last->release_called) return;
@@ -246,8 +246,9 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
-  self.engine->plan({request.topk_idx, cached, request.capacity, handle, request.stream,
-                     request.timeout, request.sms});
+  ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
+  work.request.cached = {};  // queued work is no caller that holds rows
+  self.engine->plan(work);
   handle->output_rows = rows.value_or(handle->needed);
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
@@ -257,8 +258,8 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
       refused = std::current_exception();
     }
   }
-  self.engine->dispatch({request.x, request.x_scales, request.topk_weights, result.outputs, handle,
-                         maker.owner(), request.stream, request.timeout, request.sms});
+  work.outputs = result.outputs;
+  self.engine->dispatch(work);
   if (refused) std::rethrow_exception(refused);
   check(rows || !handle->overflow, ErrorCode::capacity,
         "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "
@@ -269,7 +270,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   result.owner = maker.owner();
   result.handle = Handle(handle);
   result.needed_rows = self.engine->needed_rows(*handle);
-  if (rows && request.stream == nullptr) self.engine->learn_counts(*handle);
+  if (rows && !request.stream.present()) self.engine->learn_counts(*handle);
   result.rows_per_expert = handle->rows_per_expert;
   result.rows_per_source = handle->rows_per_source;
   return result;
@@ -325,14 +326,15 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
     result.topk_weights =
         maker.make("out_topk_weights", DType::fp32, {handle->tokens, shape.top_k});
   result.owner = maker.owner();
-  self.engine->combine({request.y, request.topk_weights, request.bias, result.out,
-                        result.topk_weights, handle, result.owner, request.stream, request.timeout,
-                        request.sms});
+  ep::HighThroughputEngine::Combine work{request, handle, result.out, result.topk_weights,
+                                         result.owner};
+  work.request.handle = {};  // as in dispatch
+  self.engine->combine(work);
   handle->release_called = true;
   return result;
 }
 
-void HighThroughput::release(const Handle& handle, Stream* stream) {
+void HighThroughput::release(const Handle& handle, const Stream& stream) {
   Impl& self = *impl_;
   self.object.check_usable();
   ep::check_stream(*self.object.communicator(), stream);

@@ -38,44 +38,36 @@ class HighThroughputEngine {
   /// Waits for what was called; false if it did not end by the deadline.
   virtual bool drain(Deadline deadline) = 0;
 
-  struct Plan {
-    ConstTensorView topk_idx;              ///< absent if cached
-    HandlePointer cached;                  ///< whose routing is taken, or null
-    std::optional<std::int64_t> capacity;  ///< rows that the output has room for
-    HandlePointer handle;
-    Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;
-  };
+  /// Operations whose arguments have been checked: the caller's request as it is, and what has been
+  /// made of it.
   struct Dispatch {
-    ConstTensorView x, x_scales, topk_weights;
-    HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
+    HighThroughput::DispatchRequest request;  ///< without its handle
     HandlePointer handle;
-    std::shared_ptr<void> owner;  ///< kept until the operation has run
-    Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;
+    HandlePointer cached;             ///< whose routing is taken, or null
+    HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
+    std::shared_ptr<void> owner;      ///< kept until the operation has run
+
+    /// The caller knows neither rows nor counts: plan() waits for them.
+    bool eager() const { return !request.capacity && cached == nullptr; }
   };
   struct Combine {
-    ConstTensorView y, topk_weights, bias;
-    TensorView out, out_topk_weights;
+    HighThroughput::CombineRequest request;  ///< without its handle
     HandlePointer handle;
+    TensorView out, out_topk_weights;
     std::shared_ptr<void> owner;
-    Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;
   };
 
   /// A handle for the next dispatch of `lane`.
-  virtual HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) = 0;
+  virtual HandlePointer make_handle(int lane, const HandlePointer& cached,
+                                    const Stream& stream) = 0;
   /// First part of a dispatch: ranks tell each other their counts, or the cached ones are taken.
-  /// Eager (neither capacity nor cached): returns when the host knows them.
-  virtual void plan(const Plan& work) = 0;
+  /// Eager: returns when the host knows them. Outputs may be absent.
+  virtual void plan(const Dispatch& work) = 0;
   /// Second part: rows. Ends the dispatch, also when there was an overflow.
   virtual void dispatch(const Dispatch& work) = 0;
   virtual void combine(const Combine& work) = 0;
   /// Gives the rows of a pool dispatch back to the senders.
-  virtual void release(const HandlePointer& handle, Stream* stream) = 0;
+  virtual void release(const HandlePointer& handle, const Stream& stream) = 0;
 
   /// The pool rows that a dispatch fills; once it has been planned.
   virtual HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
@@ -90,7 +82,7 @@ class HighThroughputEngine {
   /// is sent.
   virtual void check_sms(int sms) const { ep::check_sms(sms, INT32_MAX); }
   /// Whether `stream` is being captured into a graph.
-  virtual bool captures(Stream*) const { return false; }
+  virtual bool captures(const Stream&) const { return false; }
 };
 
 /// Collective.

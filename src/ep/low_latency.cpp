@@ -46,12 +46,12 @@ struct Calls {
           "this is number {}, the next is {}",
           operation, number, received);
   }
+  /// Counts an operation, or its send half alone; returns its number.
+  std::uint64_t count(bool send_only) {
+    if (!send_only) ++received;
+    return sent++;
+  }
 };
-
-void check_alive(const std::weak_ptr<const void>& life, const char* operation) {
-  check(!life.expired(), ErrorCode::invalid_usage,
-        "{}: the LowLatency object whose receive half this is has been destroyed", operation);
-}
 
 }  // namespace
 
@@ -163,45 +163,20 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->weighted = request.topk_weights.present();
-  handle->received = !request.send_only;
-  ep::LowLatencyEngine::Dispatch work;
-  work.x = request.x;
-  work.x_scales = request.x_scales;
-  work.topk_idx = request.topk_idx;
-  work.topk_weights = request.topk_weights;
-  work.format = format;
-  work.cast = request.cast_to_fp8;
-  work.outputs = result.outputs;
-  work.handle = handle;
-  work.owner = result.owner;
-  work.stream = request.stream;
-  work.timeout = request.timeout;
-  work.sms = request.sms;
+  const ep::LowLatencyDispatch work{request, format, result.outputs, handle, result.owner};
   ++self.dispatches;
-  const std::uint64_t sent = calls.sent++;
-  if (!request.send_only) ++calls.received;
+  const std::uint64_t called = calls.count(request.send_only);
+  if (request.send_only) handle->open_dispatch = ep::OpenHalf<ep::LowLatencyDispatch>(called, work);
   self.engine->dispatch(work, request.send_only ? ep::Half::send : ep::Half::both);
   result.handle = Handle(handle);
-  if (request.send_only)
-    result.receive = [impl = impl_.get(), life = self.object.life(), &calls, work,
-                      sent](Stream* stream) mutable {
-      check_alive(life, "dispatch");
-      impl->object.check_usable();
-      ep::check_stream(*impl->object.communicator(), stream);
-      calls.check_receive("dispatch", sent);
-      ++calls.received;
-      work.handle->received = true;
-      work.stream = stream;
-      impl->engine->dispatch(work, ep::Half::receive);
-    };
   return result;
 }
 
 void LowLatency::Impl::check_combine(const CombineRequest& request,
                                      const ep::LowLatencyHandle& handle) const {
   const MoeShape& shape = options.shape;
-  check(handle.received, ErrorCode::invalid_usage,
-        "the handle's dispatch has sent only; call its receive() before combine");
+  check(!handle.open_dispatch, ErrorCode::invalid_usage,
+        "the handle's dispatch has sent only; call receive() before combine");
   ep::check_rows("y", request.y, shape.dtype, {local_experts(), rows_per_expert(), shape.hidden});
   if (request.topk_weights.present()) {
     ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
@@ -238,24 +213,39 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
                    : maker.make("out", shape.dtype, {handle->tokens, shape.hidden});
   result.owner = maker.owner();
 
-  ep::LowLatencyEngine::Combine work{
-      request.y,    request.topk_weights, request.bias,    result.out, handle,
-      result.owner, request.stream,       request.timeout, request.sms};
-  const std::uint64_t sent = calls.sent++;
-  if (!request.send_only) ++calls.received;
+  ep::LowLatencyCombine work{request, result.out, handle, result.owner};
+  work.request.handle = {};  // an open half lies in it
+  const std::uint64_t called = calls.count(request.send_only);
+  if (request.send_only) handle->open_combines.emplace_back(called, work);
   self.engine->combine(work, request.send_only ? ep::Half::send : ep::Half::both);
-  if (request.send_only)
-    result.receive = [impl = impl_.get(), life = self.object.life(), &calls, work,
-                      sent](Stream* stream) mutable {
-      check_alive(life, "combine");
-      impl->object.check_usable();
-      ep::check_stream(*impl->object.communicator(), stream);
-      calls.check_receive("combine", sent);
-      ++calls.received;
-      work.stream = stream;
-      impl->engine->combine(work, ep::Half::receive);
-    };
   return result;
+}
+
+void LowLatency::receive(const Handle& handle, const Stream& stream) {
+  Impl& self = *impl_;
+  self.object.check_usable();
+  auto state = self.object.own_handle<ep::LowLatencyHandle>(handle.state());
+  ep::check_stream(*self.object.communicator(), stream);
+  Impl::Lane& lane = self.lane_of(*state);
+  auto half = [&](const char* operation, Calls& calls, const auto& open) {
+    calls.check_receive(operation, open.number);
+    auto work = open.operation;
+    work.handle = state;
+    work.request.stream = stream;
+    return work;
+  };
+  if (state->open_dispatch) {
+    const auto work = half("dispatch", lane.dispatch, *state->open_dispatch);
+    state->open_dispatch.reset();
+    ++lane.dispatch.received;
+    return self.engine->dispatch(work, ep::Half::receive);
+  }
+  check(!state->open_combines.empty(), ErrorCode::invalid_usage,
+        "receive: no half of this handle is open; its dispatch and combines have received");
+  const auto work = half("combine", lane.combine, state->open_combines.front());
+  state->open_combines.pop_front();
+  ++lane.combine.received;
+  self.engine->combine(work, ep::Half::receive);
 }
 
 }  // namespace expertwire

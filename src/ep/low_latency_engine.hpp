@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 
@@ -10,10 +11,42 @@
 
 namespace expertwire::ep {
 
+struct LowLatencyHandle;
+
+/// Operations whose arguments have been checked: the caller's request as it is, and what has been
+/// made of it.
+struct LowLatencyDispatch {
+  LowLatency::DispatchRequest request;
+  RowFormat format;  ///< of the rows that travel
+  LowLatency::Outputs outputs;
+  std::shared_ptr<LowLatencyHandle> handle;
+  std::shared_ptr<void> owner;  ///< kept until the operation has run
+};
+struct LowLatencyCombine {
+  LowLatency::CombineRequest request;  ///< without its handle
+  TensorView out;
+  std::shared_ptr<LowLatencyHandle> handle;
+  std::shared_ptr<void> owner;
+};
+
+/// An operation that has sent only, with its number in its lane and direction. It does not own its
+/// handle, in which it lies.
+template <class Operation>
+struct OpenHalf {
+  std::uint64_t number;
+  Operation operation;
+
+  OpenHalf(std::uint64_t n, const Operation& whole) : number(n), operation(whole) {
+    operation.handle = nullptr;
+  }
+};
+
 /// Routing of one low-latency dispatch; each backend adds what it needs.
 struct LowLatencyHandle : HandleState {
   bool weighted = false;  ///< weights came with dispatch
-  bool received = false;  ///< its receive half has been given to the lane
+  // Of the calling thread: receive halves that have not been called.
+  std::optional<OpenHalf<LowLatencyDispatch>> open_dispatch;
+  std::deque<OpenHalf<LowLatencyCombine>> open_combines;
 };
 
 /// Which halves of an operation a call gives to its lane.
@@ -31,30 +64,12 @@ class LowLatencyEngine {
   /// Waits for what was called; false if it did not end by the deadline.
   virtual bool drain(Deadline deadline) = 0;
 
-  struct Dispatch {
-    ConstTensorView x, x_scales, topk_idx, topk_weights;
-    RowFormat format;   ///< of the rows that travel
-    bool cast = false;  ///< x is of the row type and is cast to it
-    LowLatency::Outputs outputs;
-    std::shared_ptr<LowLatencyHandle> handle;
-    std::shared_ptr<void> owner;  ///< kept until the operation has run
-    Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;
-  };
-  struct Combine {
-    ConstTensorView y, topk_weights, bias;
-    TensorView out;
-    std::shared_ptr<LowLatencyHandle> handle;
-    std::shared_ptr<void> owner;
-    Stream* stream = nullptr;
-    std::optional<std::chrono::milliseconds> timeout;
-    int sms = 0;
-  };
+  using Dispatch = LowLatencyDispatch;
+  using Combine = LowLatencyCombine;
 
   /// A handle for a dispatch on `lane`. Throws `Error{capacity}` if a capture would have to
   /// allocate.
-  virtual std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) = 0;
+  virtual std::shared_ptr<LowLatencyHandle> make_handle(int lane, const Stream& stream) = 0;
   virtual void dispatch(const Dispatch& work, Half half) = 0;
   virtual void combine(const Combine& work, Half half) = 0;
   /// Adds what the backend has noticed.

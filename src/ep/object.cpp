@@ -152,8 +152,8 @@ void Object::execute(const Execution& how, Turnstile& turnstile, std::function<v
       throw;
     }
   };
-  if (how.stream != nullptr)
-    how.stream->enqueue(std::move(guarded));
+  if (how.stream.present())
+    how.stream.queue()->enqueue(std::move(guarded));
   else
     guarded();
 }

@@ -96,8 +96,6 @@ class Object {
   /// Says that memory stays because queued work has not ended.
   void note_leak() const noexcept;
 
-  /// Expires with the object.
-  std::weak_ptr<const void> life() const { return life_; }
   bool of_this_process() const { return process_.here(); }
 
   /// The deadline of an operation.
@@ -121,7 +119,7 @@ class Object {
   /// come before the deadline.
   struct Execution {
     const char* operation;
-    Stream* stream = nullptr;
+    Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
   };
   void execute(const Execution& how, Turnstile& turnstile, std::function<void()> work);
@@ -141,7 +139,6 @@ class Object {
   std::uint64_t id_;
   int spins_;
   OwnProcess process_;
-  std::shared_ptr<const void> life_ = std::make_shared<char>();
   mutable std::mutex mutex_;
   Status status_;
   mutable std::chrono::milliseconds longest_{0};  // deadline that was asked for

@@ -65,9 +65,9 @@ void check_lanes(int lanes) {
                  kMostLanes);
 }
 
-void check_stream(const Communicator& communicator, const Stream* stream) {
+void check_stream(const Communicator& communicator, const Stream& stream) {
   const bool cuda = communicator.cuda_device() >= 0;
-  check_argument(stream == nullptr || stream->is_cuda() == cuda,
+  check_argument(!stream.present() || stream.is_cuda() == cuda,
                  "stream is {}, but the communicator is on the {} backend",
                  cuda ? "a thread of the CPU backend" : "a CUDA stream", cuda ? "CUDA" : "CPU");
 }

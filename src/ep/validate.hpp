@@ -18,7 +18,7 @@ void check_expert_count(int experts, int ranks);
 void check_shape(const MoeShape& shape, int ranks);
 void check_lanes(int lanes);
 /// A stream, or none, of the communicator's backend.
-void check_stream(const Communicator& communicator, const Stream* stream);
+void check_stream(const Communicator& communicator, const Stream& stream);
 /// [T, K], int32 or int64.
 void check_topk_idx(const ConstTensorView& topk_idx);
 /// The rows of a dispatch: `tokens` of them, or any number up to M if that is -1. Returns what will

@@ -28,7 +28,7 @@ struct Rank {
   Rank(const std::shared_ptr<Communicator>& communicator, const Workload& workload)
       : rows(communicator->size() * kShape.max_tokens),
         buffers(communicator->cuda_device()),
-        stream(CudaStream{buffers.stream()}),
+        stream(Stream::cuda(buffers.stream())),
         in(buffers, kShape, workload.input(communicator->rank(), 0).tokens),
         outputs{buffers.make(kShape.dtype, {rows, kShape.hidden}),
                 buffers.make(DType::int32, {rows}), buffers.make(DType::int32, {rows, 3}),
@@ -45,7 +45,7 @@ struct Rank {
     dispatch.topk_weights = in.topk_weights;
     dispatch.capacity = rows;
     dispatch.outputs = outputs;
-    dispatch.stream = &stream;
+    dispatch.stream = stream;
     return dispatch;
   }
   void run(HighThroughput& object) {
@@ -53,7 +53,7 @@ struct Rank {
     combine.handle = object.dispatch(request()).handle;
     combine.y = outputs.x;
     combine.out = out;
-    combine.stream = &stream;
+    combine.stream = stream;
     object.combine(combine);
   }
   cudaGraphExec_t capture(HighThroughput& object, cudaStreamCaptureMode mode) {
@@ -201,7 +201,7 @@ TEST(Capture, LaterCallsWithACapacityDoNotWait) {
       ASSERT_GT(came, 0);
       const auto bytes = static_cast<std::size_t>(came) * kShape.row_bytes();
       EXPECT_EQ(std::memcmp(rows.data(), owned.data(), bytes), 0);
-      object->release(result.handle, &rank.stream);
+      object->release(result.handle, rank.stream);
     }
     rank.buffers.synchronize();
     communicator->barrier();
@@ -217,7 +217,7 @@ TEST(Capture, PoolRowsThatNobodyHoldsForbidNone) {
     pool.output = HighThroughput::Output::pool;
     pool.outputs = {};
     pool.capacity.reset();
-    pool.stream = nullptr;
+    pool.stream = {};
     auto held = object->dispatch(pool);
     try {
       rank.capture(*object, cudaStreamCaptureModeThreadLocal);
@@ -256,7 +256,7 @@ TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
         Rank mine(communicator, alone);
         while (!ending.stop_requested()) {
           auto eager = mine.request();
-          eager.stream = nullptr;
+          eager.stream = {};
           eager.capacity.reset();
           eager.outputs = {};
           const auto result = beside->dispatch(eager);
@@ -345,7 +345,7 @@ TEST(Capture, ReplaysThatDoNotBelongTogetherAreFound) {
     combine.handle = communicator->rank() == 0 ? first : second;
     combine.y = rank.outputs.x;
     combine.out = rank.out;
-    combine.stream = &rank.stream;
+    combine.stream = rank.stream;
     object->combine(combine);
     check_cuda(cudaStreamEndCapture(rank.buffers.stream(), &graph), "cudaStreamEndCapture");
     check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");

@@ -37,7 +37,8 @@ struct Pair<LowLatency> {
     options.sms = 8;
     return LowLatency::create(communicator, options);
   }
-  void run(LowLatency& object, const StepInputs& in, const TensorView& out, Stream* stream) const {
+  void run(LowLatency& object, const StepInputs& in, const TensorView& out,
+           const Stream& stream) const {
     LowLatency::DispatchRequest dispatch;
     dispatch.x = in.x;
     dispatch.topk_idx = in.topk_idx;
@@ -67,7 +68,7 @@ struct Pair<HighThroughput> {
     return HighThroughput::create(communicator, options);
   }
   void run(HighThroughput& object, const StepInputs& in, const TensorView& out,
-           Stream* stream) const {
+           const Stream& stream) const {
     HighThroughput::DispatchRequest dispatch;
     dispatch.x = in.x;
     dispatch.topk_idx = in.topk_idx;
@@ -93,11 +94,11 @@ TYPED_TEST_SUITE(Graph, Modes);
 template <class Object>
 cudaGraphExec_t capture(Object& object, const Pair<Object>& pair, const StepInputs& in,
                         const TensorView& out, const Buffers& buffers) {
-  Stream stream{CudaStream{buffers.stream()}};
+  Stream stream = Stream::cuda(buffers.stream());
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   check_cuda(cudaStreamBeginCapture(buffers.stream(), cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < kPairs; ++i) pair.run(object, in, out, &stream);
+  for (int i = 0; i < kPairs; ++i) pair.run(object, in, out, stream);
   check_cuda(cudaStreamEndCapture(buffers.stream(), &graph), "cudaStreamEndCapture");
   check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
   cudaGraphDestroy(graph);
@@ -122,7 +123,7 @@ TYPED_TEST(Graph, ReplaysWithOtherRoutings) {
       inputs.emplace_back(buffers, kShape, tokens);
       inputs.back().fill(buffers, workload.input(rank, step));
       buffers.synchronize();
-      pair.run(*eager, inputs.back(), out, nullptr);
+      pair.run(*eager, inputs.back(), out, {});
       wanted.push_back(buffers.download(out));
     }
     cudaGraphExec_t graph = capture(*captured, pair, in, out, buffers);
@@ -142,7 +143,7 @@ TYPED_TEST(Graph, ReplaysWithOtherRoutings) {
     // Eager calls go on where the replays ended.
     inputs[1].fill(buffers, workload.input(rank, 1));
     buffers.synchronize();
-    pair.run(*captured, inputs[1], out, nullptr);
+    pair.run(*captured, inputs[1], out, {});
     if (buffers.download(out) != wanted[1]) ++wrong;
     EXPECT_EQ(captured->status().failure, "");
     communicator->barrier();
@@ -159,7 +160,7 @@ TYPED_TEST(Graph, TwoObjectsInFlight) {
     const int rank = communicator->rank(), tokens = tokens_of(rank);
     const Workload workload({kShape, kRanks, 6, RoutingPattern::parse("uniform")});
     Buffers a(communicator->cuda_device()), b(communicator->cuda_device());
-    Stream on_a{CudaStream{a.stream()}}, on_b{CudaStream{b.stream()}};
+    const Stream on_a = Stream::cuda(a.stream()), on_b = Stream::cuda(b.stream());
     const Pair<TypeParam> pair_a(a), pair_b(b);
     auto first = Pair<TypeParam>::make(communicator), second = Pair<TypeParam>::make(communicator);
     const StepInputs in_a(a, kShape, tokens), in_b(b, kShape, tokens);
@@ -167,24 +168,24 @@ TYPED_TEST(Graph, TwoObjectsInFlight) {
                      out_b = b.make(kShape.dtype, {tokens, kShape.hidden});
     in_a.fill(a, workload.input(rank, 0));
     in_b.fill(b, workload.input(rank, 1));
-    pair_a.run(*first, in_a, out_a, &on_a);
+    pair_a.run(*first, in_a, out_a, on_a);
     const auto want_a = a.download(out_a);
-    pair_b.run(*second, in_b, out_b, &on_b);
+    pair_b.run(*second, in_b, out_b, on_b);
     const auto want_b = b.download(out_b);
     for (int round = 0; round < 300; ++round) {
       a.poison(out_a);
       b.poison(out_b);
       if (round % 3 == 0) {
-        pair_a.run(*first, in_a, out_a, &on_a);
-        pair_b.run(*second, in_b, out_b, &on_b);
+        pair_a.run(*first, in_a, out_a, on_a);
+        pair_b.run(*second, in_b, out_b, on_b);
       } else if (round % 3 == 1) {
-        pair_b.run(*second, in_b, out_b, &on_b);
-        pair_a.run(*first, in_a, out_a, &on_a);
+        pair_b.run(*second, in_b, out_b, on_b);
+        pair_a.run(*first, in_a, out_a, on_a);
       } else {  // both objects on both streams
-        pair_a.run(*first, in_a, out_a, &on_a);
+        pair_a.run(*first, in_a, out_a, on_a);
         a.synchronize();
-        pair_b.run(*second, in_b, out_b, &on_a);
-        pair_a.run(*first, in_a, out_a, &on_b);
+        pair_b.run(*second, in_b, out_b, on_a);
+        pair_a.run(*first, in_a, out_a, on_b);
       }
       a.synchronize();
       b.synchronize();

@@ -58,7 +58,7 @@ class Work {
       : communicator_(communicator),
         plan_(plan),
         buffers_(communicator->cuda_device()),
-        stream_(CudaStream{buffers_.stream()}),
+        stream_(Stream::cuda(buffers_.stream())),
         in_(buffers_, kShape, kShape.max_tokens) {
     const Workload workload({kShape, 2, 9, RoutingPattern::parse("uniform")});
     const auto input = workload.input(communicator->rank(), plan.round);
@@ -118,14 +118,14 @@ class Work {
     dispatch.topk_idx = in_.topk_idx;
     dispatch.topk_weights = in_.topk_weights;
     dispatch.outputs = outputs;
-    dispatch.stream = &stream_;
+    dispatch.stream = stream_;
     dispatch.timeout = kTimeout;
     if constexpr (requires { dispatch.capacity; }) dispatch.capacity = 2 * kShape.max_tokens;
     typename Object::CombineRequest combine;
     combine.handle = object.dispatch(dispatch).handle;
     combine.y = outputs.x;
     combine.out = out_;
-    combine.stream = &stream_;
+    combine.stream = stream_;
     combine.timeout = kTimeout;
     object.combine(combine);
   }

@@ -40,7 +40,7 @@ struct OneDispatch {
     in.fill(b, input);
     b.synchronize();
   }
-  HighThroughput::DispatchResult run(HighThroughput& object, Stream* stream) const {
+  HighThroughput::DispatchResult run(HighThroughput& object, const Stream& stream) const {
     HighThroughput::DispatchRequest request;
     request.x = in.x;
     request.topk_idx = in.topk_idx;
@@ -81,13 +81,13 @@ TEST(Order, OfAnEarlierObjectIsKeptForALaterOne) {
       [&](const std::shared_ptr<Communicator>& communicator) {
         const int rank = communicator->rank();
         Buffers a(communicator->cuda_device()), b(communicator->cuda_device());
-        Stream on_a{CudaStream{a.stream()}}, on_b{CudaStream{b.stream()}};
+        const Stream on_a = Stream::cuda(a.stream()), on_b = Stream::cuda(b.stream());
         const OneDispatch first(a, workload, rank, 0), second(b, workload, rank, 1);
         auto earlier = HighThroughput::create(communicator, {kWide});
         if (rank == 1) check_cuda(launch_spin(200'000'000, a.stream()), "launch of spin");
-        first.run(*earlier, &on_a);
+        first.run(*earlier, on_a);
         auto later = HighThroughput::create(communicator, {kWide});
-        second.run(*later, &on_b);
+        second.run(*later, on_b);
         expect_rows(b, second, workload, rank, 1);
         expect_rows(a, first, workload, rank, 0);
         EXPECT_EQ(earlier->status().failure, "");
@@ -110,12 +110,12 @@ TEST(Order, OfTwoThreadsDefaultStreams) {
         options.sms = 16;  // both would fit side by side
         auto object = HighThroughput::create(communicator, options);
         check_cuda(launch_spin(50'000'000, cudaStreamPerThread), "launch of spin");
-        Stream mine{CudaStream{cudaStreamPerThread}};
-        first.run(*object, &mine);
+        Stream mine = Stream::cuda(cudaStreamPerThread);
+        first.run(*object, mine);
         std::async(std::launch::async, [&] {
           cudaSetDevice(communicator->cuda_device());
-          Stream its{CudaStream{cudaStreamPerThread}};
-          second.run(*object, &its);
+          Stream its = Stream::cuda(cudaStreamPerThread);
+          second.run(*object, its);
           its.synchronize();
         }).get();
         mine.synchronize();
@@ -184,10 +184,10 @@ TEST(Order, ALaterCommunicatorHasItsOwnDevice) {
       options.cuda_device = (rank + round) % kRanks;
       auto communicator = Communicator::create(bootstrap, options);
       Buffers buffers(*options.cuda_device);
-      Stream stream{CudaStream{buffers.stream()}};
+      Stream stream = Stream::cuda(buffers.stream());
       const OneDispatch one(buffers, workload, rank, round);
       auto object = HighThroughput::create(communicator, {kWide});
-      kept.push_back(one.run(*object, &stream).handle);
+      kept.push_back(one.run(*object, stream).handle);
       expect_rows(buffers, one, workload, rank, round);
       cudaPointerAttributes where{};
       Request<HighThroughput> request(*communicator, workload, round);

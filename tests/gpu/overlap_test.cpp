@@ -23,7 +23,7 @@ const MoeShape kShape{4096, 16, 4, 2048, DType::bf16};
 class MicroBatch {
  public:
   MicroBatch(HighThroughput& object, DeviceTensors& device, const RankInput& input, int ranks)
-      : object_(object), own_stream_(make_stream()), stream_{CudaStream{own_stream_.get()}} {
+      : object_(object), own_stream_(make_stream()), stream_(Stream::cuda(own_stream_.get())) {
     const std::int64_t tokens = input.tokens, rows = ranks * tokens;
     x_ = device.upload(input.x.data(), kShape.dtype, {tokens, kShape.hidden});
     ids_ = device.upload(input.topk_idx.data(), DType::int64, {tokens, kShape.top_k});
@@ -38,7 +38,7 @@ class MicroBatch {
     request.topk_idx = ids_;
     request.capacity = outputs_.x.size(0);
     request.outputs = outputs_;
-    request.stream = &stream_;
+    request.stream = stream_;
     handle_ = object_.dispatch(request).handle;
   }
   void combine() {
@@ -46,7 +46,7 @@ class MicroBatch {
     request.y = outputs_.x;
     request.handle = handle_;
     request.out = out_;
-    request.stream = &stream_;
+    request.stream = stream_;
     object_.combine(request);
   }
   void synchronize() { stream_.synchronize(); }

@@ -54,7 +54,7 @@ TEST(Contract, TwoLanesOnTwoStreamsInEveryOrder) {
       for (std::size_t batch : {0U, 1U}) {
         auto& request = requests[batch].dispatch;
         reference::Tensors& tensors = requests[batch].tensors;
-        request.stream = nullptr;
+        request.stream = {};
         const auto again = plain->dispatch(request);
         LowLatency::CombineRequest combine;
         combine.y = again.outputs.x;

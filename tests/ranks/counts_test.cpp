@@ -52,9 +52,9 @@ TEST(Counts, OfEveryKindOfDispatch) {
       cached.topk_idx = {};
       cached.cached = eager.handle;
       expect_counts(ht->dispatch(cached), want);  // cached, of a handle that has them, on a stream
-      cached.stream = nullptr;
+      cached.stream = {};
       expect_counts(ht->dispatch(cached), want);  // and without
-      request.dispatch.stream = nullptr;
+      request.dispatch.stream = {};
       request.dispatch.capacity = 60;
       expect_counts(ht->dispatch(request.dispatch), want);  // with a capacity, finished
       stream.synchronize();

@@ -17,8 +17,7 @@ class TestStream {
  public:
 #if defined(EXPERTWIRE_TEST_ON_CUDA)
   explicit TestStream(const Communicator& communicator)
-      : own_(make_cuda_stream(communicator.cuda_device())),
-        stream_(std::make_unique<Stream>(CudaStream{own_.get()})) {}
+      : own_(make_cuda_stream(communicator.cuda_device())), stream_(Stream::cuda(own_.get())) {}
   /// `work` must not call CUDA.
   void enqueue(std::function<void()> work) {
     check_cuda(cudaLaunchHostFunc(
@@ -32,17 +31,20 @@ class TestStream {
                "cudaLaunchHostFunc");
   }
 #else
-  explicit TestStream(const Communicator&) : stream_(std::make_unique<Stream>()) {}
-  void enqueue(std::function<void()> work) { stream_->enqueue(std::move(work)); }
+  explicit TestStream(const Communicator&) {}
+  void enqueue(std::function<void()> work) { own_->enqueue(std::move(work)); }
 #endif
-  Stream* get() const { return stream_.get(); }
-  void synchronize() { stream_->synchronize(); }
+  Stream get() const { return stream_; }
+  void synchronize() { stream_.synchronize(); }
 
  private:
 #if defined(EXPERTWIRE_TEST_ON_CUDA)
   std::shared_ptr<CUstream_st> own_;
+  Stream stream_;
+#else
+  std::unique_ptr<Queue> own_ = std::make_unique<Queue>();
+  Stream stream_{*own_};
 #endif
-  std::unique_ptr<Stream> stream_;
 };
 
 }  // namespace expertwire::test

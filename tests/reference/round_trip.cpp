@@ -216,7 +216,7 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
     request.allocator = tensors.allocator();
   request.send_only = options.split;
   const auto dispatched = object.dispatch(request);
-  if (options.split) dispatched.receive(nullptr);
+  if (options.split) object.receive(dispatched.handle);
 
   const Oracle oracle(workload, step, fp8);
   const LowLatency::Outputs seen{tensors.download(dispatched.outputs.x),
@@ -241,7 +241,7 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
     back.allocator = tensors.allocator();
   back.send_only = options.split;
   const auto combined = object.combine(back);
-  if (options.split) combined.receive(nullptr);
+  if (options.split) object.receive(dispatched.handle);
   check_combined(check, oracle, workload, rank, tensors.download(combined.out),
                  options.weights == RoundTripOptions::Weights::none ? Oracle::Weights::none
                                                                     : Oracle::Weights::given,

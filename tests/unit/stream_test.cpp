@@ -8,8 +8,8 @@
 namespace expertwire {
 namespace {
 
-TEST(Stream, RunsInOrder) {
-  Stream stream;
+TEST(Queue, RunsInOrder) {
+  Queue stream;
   std::vector<int> seen;
   for (int i = 0; i < 100; ++i) stream.enqueue([&seen, i] { seen.push_back(i); });
   stream.synchronize();
@@ -17,8 +17,8 @@ TEST(Stream, RunsInOrder) {
   for (int i = 0; i < 100; ++i) EXPECT_EQ(seen[static_cast<std::size_t>(i)], i);
 }
 
-TEST(Stream, KeepsTheFirstErrorForSynchronize) {
-  Stream stream;
+TEST(Queue, KeepsTheFirstErrorForSynchronize) {
+  Queue stream;
   bool after = false;
   stream.enqueue([] { throw std::runtime_error("first"); });
   stream.enqueue([] { throw std::runtime_error("second"); });
@@ -33,10 +33,10 @@ TEST(Stream, KeepsTheFirstErrorForSynchronize) {
   stream.synchronize();  // told once
 }
 
-TEST(Stream, FinishesWhatIsQueuedWhenItGoes) {
+TEST(Queue, FinishesWhatIsQueuedWhenItGoes) {
   int count = 0;
   {
-    Stream stream;
+    Queue stream;
     for (int i = 0; i < 50; ++i) stream.enqueue([&] { ++count; });
   }
   EXPECT_EQ(count, 50);

@@ -37,6 +37,11 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   }
 };
 
+template <class Operation>
+HighThroughputHandle& routing_of(const Operation& op) {
+  return static_cast<HighThroughputHandle&>(*op.handle);
+}
+
 /// One lane of the high-throughput mode on the CPU.
 ///
 /// Roles: a worker of a send half owns contiguous tokens (dispatch) or every W-th chunk of rows
@@ -65,25 +70,12 @@ class HighThroughputLane {
   /// The same of a dispatch that takes the routing of another: ranks tell each other which.
   void exchange_calls(const HighThroughputHandle& handle, const WaitContext& context) const;
 
-  struct Dispatch {
-    ConstTensorView x;
-    ConstTensorView x_scales;         ///< or absent
-    ConstTensorView topk_weights;     ///< or absent
-    HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
-    std::shared_ptr<HighThroughputHandle> handle;
-  };
+  using Dispatch = HighThroughputEngine::Dispatch;
   /// Second part: rows. Ends the dispatch's epoch, also when there was an overflow.
   void send_rows(const Dispatch& op);
   void receive_rows(const Dispatch& op, WaitContext context);
 
-  struct Combine {
-    ConstTensorView y;
-    ConstTensorView topk_weights;
-    ConstTensorView bias;
-    TensorView out;
-    TensorView out_topk_weights;
-    std::shared_ptr<HighThroughputHandle> handle;
-  };
+  using Combine = HighThroughputEngine::Combine;
   void send_combine(const Combine& op, WaitContext context);
   void receive_combine(const Combine& op, WaitContext context);
 

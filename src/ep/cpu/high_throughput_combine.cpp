@@ -23,8 +23,8 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.sending();
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
-  memory_.tell_call(slots.combine, n, op.handle->call(0), op.handle->epoch);
-  if (op.topk_weights.present()) send_weights(op, n);
+  memory_.tell_call(slots.combine, n, routing_of(op).call(0), routing_of(op).epoch);
+  if (op.request.topk_weights.present()) send_weights(op, n);
   send_offers(op, n);
   const bool push = !lies_in_pool(op);
   context.abandoned = team_.failed();
@@ -36,16 +36,16 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
 
 /// Whether peers can read y where it is. Own rows are always read there.
 bool HighThroughputLane::lies_in_pool(const Combine& op) const {
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   return handle.in_pool &&
-         op.y.data() ==
+         op.request.y.data() ==
              memory_.at<std::byte>(memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0, 0));
 }
 
 /// Tells every rank where this one's rows will be; also releases rows in the pool and weights.
 void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
-  const CombineOffer offer{lies_in_pool(op) ? 1 : 0, op.topk_weights.present() ? 1 : 0};
+  const CombineOffer offer{lies_in_pool(op) ? 1 : 0, op.request.topk_weights.present() ? 1 : 0};
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     *memory_.at<CombineOffer>(peer, slots.offer_of(n, memory_.rank())) = offer;
     publish<HostAccess>(memory_.at<Epoch>(peer, slots.offer_flag_of(n, memory_.rank())), n);
@@ -53,7 +53,7 @@ void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
 }
 
 void HighThroughputLane::send_weights(const Combine& op, Epoch n) const {
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   const std::size_t row_bytes = index(shape_.top_k) * sizeof(float);
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
@@ -61,14 +61,14 @@ void HighThroughputLane::send_weights(const Combine& op, Epoch n) const {
     const std::int64_t end = std::min(handle.first_from[index(source) + 1], capacity);
     if (first >= end) return;
     std::memcpy(memory_.at<float>(source, memory_.slots().partial_weights_of(n, memory_.rank(), 0)),
-                op.topk_weights.as<std::byte>() + index(first) * row_bytes,
+                op.request.topk_weights.as<std::byte>() + index(first) * row_bytes,
                 index(end - first) * row_bytes);
   });
 }
 
 void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const {
   const auto& slots = memory_.slots();
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
   for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
@@ -80,7 +80,8 @@ void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const
       const std::int64_t end = std::min({rows, begin + kChunkRows, capacity - first});
       void* to = memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), begin));
       if (begin < end)
-        vector_ops().copy(&to, 1, op.y.as<std::byte>() + index(first + begin) * shape_.row_bytes(),
+        vector_ops().copy(&to, 1,
+                          op.request.y.as<std::byte>() + index(first + begin) * shape_.row_bytes(),
                           index(end - begin) * shape_.row_bytes(), stream);
       vector_ops().store_fence();
       publish<HostAccess>(
@@ -110,19 +111,19 @@ void HighThroughputLane::receive_combine(const Combine& op, WaitContext context)
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
   memory_.grant_all(slots.combine, n);
-  if (!op.handle->in_pool) return;
+  if (!routing_of(op).in_pool) return;
   // Pool rows may be given back only when every rank has read them.
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     if (pulled)
       wait_until(context, peer, Phase::release, n, [&] { return lane.has_read(peer, n); });
   });
-  release_pool(op.handle->epoch);
+  release_pool(routing_of(op).epoch);
 }
 
 void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
                                     const WaitContext& context) const {
   const auto& slots = memory_.slots();
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   const Route& route = handle.route;
   const int self = memory_.rank();
   const bool stream = passes_caches(index(route.tokens) * shape_.row_bytes());
@@ -136,7 +137,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
   auto find_row = [&](const Destination& from) -> const void* {
     const std::int64_t row = handle.first_at[index(from.rank)] + from.row;
     if (row >= handle.capacity[index(from.rank)]) return nullptr;
-    if (from.rank == self) return op.y.as<std::byte>() + index(row) * shape_.row_bytes();
+    if (from.rank == self) return op.request.y.as<std::byte>() + index(row) * shape_.row_bytes();
     if (offers[index(from.rank)].pull != 0)
       return memory_.at<std::byte>(from.rank,
                                    slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
@@ -177,7 +178,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
     sum.elements = index(shape_.hidden);
     sum.rows = rows;
     sum.count = count;
-    sum.init = op.bias.present() ? op.bias.as<std::byte>() + offset : nullptr;
+    sum.init = op.request.bias.present() ? op.request.bias.as<std::byte>() + offset : nullptr;
     sum.out = op.out.as<std::byte>() + offset;
     sum.stream = stream;
     vector_ops().sum(sum);

@@ -160,7 +160,7 @@ void HighThroughputLane::send_rows(const Dispatch& op) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.dispatch);
   const Epoch n = lane.sending();
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   const Route& route = handle.route;
   const bool stream = passes_caches(index(route.tokens) * handle.format.data_bytes);
   const bool direct = op.outputs.x.present();  // own rows skip the pool
@@ -208,12 +208,12 @@ HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::
 
 void HighThroughputLane::send_row(const Dispatch& op, int token, int to, const RowPlace& place,
                                   bool stream) const {
-  const Route& route = op.handle->route;
-  const RowFormat& format = op.handle->format;
+  const Route& route = routing_of(op).route;
+  const RowFormat& format = routing_of(op).format;
   const std::int32_t* experts = route.experts_of(token);
-  const float* weights = op.topk_weights.present()
-                             ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
-                             : nullptr;
+  const float* weights = op.request.topk_weights.present() ? op.request.topk_weights.as<float>() +
+                                                                 index(token) * index(route.top_k)
+                                                           : nullptr;
   *place.token = token;
   for (int k = 0; k < route.top_k; ++k) {
     const bool here = experts[k] >= 0 && route.placement.rank_of(experts[k]) == to;
@@ -221,10 +221,11 @@ void HighThroughputLane::send_row(const Dispatch& op, int token, int to, const R
     place.weights[k] = here && weights != nullptr ? weights[k] : 0.0F;
   }
   if (format.scales > 0)
-    std::memcpy(place.scales, op.x_scales.as<std::byte>() + index(token) * format.scale_bytes(),
+    std::memcpy(place.scales,
+                op.request.x_scales.as<std::byte>() + index(token) * format.scale_bytes(),
                 format.scale_bytes());
   void* x = place.x;
-  vector_ops().copy(&x, 1, op.x.as<std::byte>() + index(token) * format.data_bytes,
+  vector_ops().copy(&x, 1, op.request.x.as<std::byte>() + index(token) * format.data_bytes,
                     format.data_bytes, stream);
 }
 
@@ -234,7 +235,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.dispatch);
   const Epoch n = lane.receiving();
-  const HighThroughputHandle& handle = *op.handle;
+  const HighThroughputHandle& handle = routing_of(op);
   memory_.compare_calls(
       slots.dispatch, n, [&](int peer) { return handle.rows_between(peer, memory_.rank()) > 0; },
       context);
@@ -259,7 +260,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
     vector_ops().store_fence();
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
-  const bool keep = op.handle->in_pool && !handle.too_many;
+  const bool keep = routing_of(op).in_pool && !handle.too_many;
   readings_.push_back({n, !keep});
   settle();
 }
@@ -268,7 +269,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
 void HighThroughputLane::copy_rows(const Dispatch& op, Epoch n, std::int64_t begin,
                                    std::int64_t end, bool stream) const {
   if (begin >= end) return;
-  const RowFormat& format = op.handle->format;
+  const RowFormat& format = routing_of(op).format;
   const RowPlace from = pool_place(memory_.rank(), n, begin, format);
   const RowPlace to = place_in(op.outputs, begin, format, shape_.top_k);
   const std::size_t rows = index(end - begin), selections = rows * index(shape_.top_k);

@@ -33,41 +33,35 @@ class CpuEngine final : public HighThroughputEngine {
                        [&](const Lane& lane) { return lane.work->turnstile().drain(deadline); });
   }
 
-  HandlePointer make_handle(int lane, const HandlePointer&, Stream*) override {
+  HandlePointer make_handle(int lane, const HandlePointer&, const Stream&) override {
     auto handle = std::make_shared<CpuHandle>();
     Lane& of = lanes_[static_cast<std::size_t>(lane)];
     handle->epoch = of.work->epoch_after(of.dispatches++);
     return handle;
   }
 
-  void plan(const Plan& work) override;
-  void dispatch(const Dispatch& work) override {
-    auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
-    HighThroughputLane& lane = lane_of(*handle);
-    const HighThroughputLane::Dispatch op{work.x, work.x_scales, work.topk_weights, work.outputs,
-                                          handle};
-    object_.execute({"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(),
-                    [this, &lane, op, work] {
+  void plan(const Dispatch& work) override;
+  void dispatch(const Dispatch& op) override {
+    HighThroughputLane& lane = lane_of(*op.handle);
+    object_.execute({"high-throughput dispatch", op.request.stream, op.request.timeout},
+                    lane.turnstile(), [this, &lane, op] {
                       const auto context =
-                          object_.wait_context(work.timeout, "high-throughput dispatch");
+                          object_.wait_context(op.request.timeout, "high-throughput dispatch");
                       lane.send_rows(op);
                       lane.receive_rows(op, context);
                     });
   }
-  void combine(const Combine& work) override {
-    auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
-    HighThroughputLane& lane = lane_of(*handle);
-    const HighThroughputLane::Combine op{work.y,   work.topk_weights,     work.bias,
-                                         work.out, work.out_topk_weights, handle};
-    object_.execute({"high-throughput combine", work.stream, work.timeout}, lane.turnstile(),
-                    [this, &lane, op, work] {
+  void combine(const Combine& op) override {
+    HighThroughputLane& lane = lane_of(*op.handle);
+    object_.execute({"high-throughput combine", op.request.stream, op.request.timeout},
+                    lane.turnstile(), [this, &lane, op] {
                       const auto context =
-                          object_.wait_context(work.timeout, "high-throughput combine");
+                          object_.wait_context(op.request.timeout, "high-throughput combine");
                       lane.send_combine(op, context);
                       lane.receive_combine(op, context);
                     });
   }
-  void release(const HandlePointer& handle, Stream* stream) override {
+  void release(const HandlePointer& handle, const Stream& stream) override {
     const auto& mine = static_cast<const CpuHandle&>(*handle);
     HighThroughputLane& lane = lane_of(mine);
     object_.execute({"release", stream, {}}, lane.turnstile(),
@@ -96,7 +90,7 @@ class CpuEngine final : public HighThroughputEngine {
   const Allocator& default_allocator() const override { return allocator_; }
 
  private:
-  void await_counts(const CpuHandle& handle, const Plan& work) const;
+  void await_counts(const CpuHandle& handle, const Dispatch& work) const;
   struct Lane {
     std::unique_ptr<HighThroughputLane> work;
     std::uint64_t dispatches = 0;
@@ -112,43 +106,44 @@ class CpuEngine final : public HighThroughputEngine {
   std::vector<Lane> lanes_;
 };
 
-void CpuEngine::plan(const Plan& work) {
+void CpuEngine::plan(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
   auto promise = std::make_shared<std::promise<void>>();
   handle->counted = promise->get_future().share();
-  const bool strict = !work.capacity.has_value();
   HighThroughputLane& lane = lane_of(*handle);
   // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
-  object_.execute(
-      {"high-throughput dispatch", work.stream, work.timeout}, lane.turnstile(),
-      [this, &lane, handle, promise = std::move(promise), strict, work] {
-        const auto context = object_.wait_context(work.timeout, "high-throughput dispatch");
-        if (work.cached) {
-          handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
-          lane.exchange_calls(*handle, context);
-        } else {
-          const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
-          handle->route = make_route(ids, handle->tokens, shape_.top_k,
-                                     {object_.communicator()->size(), shape_.experts});
-          object_.note_invalid_ids(handle->route, ids);
-          lane.exchange_counts(*handle, work.capacity.value_or(pool_rows_), strict, context);
-        }
-        promise->set_value();
-      });
+  object_.execute({"high-throughput dispatch", work.request.stream, work.request.timeout},
+                  lane.turnstile(), [this, &lane, handle, promise = std::move(promise), work] {
+                    const auto context =
+                        object_.wait_context(work.request.timeout, "high-throughput dispatch");
+                    if (work.cached) {
+                      handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
+                      lane.exchange_calls(*handle, context);
+                    } else {
+                      const ConstTensorView& given = work.request.topk_idx;
+                      const ExpertIds ids{given.data(), given.dtype() == DType::int64};
+                      handle->route = make_route(ids, handle->tokens, shape_.top_k,
+                                                 {object_.communicator()->size(), shape_.experts});
+                      object_.note_invalid_ids(handle->route, ids);
+                      lane.exchange_counts(*handle, work.request.capacity.value_or(pool_rows_),
+                                           work.eager(), context);
+                    }
+                    promise->set_value();
+                  });
   if (work.cached) {
     // What the caller of that dispatch has been told is true of this one, too.
     handle->rows_per_source = work.cached->rows_per_source;
     handle->rows_per_expert = work.cached->rows_per_expert;
     handle->needed = work.cached->needed;
   }
-  if (!strict || work.cached) return;
+  if (!work.eager()) return;
   await_counts(*handle, work);
   learn_counts(*handle);
 }
 
 /// Waits for the counts of a dispatch that may be queued on a stream.
-void CpuEngine::await_counts(const CpuHandle& handle, const Plan& work) const {
-  const Deadline deadline = object_.late_deadline(work.timeout);
+void CpuEngine::await_counts(const CpuHandle& handle, const Dispatch& work) const {
+  const Deadline deadline = object_.late_deadline(work.request.timeout);
   try {
     if (handle.counted.wait_for(deadline.remaining()) == std::future_status::ready)
       return handle.counted.get();

@@ -11,6 +11,11 @@ namespace {
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
+template <class Operation>
+LowLatencyHandle& routing_of(const Operation& op) {
+  return static_cast<LowLatencyHandle&>(*op.handle);
+}
+
 }  // namespace
 
 LowLatencyLane::LowLatencyLane(Memory memory, const MoeShape& shape, int workers)
@@ -21,17 +26,19 @@ LowLatencyLane::LowLatencyLane(Memory memory, const MoeShape& shape, int workers
 void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {
   const auto lane = memory_.direction(memory_.slots().dispatch);
   const Epoch n = lane.sending();
-  const Route& route = op.handle->route;
+  const Route& route = routing_of(op).route;
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     if (worker == 0) send_counts(op, n, context);
     std::vector<bool> credited(index(memory_.size()), false);
-    std::vector<std::byte> packed(op.cast ? op.format.data_bytes + op.format.scale_bytes() : 0);
+    std::vector<std::byte> packed(
+        op.request.cast_to_fp8 ? op.format.data_bytes + op.format.scale_bytes() : 0);
     const Span tokens = part_of(route.tokens, worker, team_.size());
     for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
       const Destination* list = route.destinations_of(t);
-      const Payload payload =
-          op.cast && list[0].rank >= 0 ? cast_row(op, t, packed.data()) : payload_of(op, t);
+      const Payload payload = op.request.cast_to_fp8 && list[0].rank >= 0
+                                  ? cast_row(op, t, packed.data())
+                                  : payload_of(op, t);
       for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
         if (!credited[index(list[i].rank)]) {
           memory_.await_credit(memory_.slots().dispatch, list[i].rank, n, context);
@@ -47,10 +54,10 @@ void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {
 /// Counts go to every rank, zeros too, before any row.
 void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
   const auto& slots = memory_.slots();
-  const Route& route = op.handle->route;
+  const Route& route = routing_of(op).route;
   const int local = route.placement.local_experts();
-  const Call call = op.handle->call(0, static_cast<std::int32_t>(op.format.dtype));
-  op.handle->epoch = n;
+  const Call call = routing_of(op).call(0, static_cast<std::int32_t>(op.format.dtype));
+  routing_of(op).epoch = n;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     memory_.tell_call(slots.dispatch, peer, n, call, n);
@@ -64,8 +71,8 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
 
 /// A row as the caller gave it.
 LowLatencyLane::Payload LowLatencyLane::payload_of(const Dispatch& op, int token) const {
-  return {op.x.as<std::byte>() + index(token) * op.format.data_bytes,
-          op.x_scales.as<std::byte>() + index(token) * op.format.scale_bytes()};
+  return {op.request.x.as<std::byte>() + index(token) * op.format.data_bytes,
+          op.request.x_scales.as<std::byte>() + index(token) * op.format.scale_bytes()};
 }
 
 LowLatencyLane::Payload LowLatencyLane::cast_row(const Dispatch& op, int token,
@@ -74,7 +81,7 @@ LowLatencyLane::Payload LowLatencyLane::cast_row(const Dispatch& op, int token,
   CastRequest cast;
   cast.dtype = shape_.dtype;
   cast.elements = index(shape_.hidden);
-  cast.x = op.x.as<std::byte>() + index(token) * shape_.row_bytes();
+  cast.x = op.request.x.as<std::byte>() + index(token) * shape_.row_bytes();
   cast.out = packed;
   cast.scales = reinterpret_cast<float*>(scales);
   vector_ops().cast(cast);
@@ -84,18 +91,19 @@ LowLatencyLane::Payload LowLatencyLane::cast_row(const Dispatch& op, int token,
 void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payload,
                               const Destination& to, Epoch n) const {
   const auto& slots = memory_.slots();
-  const Route& route = op.handle->route;
+  const Route& route = routing_of(op).route;
   auto* header = memory_.at<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
   auto* selections = reinterpret_cast<Selection*>(header + 1);
   const std::int32_t* experts = route.experts_of(token);
-  const float* weights = op.handle->weighted
-                             ? op.topk_weights.as<float>() + index(token) * index(route.top_k)
-                             : nullptr;
+  const float* weights = routing_of(op).weighted ? op.request.topk_weights.as<float>() +
+                                                       index(token) * index(route.top_k)
+                                                 : nullptr;
   for (int k = 0; k < route.top_k; ++k)
     selections[k] = {experts[k], route.positions_of(token)[k],
                      weights != nullptr ? weights[k] : 1.0F};
   header->token = token;
-  if (to.rank != memory_.rank() || op.cast) {  // else own rows are expanded from x itself
+  if (to.rank != memory_.rank() ||
+      op.request.cast_to_fp8) {  // else own rows are expanded from x itself
     std::byte* place = reinterpret_cast<std::byte*>(header) + slots.header_bytes;
     void* data = place;
     vector_ops().copy(&data, 1, payload.data, op.format.data_bytes, false);
@@ -115,7 +123,7 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-      const std::int32_t rows = op.handle->rows_from[index(source)];
+      const std::int32_t rows = routing_of(op).rows_from[index(source)];
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
         const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, row));
         wait_until(context, source, Phase::dispatch_rows, static_cast<std::uint64_t>(row),
@@ -133,7 +141,7 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
 /// repeated experts can bring more rows than the output of an expert has; the last ones are
 /// dropped.
 void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext& context) {
-  LowLatencyHandle& handle = *op.handle;
+  LowLatencyHandle& handle = routing_of(op);
   const int local = handle.route.placement.local_experts(), size = memory_.size();
   std::memset(op.outputs.tokens_per_expert.data(), 0, index(local) * sizeof(std::int32_t));
   handle.rows_from.assign(index(size), 0);
@@ -147,7 +155,7 @@ void LowLatencyLane::await_counts(const Dispatch& op, Epoch n, const WaitContext
 void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
                                  const WaitContext& context) {
   const auto& slots = memory_.slots();
-  LowLatencyHandle& handle = *op.handle;
+  LowLatencyHandle& handle = routing_of(op);
   const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
   auto* ranges = op.outputs.ranges.as<std::int32_t>();
@@ -174,12 +182,12 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const auto* selections = reinterpret_cast<const Selection*>(header + 1);
   const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
   const auto* ranges = op.outputs.ranges.as<std::int32_t>();
-  LowLatencyHandle& handle = *op.handle;
+  LowLatencyHandle& handle = routing_of(op);
   const Placement& placement = handle.route.placement;
   const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
   const std::size_t scale_bytes = op.format.scale_bytes();
   const auto* in_slot = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
-  const Payload payload = source == memory_.rank() && !op.cast
+  const Payload payload = source == memory_.rank() && !op.request.cast_to_fp8
                               ? payload_of(op, header->token)
                               : Payload{in_slot, in_slot + op.format.data_bytes};
   void* places[kMostTopK];
@@ -214,14 +222,14 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.sending();
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
-  const std::int32_t options = op.topk_weights.present() ? Call::kWeights : 0;
-  memory_.tell_call(slots.combine, n, op.handle->call(options), op.handle->epoch);
-  if (op.topk_weights.present()) send_weights(op, n);
+  const std::int32_t options = op.request.topk_weights.present() ? Call::kWeights : 0;
+  memory_.tell_call(slots.combine, n, routing_of(op).call(options), routing_of(op).epoch);
+  if (op.request.topk_weights.present()) send_weights(op, n);
   const bool weighted = weights_come(op, n, context);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-      const std::int32_t rows = op.handle->rows_from[index(source)];
+      const std::int32_t rows = routing_of(op).rows_from[index(source)];
       if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
       if (weighted) {
         memory_.compare_call(slots.combine, source, n, context);
@@ -244,11 +252,11 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
 /// They are written, as rows are, after credit.
 void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
-  const Route& route = op.handle->route;
+  const Route& route = routing_of(op).route;
   for (int t = 0; t < route.tokens; ++t) {
     const Destination* list = route.destinations_of(t);
     const std::int32_t* experts = route.experts_of(t);
-    const float* given = op.topk_weights.as<float>() + index(t) * index(route.top_k);
+    const float* given = op.request.topk_weights.as<float>() + index(t) * index(route.top_k);
     for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
       auto* weights =
           memory_.at<float>(list[i].rank, slots.weights_of(n, memory_.rank(), list[i].row));
@@ -265,8 +273,8 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
 /// that it sums for.
 bool LowLatencyLane::weights_come(const Combine& op, Epoch n, const WaitContext& context) const {
-  if (op.handle->tokens > 0) return op.topk_weights.present();
-  const auto& from = op.handle->rows_from;
+  if (routing_of(op).tokens > 0) return op.request.topk_weights.present();
+  const auto& from = routing_of(op).rows_from;
   const auto first = std::find_if(from.begin(), from.end(), [](auto rows) { return rows > 0; });
   if (first == from.end()) return false;
   const auto source = static_cast<int>(first - from.begin());
@@ -279,7 +287,7 @@ bool LowLatencyLane::weights_come(const Combine& op, Epoch n, const WaitContext&
 void LowLatencyLane::sum_partial(const Combine& op, const Destination& of, Epoch n, bool weighted,
                                  std::byte* out) const {
   const auto& slots = memory_.slots();
-  const LowLatencyHandle& handle = *op.handle;
+  const LowLatencyHandle& handle = routing_of(op);
   const std::size_t entry = index(handle.first_from[index(of.rank)] + of.row) * index(shape_.top_k);
   const float* given = weighted
                            ? memory_.at<float>(memory_.rank(), slots.weights_of(n, of.rank, of.row))
@@ -291,7 +299,7 @@ void LowLatencyLane::sum_partial(const Combine& op, const Destination& of, Epoch
     const std::int64_t place = handle.copies[entry + index(i)];
     if (place == LowLatencyHandle::kEnd) break;
     if (place == LowLatencyHandle::kDropped) continue;
-    rows[sum.count] = op.y.as<std::byte>() + index(place) * shape_.row_bytes();
+    rows[sum.count] = op.request.y.as<std::byte>() + index(place) * shape_.row_bytes();
     weights[sum.count++] = given[i];
   }
   sum.dtype = shape_.dtype;
@@ -309,11 +317,11 @@ void LowLatencyLane::receive_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.receiving();
   memory_.compare_calls(
       memory_.slots().combine, n,
-      [&](int peer) { return op.handle->route.rows_to_rank[index(peer)] > 0; }, context);
+      [&](int peer) { return routing_of(op).route.rows_to_rank[index(peer)] > 0; }, context);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     std::vector<std::byte> own_partial(shape_.row_bytes());
-    const Span tokens = part_of(op.handle->route.tokens, worker, team_.size());
+    const Span tokens = part_of(routing_of(op).route.tokens, worker, team_.size());
     for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t)
       sum_token(op, t, n, own_partial.data(), context);
     vector_ops().store_fence();
@@ -327,14 +335,14 @@ void LowLatencyLane::receive_combine(const Combine& op, WaitContext context) {
 void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte* own_partial,
                                const WaitContext& context) const {
   const auto& slots = memory_.slots();
-  const Route& route = op.handle->route;
+  const Route& route = routing_of(op).route;
   const Destination* list = route.destinations_of(token);
   const void* rows[kMostTopK];
   int count = 0;
   for (; count < route.width() && list[count].rank >= 0; ++count) {
     const Destination& from = list[count];
     if (from.rank == memory_.rank()) {
-      sum_partial(op, from, n, op.topk_weights.present(), own_partial);
+      sum_partial(op, from, n, op.request.topk_weights.present(), own_partial);
       rows[count] = own_partial;
       continue;
     }
@@ -350,7 +358,7 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
   sum.elements = index(shape_.hidden);
   sum.rows = rows;
   sum.count = count;
-  sum.init = op.bias.present() ? op.bias.as<std::byte>() + offset : nullptr;
+  sum.init = op.request.bias.present() ? op.request.bias.as<std::byte>() + offset : nullptr;
   sum.out = op.out.as<std::byte>() + offset;
   vector_ops().sum(sum);
 }

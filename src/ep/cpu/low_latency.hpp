@@ -45,25 +45,11 @@ class LowLatencyLane {
 
   LowLatencyLane(Memory memory, const MoeShape& shape, int workers);
 
-  struct Dispatch {
-    ConstTensorView x;
-    ConstTensorView x_scales;      ///< or absent
-    ConstTensorView topk_weights;  ///< or absent
-    RowFormat format;
-    bool cast = false;
-    LowLatency::Outputs outputs;
-    LowLatencyHandle* handle = nullptr;  ///< its route is set
-  };
+  using Dispatch = LowLatencyDispatch;  ///< its handle has its route
   void send_dispatch(const Dispatch& op, WaitContext context);
   void receive_dispatch(const Dispatch& op, WaitContext context);
 
-  struct Combine {
-    ConstTensorView y;
-    ConstTensorView topk_weights;  ///< or absent
-    ConstTensorView bias;          ///< or absent
-    TensorView out;
-    const LowLatencyHandle* handle = nullptr;
-  };
+  using Combine = LowLatencyCombine;
   void send_combine(const Combine& op, WaitContext context);
   void receive_combine(const Combine& op, WaitContext context);
 

@@ -28,41 +28,33 @@ class CpuEngine final : public LowLatencyEngine {
                        [&](const auto& lane) { return lane->turnstile().drain(deadline); });
   }
 
-  std::shared_ptr<LowLatencyHandle> make_handle(int, Stream*) override {
+  std::shared_ptr<LowLatencyHandle> make_handle(int, const Stream&) override {
     return std::make_shared<cpu::LowLatencyHandle>();
   }
 
-  void dispatch(const Dispatch& work, Half half) override {
-    auto handle = std::static_pointer_cast<cpu::LowLatencyHandle>(work.handle);
-    LowLatencyLane& lane = lane_of(*handle);
-    const LowLatencyLane::Dispatch op{work.x,    work.x_scales, work.topk_weights, work.format,
-                                      work.cast, work.outputs,  handle.get()};
-    object_.execute(
-        {"low-latency dispatch", work.stream, work.timeout}, lane.turnstile(),
-        [this, &lane, op, work, half, handle] {
-          const auto context = object_.wait_context(work.timeout, "low-latency dispatch");
-          if (half != Half::receive) {
-            const ExpertIds ids{work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
-            handle->route = make_route(
-                ids, handle->tokens, shape_.top_k,
-                {static_cast<std::int32_t>(object_.communicator()->size()), shape_.experts});
-            object_.note_invalid_ids(handle->route, ids);
-            lane.send_dispatch(op, context);
-          }
-          if (half == Half::send) return;
-          lane.receive_dispatch(op, context);
-          object_.note_dropped_rows(handle->dropped_rows);
-        });
+  void dispatch(const Dispatch& op, Half half) override {
+    LowLatencyLane& lane = lane_of(*op.handle);
+    object_.execute({"low-latency dispatch", op.request.stream, op.request.timeout},
+                    lane.turnstile(), [this, &lane, op, half] {
+                      const auto context =
+                          object_.wait_context(op.request.timeout, "low-latency dispatch");
+                      if (half != Half::receive) {
+                        plan(op);
+                        lane.send_dispatch(op, context);
+                      }
+                      if (half == Half::send) return;
+                      lane.receive_dispatch(op, context);
+                      object_.note_dropped_rows(
+                          static_cast<const cpu::LowLatencyHandle&>(*op.handle).dropped_rows);
+                    });
   }
 
-  void combine(const Combine& work, Half half) override {
-    auto handle = std::static_pointer_cast<cpu::LowLatencyHandle>(work.handle);
-    LowLatencyLane& lane = lane_of(*handle);
-    const LowLatencyLane::Combine op{work.y, work.topk_weights, work.bias, work.out, handle.get()};
-    object_.execute({"low-latency combine", work.stream, work.timeout}, lane.turnstile(),
-                    [this, &lane, op, work, half, handle] {
+  void combine(const Combine& op, Half half) override {
+    LowLatencyLane& lane = lane_of(*op.handle);
+    object_.execute({"low-latency combine", op.request.stream, op.request.timeout},
+                    lane.turnstile(), [this, &lane, op, half] {
                       const auto context =
-                          object_.wait_context(work.timeout, "low-latency combine");
+                          object_.wait_context(op.request.timeout, "low-latency combine");
                       if (half != Half::receive) lane.send_combine(op, context);
                       if (half != Half::send) lane.receive_combine(op, context);
                     });
@@ -71,6 +63,14 @@ class CpuEngine final : public LowLatencyEngine {
   const Allocator& default_allocator() const override { return allocator_; }
 
  private:
+  /// Where tokens go.
+  void plan(const Dispatch& op) {
+    const ConstTensorView& given = op.request.topk_idx;
+    const ExpertIds ids{given.data(), given.dtype() == DType::int64};
+    op.handle->route = make_route(ids, op.handle->tokens, shape_.top_k,
+                                  {object_.communicator()->size(), shape_.experts});
+    object_.note_invalid_ids(op.handle->route, ids);
+  }
   LowLatencyLane& lane_of(const LowLatencyHandle& handle) {
     return *lanes_[static_cast<std::size_t>(handle.lane)];
   }

@@ -34,8 +34,8 @@ __device__ __forceinline__ bool belongs(const Saying& s, int source, const std::
 #pragma unroll
   for (int i = 0; i < Call::kWords; ++i) {
     if (Call::agree(i, told[i], s.word(i))) continue;
-    report_failure(s.context, {ErrorCode::mismatch, Phase::counts, source,
-                               {i, told[i], s.word(i)}, s.n, 0});
+    report_failure(s.context,
+                   {ErrorCode::mismatch, Phase::counts, source, {i, told[i], s.word(i)}, s.n, 0});
     return false;
   }
   return true;
@@ -60,8 +60,8 @@ __device__ __forceinline__ bool compare_earlier_call(const Saying& s, int source
     const Tagged a = KernelAccess::load(theirs + i), b = KernelAccess::load(ours + i);
     if (!belongs_to(a, earlier) || !belongs_to(b, earlier) || Call::agree(i, a.value, b.value))
       continue;
-    report_failure(s.context, {ErrorCode::mismatch, Phase::counts, source, {i, a.value, b.value},
-                               earlier, 0});
+    report_failure(s.context,
+                   {ErrorCode::mismatch, Phase::counts, source, {i, a.value, b.value}, earlier, 0});
     return false;
   }
   return true;

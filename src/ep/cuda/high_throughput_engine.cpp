@@ -38,11 +38,11 @@ class CudaEngine final : public HighThroughputEngine {
   CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning);
   bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
 
-  HandlePointer make_handle(int lane, const HandlePointer& cached, Stream* stream) override;
-  void plan(const Plan& work) override;
+  HandlePointer make_handle(int lane, const HandlePointer& cached, const Stream& stream) override;
+  void plan(const Dispatch& work) override;
   void dispatch(const Dispatch& work) override;
   void combine(const Combine& work) override;
-  void release(const HandlePointer& handle, Stream* stream) override;
+  void release(const HandlePointer& handle, const Stream& stream) override;
   HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
                                     std::int64_t rows) const override;
   TensorView needed_rows(HighThroughputHandle& handle) const override {
@@ -52,7 +52,7 @@ class CudaEngine final : public HighThroughputEngine {
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   const Allocator& default_allocator() const override { return runtime_.allocator(); }
-  bool captures(Stream* stream) const override {
+  bool captures(const Stream& stream) const override {
     return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
   }
 
@@ -82,7 +82,7 @@ class CudaEngine final : public HighThroughputEngine {
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
   std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
   void make_lane(Lane& lane, int handles);
-  void learn_epoch(CudaHandle& handle, const Plan& work);
+  void learn_epoch(CudaHandle& handle, const Dispatch& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
@@ -180,7 +180,7 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
 // Dispatch ---------------------------------------------------------------------------------------
 
 HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const HandlePointer& cached,
-                                                            Stream* stream) {
+                                                            const Stream& stream) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
   const cuda::StreamPlace place(runtime_.stream_of({number, stream, {}, 0, "", true}));
   auto handle = std::make_shared<CudaHandle>();
@@ -206,21 +206,20 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const Ha
 /// Learns the epoch of a dispatch to the pool, which says where its rows will be. After a capture
 /// replays have advanced it unseen; then the counts bring it, or, without counts, it is read from
 /// the device, once all that the host gave to the lane is done.
-void CudaEngine::learn_epoch(CudaHandle& handle, const Plan& work) {
-  const bool told = !work.cached && (!work.capacity || work.stream == nullptr);
+void CudaEngine::learn_epoch(CudaHandle& handle, const Dispatch& work) {
+  const bool told = !work.cached && (!work.request.capacity || !work.request.stream.present());
   if (!handle.in_pool || !lane_of(handle).captured || told) return;
-  const Runtime::Call call{
-      handle.lane, work.stream, work.timeout, work.sms, "high-throughput dispatch", false};
+  const Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
+                           work.request.sms, "high-throughput dispatch", false};
   handle.host_epoch = runtime_.read_epoch(call, shape_.slots.dispatch.words) + 1;
 }
 
-void CudaEngine::plan(const Plan& work) {
+void CudaEngine::plan(const Dispatch& work) {
   auto& handle = static_cast<CudaHandle&>(*work.handle);
   learn_epoch(handle, work);
   Lane& lane = lane_of(handle);
-  const bool eager = !work.capacity && !work.cached;
-  Runtime::Call call{handle.lane, work.stream, work.timeout, work.sms, "high-throughput dispatch",
-                     false};
+  Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
+                     work.request.sms, "high-throughput dispatch", false};
   if (work.cached) {
     const auto& cached = static_cast<const CudaHandle&>(*work.cached);
     handle.needed = cached.needed;
@@ -230,17 +229,18 @@ void CudaEngine::plan(const Plan& work) {
     handle.has_counts = cached.has_counts;
     return;
   }
-  const bool told = eager || work.stream == nullptr;
+  const bool told = work.eager() || !work.request.stream.present();
   cuda::NotifyParams p{};
   p.context = runtime_.context_of(call);
   p.shape = shape_;
   p.routing = handle.routing;
   p.tokens = handle.tokens;
-  p.capacity = static_cast<std::int32_t>(work.capacity.value_or(pool_rows_));
-  p.strict = eager;
-  p.call = handle.call(eager ? 0 : Call::kCapacity, static_cast<std::int32_t>(handle.format.dtype));
+  p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
+  p.strict = work.eager();
+  p.call = handle.call(work.eager() ? 0 : Call::kCapacity,
+                       static_cast<std::int32_t>(handle.format.dtype));
   p.format = handle.format;
-  p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+  p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
   p.tallies = lane.tallies;
@@ -283,9 +283,9 @@ void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
 void CudaEngine::dispatch(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{
-      handle->lane, work.stream,           work.timeout, work.sms, "high-throughput dispatch",
-      true,         other_lane_of(*handle)};
+  const Runtime::Call call{handle->lane,          work.request.stream,        work.request.timeout,
+                           work.request.sms,      "high-throughput dispatch", true,
+                           other_lane_of(*handle)};
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
   p.context = runtime_.context_of(call);
@@ -309,9 +309,10 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
   p.tickets = lane.tickets;
-  p.x = work.x.as<std::byte>();
-  p.x_scales = work.x_scales.as<float>();
-  p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+  p.x = work.request.x.as<std::byte>();
+  p.x_scales = work.request.x_scales.as<float>();
+  p.topk_weights =
+      work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
   if (work.outputs.x.present()) {
     p.out_x = work.outputs.x.as<std::byte>();
     p.out_tokens = work.outputs.source_tokens.as<std::int32_t>();
@@ -342,9 +343,9 @@ std::shared_ptr<CudaHandle> CudaEngine::settle(Lane& lane, const CudaHandle* fin
 void CudaEngine::combine(const Combine& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{
-      handle->lane, work.stream,           work.timeout, work.sms, "high-throughput combine",
-      true,         other_lane_of(*handle)};
+  const Runtime::Call call{handle->lane,          work.request.stream,       work.request.timeout,
+                           work.request.sms,      "high-throughput combine", true,
+                           other_lane_of(*handle)};
   const int warps = cuda::kHighThroughputWarps;
   cuda::HighThroughputCombineParams p{};
   p.context = runtime_.context_of(call);
@@ -356,16 +357,17 @@ void CudaEngine::combine(const Combine& work) {
       {row_bytes, warps, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
   p.call = handle->call(0);
   p.tokens = handle->tokens;
-  p.pull = handle->in_pool && work.y.data() == pool_view(*handle, 0).x.data();
+  p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();
   std::shared_ptr<CudaHandle> released;
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
   p.chunk_rows = lane.chunk_rows;
   p.tickets = lane.tickets;
-  p.y = work.y.as<std::byte>();
-  p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
-  p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;
+  p.y = work.request.y.as<std::byte>();
+  p.topk_weights =
+      work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
+  p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
   p.out = work.out.as<std::byte>();
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
@@ -375,7 +377,7 @@ void CudaEngine::combine(const Combine& work) {
   });
 }
 
-void CudaEngine::release(const HandlePointer& pointer, Stream* stream) {
+void CudaEngine::release(const HandlePointer& pointer, const Stream& stream) {
   auto handle = std::static_pointer_cast<CudaHandle>(pointer);
   const auto released = settle(lane_of(*handle), handle.get());
   if (!released) return;

@@ -55,7 +55,7 @@ class CudaEngine final : public LowLatencyEngine {
           std::make_shared<BlockPool>(runtime_.shared_share(), bytes, options.handles));
   }
 
-  std::shared_ptr<LowLatencyHandle> make_handle(int lane, Stream* stream) override {
+  std::shared_ptr<LowLatencyHandle> make_handle(int lane, const Stream& stream) override {
     auto handle = std::make_shared<CudaHandle>();
     const cuda::StreamPlace place(runtime_.stream_of({lane, stream, {}, 0, "", true}));
     handle->memory = pools_[static_cast<std::size_t>(lane)]->take(place);
@@ -65,8 +65,8 @@ class CudaEngine final : public LowLatencyEngine {
 
   void dispatch(const Dispatch& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{
-        handle.lane, work.stream, work.timeout, work.sms, "low-latency dispatch", true};
+    const Runtime::Call call{handle.lane,      work.request.stream,    work.request.timeout,
+                             work.request.sms, "low-latency dispatch", true};
     cuda::LowLatencyDispatchParams p{};
     p.context = runtime_.context_of(call);
     p.shape = shape_;
@@ -74,12 +74,13 @@ class CudaEngine final : public LowLatencyEngine {
     p.call = handle.call(0, static_cast<std::int32_t>(work.format.dtype));
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
-    p.ids = {work.topk_idx.data(), work.topk_idx.dtype() == DType::int64};
+    p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
     p.format = work.format;
-    p.cast = work.cast;
-    p.x = work.x.as<std::byte>();
-    p.x_scales = work.x_scales.as<float>();
-    p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
+    p.cast = work.request.cast_to_fp8;
+    p.x = work.request.x.as<std::byte>();
+    p.x_scales = work.request.x_scales.as<float>();
+    p.topk_weights =
+        work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
     p.out_x = work.outputs.x.as<std::byte>();
     p.tokens_per_expert = work.outputs.tokens_per_expert.as<std::int32_t>();
     p.ranges = work.outputs.ranges.as<std::int32_t>();
@@ -93,18 +94,19 @@ class CudaEngine final : public LowLatencyEngine {
 
   void combine(const Combine& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{handle.lane, work.stream,           work.timeout,
-                             work.sms,    "low-latency combine", true};
+    const Runtime::Call call{handle.lane,      work.request.stream,   work.request.timeout,
+                             work.request.sms, "low-latency combine", true};
     cuda::LowLatencyCombineParams p{};
     p.context = runtime_.context_of(call);
     p.shape = shape_;
     p.routing = handle.routing;
-    p.call = handle.call(work.topk_weights.present() ? Call::kWeights : 0);
+    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0);
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
-    p.y = work.y.as<std::byte>();
-    p.topk_weights = work.topk_weights.present() ? work.topk_weights.as<float>() : nullptr;
-    p.bias = work.bias.present() ? work.bias.as<std::byte>() : nullptr;
+    p.y = work.request.y.as<std::byte>();
+    p.topk_weights =
+        work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
+    p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
     p.out = work.out.as<std::byte>();
     const int blocks = runtime_.budget_of(call);
     runtime_.run(call, [&](cudaStream_t stream) {

@@ -75,8 +75,8 @@ bool Runtime::drain(Deadline deadline) {
 // Calls ------------------------------------------------------------------------------------------
 
 cudaStream_t Runtime::stream_of(const Call& call) const {
-  return call.stream != nullptr ? static_cast<cudaStream_t>(call.stream->cuda_handle())
-                                : streams_[static_cast<std::size_t>(call.lane)].get();
+  return call.stream.present() ? static_cast<cudaStream_t>(call.stream.cuda_handle())
+                               : streams_[static_cast<std::size_t>(call.lane)].get();
 }
 
 Context Runtime::context_of(const Call& call) const {

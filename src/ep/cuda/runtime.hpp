@@ -34,7 +34,7 @@ class Runtime final : private Watcher::Client {
 
   struct Call {
     int lane = 0;
-    Stream* stream = nullptr;
+    Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;
     const char* operation = "";
@@ -78,7 +78,7 @@ class Runtime final : private Watcher::Client {
       launch(place.stream);
       end(call, place);
     }
-    if (call.stream == nullptr && call.wait) await_stream(call, place.stream);
+    if (!call.stream.present() && call.wait) await_stream(call, place.stream);
   }
   /// Polls `done()`; throws what went wrong.
   template <class Done>
