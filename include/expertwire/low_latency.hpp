@@ -45,7 +45,7 @@ class LowLatency {
   struct Outputs {
     TensorView x;                  ///< [L, R*M, H]; rows past a count are left as they were
     TensorView tokens_per_expert;  ///< int32 [L]; at most R*M, see Status::dropped_rows
-    TensorView ranges;             ///< int32 [L, R, 2]: first row and rows from each source
+    TensorView ranges;             ///< int32 [L, R, 2]: rows from each source, and the first
     TensorView source_tokens;      ///< int32 [L, R*M]: index of the token at its source
     TensorView scales = {};        ///< fp32 [L, R*M, ceil(H/128)] of fp8 rows; else absent
   };

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+
+#include "expertwire/error.hpp"
 
 namespace expertwire {
 
@@ -14,8 +17,14 @@ struct Status {
   /// Low latency: rows past the R*M that an expert's output has room for. Only tokens that name an
   /// expert more than once can bring so many; combine takes the dropped ones as zero.
   std::int64_t dropped_rows = 0;
-  /// The error after which the object can no longer be used; empty while it works.
-  std::string failure;
+  /// The error after which the object can no longer be used, with its rank, peer and phase; none
+  /// while it works.
+  std::optional<Error> error;
+
+  /// Throws the error, if there is one.
+  void check() const {
+    if (error) throw *error;
+  }
 };
 
 }  // namespace expertwire

@@ -65,15 +65,19 @@ void Object::check_usable() const {
         "objects of its own",
         name_, process_.pid());
   std::lock_guard lock(mutex_);
-  check(status_.failure.empty(), ErrorCode::failed_earlier,
-        "this {} object failed in an earlier call and cannot be used any more: {}", name_,
-        status_.failure);
+  if (!status_.error) return;
+  const Error& first = *status_.error;
+  throw Error(
+      ErrorCode::failed_earlier,
+      fmt::format("this {} object failed in an earlier call and cannot be used any more: {}", name_,
+                  first.what()),
+      {first.rank(), first.peer(), first.phase()});
 }
 
-void Object::fail(const std::string& message) {
+void Object::fail(const Error& error) {
   std::lock_guard lock(mutex_);
-  if (status_.failure.empty()) status_.failure = message;
-  log(LogLevel::debug, Subsystem::ep, "{} object failed: {}", name_, message);
+  if (!status_.error) status_.error = error;
+  log(LogLevel::debug, Subsystem::ep, "{} object failed: {}", name_, error.what());
 }
 
 void Object::note_invalid_ids(const Route& route, const ExpertIds& ids) {
@@ -147,8 +151,11 @@ void Object::execute(const Execution& how, Turnstile& turnstile, std::function<v
                                 operation, most.count()),
                     {communicator_->rank(), -1, Phase::none});
       work();
+    } catch (const Error& error) {
+      fail(error);
+      throw;
     } catch (const std::exception& error) {
-      fail(error.what());
+      fail(Error(ErrorCode::system, error.what(), {communicator_->rank(), -1, Phase::none}));
       throw;
     }
   };

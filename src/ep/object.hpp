@@ -88,7 +88,7 @@ class Object {
   /// `Error{invalid_usage}` in a forked child of the process that made it.
   void check_usable() const;
   /// The first failure stays; later calls throw it.
-  void fail(const std::string& message);
+  void fail(const Error& error);
   /// Remembers ids that were out of range.
   void note_invalid_ids(const Route& route, const ExpertIds& ids);
   void note_dropped_rows(std::int64_t rows);

@@ -38,6 +38,13 @@ struct Destination {
 };
 static_assert(sizeof(Destination) == 8);
 
+/// The rows of one source in an expert's output. As one int64, rows are its low half.
+struct SourceRange {
+  std::int32_t rows;
+  std::int32_t first;
+};
+static_assert(sizeof(SourceRange) == 8);
+
 /// `topk_idx` as the caller gave it: 32 or 64 bits a selection, low word first.
 struct ExpertIds {
   const void* data = nullptr;

@@ -233,7 +233,7 @@ TEST(Capture, PoolRowsThatNobodyHoldsForbidNone) {
     const auto replayed = rank.buffers.download(rank.out);
     rank.run(*object);
     EXPECT_EQ(rank.buffers.download(rank.out), replayed);
-    EXPECT_EQ(object->status().failure, "");
+    EXPECT_EQ(said(object->status()), "");
     communicator->barrier();
     cudaGraphExecDestroy(graph);
   });
@@ -264,7 +264,7 @@ TEST(Capture, OfTheWholeProcessIsLeftInPeaceByOtherThreads) {
           combine.y = result.outputs.x;
           combine.handle = result.handle;
           beside->combine(combine);
-          if (beside->status().failure != "") wrong = beside->status().failure;
+          if (said(beside->status()) != "") wrong = said(beside->status());
           ++calls;
         }
       } catch (const std::exception& error) {
@@ -353,9 +353,9 @@ TEST(Capture, ReplaysThatDoNotBelongTogetherAreFound) {
     communicator->barrier();
     check_cuda(cudaGraphLaunch(executable, rank.buffers.stream()), "cudaGraphLaunch");
     rank.buffers.synchronize();
-    const std::string said = object->status().failure;
-    EXPECT_NE(said.find("at dispatch 2"), std::string::npos) << said;
-    EXPECT_NE(said.find("at dispatch 3"), std::string::npos) << said;
+    const std::string what = said(object->status());
+    EXPECT_NE(what.find("at dispatch 2"), std::string::npos) << what;
+    EXPECT_NE(what.find("at dispatch 3"), std::string::npos) << what;
     EXPECT_THROW(rank.run(*object), Error);
     cudaGraphExecDestroy(executable);
     communicator->barrier();
@@ -377,8 +377,9 @@ TEST(Capture, StatusHasTheFailureOfAReplay) {
         if (communicator->rank() == 0) {
           check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
           rank.buffers.synchronize();
-          const std::string said = object->status().failure;
-          EXPECT_NE(said.find("300 ms for rank 1"), std::string::npos) << said;
+          const std::string what = said(object->status());
+          EXPECT_NE(what.find("300 ms for rank 1"), std::string::npos) << what;
+          EXPECT_EQ(object->status().error->peer(), 1);
           EXPECT_THROW(rank.run(*object), Error);
           finished = true;
         }

@@ -90,8 +90,8 @@ TEST(Order, OfAnEarlierObjectIsKeptForALaterOne) {
         second.run(*later, on_b);
         expect_rows(b, second, workload, rank, 1);
         expect_rows(a, first, workload, rank, 0);
-        EXPECT_EQ(earlier->status().failure, "");
-        EXPECT_EQ(later->status().failure, "");
+        EXPECT_EQ(said(earlier->status()), "");
+        EXPECT_EQ(said(later->status()), "");
         communicator->barrier();
       },
       impatient());
@@ -121,7 +121,7 @@ TEST(Order, OfTwoThreadsDefaultStreams) {
         mine.synchronize();
         expect_rows(buffers, first, workload, rank, 0);
         expect_rows(buffers, second, workload, rank, 1);
-        EXPECT_EQ(object->status().failure, "");
+        EXPECT_EQ(said(object->status()), "");
         communicator->barrier();
       },
       impatient());

@@ -30,16 +30,17 @@ void expect_mismatch(Object& object, const Communicator& communicator,
     call();
     ADD_FAILURE() << "no error on rank " << communicator.rank();
   } catch (const Error& error) {
-    const std::string said = error.what();
-    EXPECT_EQ(error.code(), ErrorCode::mismatch) << said;
+    const std::string what = error.what();
+    EXPECT_EQ(error.code(), ErrorCode::mismatch) << what;
     EXPECT_EQ(error.rank(), communicator.rank());
     if (is_odd(communicator))
-      EXPECT_TRUE(error.peer() == 0 || error.peer() == 2) << said;
+      EXPECT_TRUE(error.peer() == 0 || error.peer() == 2) << what;
     else
-      EXPECT_EQ(error.peer(), kOdd) << said;
-    for (const std::string& value : values) EXPECT_NE(said.find(value), std::string::npos) << said;
+      EXPECT_EQ(error.peer(), kOdd) << what;
+    for (const std::string& value : values) EXPECT_NE(what.find(value), std::string::npos) << what;
   }
-  EXPECT_NE(object.status().failure, "");
+  ASSERT_TRUE(object.status().error);
+  EXPECT_EQ(object.status().error->code(), ErrorCode::mismatch);
   expect_error(ErrorCode::failed_earlier, "failed in an earlier call", call);
 }
 

@@ -259,7 +259,7 @@ TEST(Contract, ARankThatStaysAwayIsNamedAndTheObjectIsDead) {
           }
           expect_error(ErrorCode::failed_earlier, "failed in an earlier call",
                        [&] { object.dispatch(request); });
-          EXPECT_FALSE(object.status().failure.empty());
+          EXPECT_FALSE(said(object.status()).empty());
         };
         Request<LowLatency> request(*communicator, workload, 0);
         expect_named(*ll, request.dispatch);

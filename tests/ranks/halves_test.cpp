@@ -13,9 +13,7 @@ namespace {
 using reference::Workload;
 
 /// Every rank has tokens.
-Workload full() {
-  return Workload({kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
-}
+Workload full() { return Workload({kShape, 2, 21, reference::RoutingPattern::parse("uniform")}); }
 
 TEST(Halves, ComeInOrderAndOnce) {
   const Workload workload = full();
@@ -29,8 +27,7 @@ TEST(Halves, ComeInOrderAndOnce) {
     };
     const auto first = ll->dispatch(request.dispatch), second = ll->dispatch(request.dispatch);
     refuse("call receive() of the earlier one first", [&] { ll->dispatch(request.dispatch); });
-    refuse("receive halves of a lane are called in the order",
-           [&] { ll->receive(second.handle); });
+    refuse("receive halves of a lane are called in the order", [&] { ll->receive(second.handle); });
     LowLatency::CombineRequest combine;
     combine.y = first.outputs.x;
     combine.handle = first.handle;

@@ -39,6 +39,9 @@ inline void with_thread_ranks(int ranks,
   });
 }
 
+/// What went wrong with an object; empty while nothing has.
+inline std::string said(const Status& status) { return status.error ? status.error->what() : ""; }
+
 /// Collects the reports of thread ranks and expects all values to be right.
 class Reports {
  public:

@@ -173,8 +173,8 @@ void check_expert_major(Checker& check, const Oracle& oracle, int rank, int rank
     std::int32_t first = 0;
     for (int source = 0; source < ranks; ++source) {
       const auto* range = outputs.ranges.as<std::int32_t>() + (at(e) * at(ranks) + at(source)) * 2;
-      check.same("ranges", e, 2 * source, range[0], first);
-      check.same("ranges", e, 2 * source + 1, range[1], from[at(source)]);
+      check.same("ranges", e, 2 * source, range[0], from[at(source)]);
+      check.same("ranges", e, 2 * source + 1, range[1], first);
       first += from[at(source)];
     }
     for (std::size_t i = 0; i < expected.size(); ++i) {

@@ -151,11 +151,14 @@ void CpuEngine::await_counts(const CpuHandle& handle, const Dispatch& work) cons
     object_.check_usable();
     throw;
   }
-  const std::string message = fmt::format(
-      "high-throughput dispatch waited {} ms for its counts; is its stream held up by other work?",
-      deadline.budget().count());
-  object_.fail(message);
-  throw Error(ErrorCode::timeout, message, {object_.communicator()->rank(), -1, Phase::counts});
+  const Error error(
+      ErrorCode::timeout,
+      fmt::format("high-throughput dispatch waited {} ms for its counts; is its stream held up by "
+                  "other work?",
+                  deadline.budget().count()),
+      {object_.communicator()->rank(), -1, Phase::counts});
+  object_.fail(error);
+  throw error;
 }
 
 }  // namespace

@@ -158,7 +158,7 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   LowLatencyHandle& handle = routing_of(op);
   const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
-  auto* ranges = op.outputs.ranges.as<std::int32_t>();
+  auto* ranges = op.outputs.ranges.as<SourceRange>();
   const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
   auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
   memory_.compare_call(slots.dispatch, source, n, context);
@@ -166,12 +166,11 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   handle.first_from[index(source) + 1] =
       handle.first_from[index(source)] + handle.rows_from[index(source)];
   for (int e = 0; e < handle.route.placement.local_experts(); ++e) {
-    std::int32_t* range = ranges + (index(e) * index(memory_.size()) + index(source)) * 2;
+    SourceRange& range = ranges[index(e) * index(memory_.size()) + index(source)];
     const std::int32_t came = count(slots.kHeader + e);
-    range[0] = per_expert[e];
-    range[1] = std::min(came, rows_per_expert - per_expert[e]);
-    per_expert[e] += range[1];
-    handle.dropped_rows += came - range[1];
+    range = {std::min(came, rows_per_expert - per_expert[e]), per_expert[e]};
+    per_expert[e] += range.rows;
+    handle.dropped_rows += came - range.rows;
   }
 }
 
@@ -181,7 +180,7 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
   const auto* header = memory_.at<RowHeader>(memory_.rank(), slots.row_of(n, source, row));
   const auto* selections = reinterpret_cast<const Selection*>(header + 1);
   const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
-  const auto* ranges = op.outputs.ranges.as<std::int32_t>();
+  const auto* ranges = op.outputs.ranges.as<SourceRange>();
   LowLatencyHandle& handle = routing_of(op);
   const Placement& placement = handle.route.placement;
   const std::size_t entry = index(handle.first_from[index(source)] + row) * index(shape_.top_k);
@@ -198,12 +197,12 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
     if (selection.expert < 0 || placement.rank_of(selection.expert) != memory_.rank()) continue;
     const std::size_t i = next++;
     const std::size_t expert = index(placement.local_index(selection.expert));
-    const std::int32_t* range = ranges + (expert * size + index(source)) * 2;
+    const SourceRange& range = ranges[expert * size + index(source)];
     handle.weights[i] = selection.weight;
     handle.copies[i] = LowLatencyHandle::kDropped;
-    if (selection.position >= range[1]) continue;
+    if (selection.position >= range.rows) continue;
     const std::size_t place =
-        expert * rows_per_expert + index(range[0]) + index(selection.position);
+        expert * rows_per_expert + index(range.first) + index(selection.position);
     places[copies++] = op.outputs.x.as<std::byte>() + place * op.format.data_bytes;
     if (scale_bytes > 0)
       std::memcpy(op.outputs.scales.as<std::byte>() + place * scale_bytes, payload.scales,

@@ -216,9 +216,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
         const std::int32_t taken = min(counts[i], room - sum);
         places[source * local + e] = sum;
         if (blockIdx.x == 0) {
-          std::int32_t* range = p.ranges + 2 * (static_cast<std::int64_t>(e) * c.size + source);
-          range[0] = sum;
-          range[1] = taken;
+          p.ranges[static_cast<std::int64_t>(e) * c.size + source] = {taken, sum};
           if (counts[i] > taken)
             atomicAdd(&c.words->notices.dropped_rows,
                       static_cast<unsigned long long>(counts[i] - taken));

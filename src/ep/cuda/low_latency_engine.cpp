@@ -83,7 +83,7 @@ class CudaEngine final : public LowLatencyEngine {
         work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
     p.out_x = work.outputs.x.as<std::byte>();
     p.tokens_per_expert = work.outputs.tokens_per_expert.as<std::int32_t>();
-    p.ranges = work.outputs.ranges.as<std::int32_t>();
+    p.ranges = work.outputs.ranges.as<SourceRange>();
     p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_scales = work.outputs.scales.as<float>();
     const int blocks = runtime_.budget_of(call);

@@ -58,7 +58,7 @@ struct LowLatencyDispatchParams {
   const float* topk_weights;        ///< [T, K] or null
   std::byte* out_x;                 ///< [L, R*M, H]
   std::int32_t* tokens_per_expert;  ///< [L]
-  std::int32_t* ranges;             ///< [L, R, 2]
+  SourceRange* ranges;              ///< [L, R]
   std::int32_t* source_tokens;      ///< [L, R*M]
   float* out_scales;                ///< [L, R*M, scales] or null
 };

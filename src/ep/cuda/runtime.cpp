@@ -205,11 +205,13 @@ void Runtime::lose(const Error& lost) {
 void Runtime::give_up(const char* operation, const Deadline& deadline) {
   throw_failure(operation);
   std::atomic_ref(words_->abort).store(HostWords::kGiveUp);
-  const std::string message =
+  const Error error(
+      ErrorCode::timeout,
       fmt::format("{}: no answer from device {} within {} ms; has a kernel been stopped?",
-                  operation, share_->device(), deadline.budget().count());
-  object_.fail(message);
-  throw Error(ErrorCode::timeout, message, {object_.communicator()->rank(), -1, Phase::none});
+                  operation, share_->device(), deadline.budget().count()),
+      {object_.communicator()->rank(), -1, Phase::none});
+  object_.fail(error);
+  throw error;
 }
 
 std::string Runtime::describe_failure(const char* operation) const {
@@ -238,10 +240,16 @@ std::string Runtime::describe_failure(const char* operation) const {
 void Runtime::throw_failure(const char* operation) const {
   if (std::atomic_ref(words_->failed).load(std::memory_order_acquire) == 0) return;
   object_.check_usable();  // it has been thrown before
-  const std::string message = describe_failure(operation);
-  object_.fail(message);
+  const Error error = reported(operation);
+  object_.fail(error);
+  throw error;
+}
+
+Error Runtime::reported(const char* operation) const {
   const Failure& failure = words_->failure;
-  throw Error(failure.code, message, {object_.communicator()->rank(), failure.peer, failure.phase});
+  return {failure.code,
+          describe_failure(operation),
+          {object_.communicator()->rank(), failure.peer, failure.phase}};
 }
 
 void Runtime::refresh(Status& status, int top_k) const {
@@ -261,9 +269,8 @@ void Runtime::refresh(Status& status, int top_k) const {
       status.first_invalid_id =
           fmt::format("topk_idx[{}, {}] = {}", (at - 1) / k, (at - 1) % k, seen.first_invalid_id);
   }
-  if (status.failure.empty() &&
-      std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
-    status.failure = describe_failure("an operation");
+  if (!status.error && std::atomic_ref(words_->failed).load(std::memory_order_acquire) != 0)
+    status.error = reported("an operation");
 }
 
 }  // namespace expertwire::ep::cuda

@@ -118,6 +118,8 @@ class Runtime final : private Watcher::Client {
   void keep_for_capture(const StreamPlace& place);
   void await_stream(const Call& call, cudaStream_t stream);
   bool idle_by(Deadline deadline) const;
+  /// What kernels reported, as an error of `operation`.
+  Error reported(const char* operation) const;
   std::string describe_failure(const char* operation) const;
   [[noreturn]] void give_up(const char* operation, const Deadline& deadline);
 
