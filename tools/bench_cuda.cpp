@@ -384,19 +384,21 @@ class HighThroughputPair final : public Pair {
     request.stream = stream;
     if (stream.present()) request.capacity = capacity_;
     if (stream.present() && outputs_.x.present()) request.outputs = outputs_;
-    request.allocator = [this](const AllocationRequest& r) -> Allocation {
+    const auto allocate = [this](const AllocationRequest& r) -> Allocation {
       if (r.name == "x") return {outputs_.x.data(), nullptr};
       if (r.name == "source_tokens") return {outputs_.source_tokens.data(), nullptr};
       if (r.name == "topk_experts") return {outputs_.topk_experts.data(), nullptr};
       if (r.name == "scales") return {outputs_.scales.data(), nullptr};
       return {outputs_.topk_weights.data(), nullptr};
     };
+    request.allocator = Allocator::of(allocate);
     result_ = object_.dispatch(request);
   }
   void combine(int step, const Stream& stream) override {
     HighThroughput::CombineRequest request;
     const TensorView& x = result_.outputs.x;  // where pool rows are, y may be too
-    request.y = {y_.present() ? y_.data() : x.data(), out_.dtype(), {x.size(0), x.size(1)}};
+    const TensorView y(y_.present() ? y_.data() : x.data(), out_.dtype(), {x.size(0), x.size(1)});
+    request.y = y.on(x.device());
     request.handle = result_.handle;
     request.out = {out_.data(), out_.dtype(), {inputs_.at(step).x.size(0), out_.size(1)}};
     request.stream = stream;

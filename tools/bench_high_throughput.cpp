@@ -20,9 +20,10 @@ class ReusingAllocator {
     const bool rows = request.name == "x";
     Allocation& kept = rows ? rows_ : others_[next_++ % kOthers];
     std::size_t& size = rows ? rows_size_ : others_size_[(next_ - 1) % kOthers];
-    if (size < request.bytes) {
-      size = request.bytes + request.bytes / 4 + row_bytes_;
-      kept = allocate_host({request.name, request.dtype, request.shape, size});
+    const std::size_t bytes = request.like.bytes();
+    if (size < bytes) {
+      size = bytes + bytes / 4 + row_bytes_;
+      kept = allocate_host(size);
     }
     return kept;
   }
@@ -60,16 +61,15 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   }
 
   ReusingAllocator allocator(shape.row_bytes());
-  const Allocation out = allocate_host(
-      {"out", shape.dtype, {}, static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes()});
+  const Allocation out =
+      allocate_host(static_cast<std::size_t>(shape.max_tokens) * shape.row_bytes());
   // fp8: what the codes are does not matter for time. y is as large as any rank's output can be.
   const std::vector<float> scales(
       options.fp8 ? static_cast<std::size_t>(shape.max_tokens) * ep::scales_of(shape.hidden) : 0);
   const std::int64_t most_rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
   Allocation y;
   if (options.fp8 && !pool)
-    y = allocate_host(
-        {"y", shape.dtype, {}, static_cast<std::size_t>(most_rows) * shape.row_bytes()});
+    y = allocate_host(static_cast<std::size_t>(most_rows) * shape.row_bytes());
   result.memcpy_us = measure_memcpy(*communicator, result.unique_bytes, result.threads);
   const auto run = [&](int i, double late_us, Timings& timings) {
     const RankInput& input = steps.inputs[static_cast<std::size_t>(i) % steps.inputs.size()];
@@ -83,7 +83,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     if (options.weights == Weights::dispatch)
       dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
     dispatch.output = options.output;
-    dispatch.allocator = [&](const AllocationRequest& request) { return allocator(request); };
+    dispatch.allocator = Allocator::of(allocator);
     hold_up(late_us);
     const double start = now_us();
     const auto dispatched = object->dispatch(dispatch);

@@ -15,7 +15,7 @@ using Weights = reference::RoundTripOptions::Weights;
 
 /// One set of outputs, given to every call that uses it, as an engine would.
 struct Buffers {
-  ep::OutputMaker maker{kHost};
+  ep::OutputMaker maker{ep::host_allocator()};
   LowLatency::Outputs outputs;
   TensorView y, out;
 
@@ -33,9 +33,6 @@ struct Buffers {
     }
     out = maker.make("out", shape.dtype, {shape.max_tokens, shape.hidden});
   }
-
- private:
-  static inline const Allocator kHost = allocate_host;
 };
 
 }  // namespace

@@ -1,37 +1,48 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <functional>
 #include <memory>
 #include <string_view>
-#include <vector>
+#include <type_traits>
 
-#include "expertwire/dtype.hpp"
+#include "expertwire/tensor.hpp"
 
 namespace expertwire {
 
 /// What an operation asks an allocator for.
 struct AllocationRequest {
-  std::string_view name;            ///< which output, e.g. "x"
-  DType dtype;                      ///< element type
-  std::vector<std::int64_t> shape;  ///< row-major, contiguous
-  std::size_t bytes;                ///< product of the above; may be 0
+  std::string_view name;  ///< which output, e.g. "x"
+  /// Its dtype and shape, row-major and contiguous; bytes() may be 0. It has no data.
+  const TensorView& like;
 };
 
 /// Memory that an allocator gave, and what keeps it alive.
 struct Allocation {
-  void* data = nullptr;         ///< 16-byte aligned; may be null if `bytes` was 0
+  void* data = nullptr;         ///< 16-byte aligned; may be null if nothing was asked for
   std::shared_ptr<void> owner;  ///< held by the result of the operation; may be empty
 };
 
-/// Gives memory for outputs that the caller did not provide. Called on the calling thread, before
-/// the operation sends rows. On the CUDA backend it gives memory of the communicator's device.
-/// Without one, outputs are owned by the result: 64-byte aligned host memory, on CUDA device
-/// memory.
-using Allocator = std::function<Allocation(const AllocationRequest&)>;
+/// Gives memory for outputs that the caller did not provide: a function and what it is called with,
+/// which must outlive the call that it is given to. Called on the calling thread, before the
+/// operation sends rows. On the CUDA backend it gives memory of the communicator's device. Without
+/// one, outputs are owned by the result: 64-byte aligned host memory, on CUDA device memory.
+struct Allocator {
+  Allocation (*give)(void* self, const AllocationRequest& request) = nullptr;
+  void* self = nullptr;
 
-/// The allocator that the CPU backend uses when a request names none.
-Allocation allocate_host(const AllocationRequest& request);
+  /// Calls `function`, which is anything that takes an AllocationRequest.
+  template <class Function>
+  static Allocator of(Function& function) {
+    return {[](void* to, const AllocationRequest& request) -> Allocation {
+              return (*static_cast<Function*>(to))(request);
+            },
+            const_cast<std::remove_const_t<Function>*>(&function)};
+  }
+  explicit operator bool() const noexcept { return give != nullptr; }
+  Allocation operator()(const AllocationRequest& request) const { return give(self, request); }
+};
+
+/// 64-byte aligned host memory of so many bytes; null for none.
+Allocation allocate_host(std::size_t bytes);
 
 }  // namespace expertwire

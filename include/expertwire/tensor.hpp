@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +13,11 @@
 
 namespace expertwire {
 
-/// A view of contiguous, row-major memory that somebody else owns. It never copies and never frees.
+/// Where memory lies: a CUDA device by its number, the host, or not said.
+inline constexpr int kHost = -1, kUnknownDevice = -2;
+
+/// A view of memory that somebody else owns. It never copies and never frees. Row-major and
+/// contiguous unless strides are given; then operations say which of them they take.
 ///
 /// A default-made view is *absent*: `present()` is false. A view of zero elements may be present
 /// with a null pointer (a rank with no tokens).
@@ -36,12 +41,35 @@ class BasicTensorView {
       shape_[static_cast<std::size_t>(i++)] = size;
     }
   }
+  /// The same memory with these strides, in elements, one a dimension. Throws
+  /// `Error{invalid_argument}` for another number of them.
+  BasicTensorView strided(std::initializer_list<std::int64_t> strides) const {
+    if (static_cast<int>(strides.size()) != dimensions_)
+      throw Error(ErrorCode::invalid_argument, std::to_string(strides.size()) +
+                                                   " strides are given to a tensor of " +
+                                                   std::to_string(dimensions_) + " dimensions");
+    BasicTensorView result = *this;
+    std::copy(strides.begin(), strides.end(), result.strides_.begin());
+    result.strided_ = true;
+    return result;
+  }
+  /// The same memory, said to lie on `device` (or kHost). It is believed; the CUDA backend looks up
+  /// where memory lies of which nothing is said.
+  BasicTensorView on(int device) const {
+    BasicTensorView result = *this;
+    result.device_ = device;
+    return result;
+  }
   /// A view that may be written converts to one that may only be read.
   template <class Other, class = std::enable_if_t<std::is_convertible_v<Other, Pointer>>>
   BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT(google-explicit-constructor)
-      : data_(other.data()), dtype_(other.dtype()), dimensions_(other.dimensions()) {
-    for (int i = 0; i < dimensions_; ++i) shape_[static_cast<std::size_t>(i)] = other.size(i);
-  }
+      : data_(other.data_),
+        dtype_(other.dtype_),
+        dimensions_(other.dimensions_),
+        device_(other.device_),
+        strided_(other.strided_),
+        shape_(other.shape_),
+        strides_(other.strides_) {}
 
   bool present() const noexcept { return dimensions_ != 0; }
   Pointer data() const noexcept { return data_; }
@@ -50,13 +78,32 @@ class BasicTensorView {
   std::int64_t size(int dimension) const noexcept {
     return shape_[static_cast<std::size_t>(dimension)];
   }
+  /// Elements from one index of a dimension to the next.
+  std::int64_t stride(int dimension) const noexcept {
+    if (strided_) return strides_[static_cast<std::size_t>(dimension)];
+    std::int64_t n = 1;
+    for (int i = dimension + 1; i < dimensions_; ++i) n *= size(i);
+    return n;
+  }
+  /// Whether elements lie side by side in row-major order. Strides of dimensions of one element or
+  /// none do not matter.
+  bool contiguous() const noexcept {
+    std::int64_t n = 1;
+    for (int i = dimensions_ - 1; i >= 0; --i) {
+      if (strided_ && size(i) > 1 && stride(i) != n) return false;
+      n *= size(i);
+    }
+    return true;
+  }
+  /// A device, kHost or kUnknownDevice.
+  int device() const noexcept { return device_; }
   /// Number of elements.
   std::int64_t elements() const noexcept {
     std::int64_t n = present() ? 1 : 0;
     for (int i = 0; i < dimensions_; ++i) n *= size(i);
     return n;
   }
-  /// Number of bytes.
+  /// Number of bytes of the elements.
   std::size_t bytes() const noexcept {
     return static_cast<std::size_t>(elements()) * size_of(dtype_);
   }
@@ -67,16 +114,21 @@ class BasicTensorView {
   }
 
  private:
+  template <class Other>
+  friend class BasicTensorView;
+
   Pointer data_ = nullptr;
   DType dtype_ = DType::uint8;
   int dimensions_ = 0;
-  std::array<std::int64_t, kMaxDimensions> shape_{};
+  int device_ = kUnknownDevice;
+  bool strided_ = false;
+  std::array<std::int64_t, kMaxDimensions> shape_{}, strides_{};
 };
 
 using TensorView = BasicTensorView<void*>;
 using ConstTensorView = BasicTensorView<const void*>;
 
-/// "bf16 [128, 7168]", for messages.
+/// "bf16 [128, 7168]", for messages; with strides if it is not contiguous.
 std::string describe(const ConstTensorView& view);
 
 }  // namespace expertwire

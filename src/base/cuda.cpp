@@ -5,7 +5,8 @@
 #include <mutex>
 
 #include "base/check.hpp"
-#include "base/cuda_stream.hpp"
+#include "base/cuda_calls.hpp"
+#include "expertwire/tensor.hpp"
 
 namespace expertwire {
 
@@ -100,6 +101,19 @@ std::shared_ptr<void> allocate_pinned(std::size_t bytes) {
 
 void synchronize_cuda_stream(void* stream) {
   check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize");
+}
+
+int device_of_memory(const void* data, int device) {
+  cudaPointerAttributes found{};
+  check_cuda(cudaPointerGetAttributes(&found, data), "cudaPointerGetAttributes");
+  switch (found.type) {
+    case cudaMemoryTypeDevice:
+      return found.device;
+    case cudaMemoryTypeManaged:
+      return device;
+    default:
+      return kHost;
+  }
 }
 
 }  // namespace expertwire

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "base/check.hpp"
-#include "base/cuda_stream.hpp"
+#include "base/cuda_calls.hpp"
 #include "base/process.hpp"
 
 namespace expertwire {

@@ -13,13 +13,17 @@ std::string describe(const ConstTensorView& view) {
   std::string text = fmt::format("{} [", to_string(view.dtype()));
   for (int i = 0; i < view.dimensions(); ++i)
     text += fmt::format("{}{}", i == 0 ? "" : ", ", view.size(i));
+  text += "]";
+  if (view.contiguous()) return text;
+  for (int i = 0; i < view.dimensions(); ++i)
+    text += fmt::format("{}{}", i == 0 ? " with strides [" : ", ", view.stride(i));
   return text + "]";
 }
 
-Allocation allocate_host(const AllocationRequest& request) {
+Allocation allocate_host(std::size_t bytes) {
   constexpr std::align_val_t kAlignment{64};
-  if (request.bytes == 0) return {};
-  void* data = ::operator new(request.bytes, kAlignment);
+  if (bytes == 0) return {};
+  void* data = ::operator new(bytes, kAlignment);
   return {data, std::shared_ptr<void>(data, [](void* p) { ::operator delete(p, kAlignment); })};
 }
 

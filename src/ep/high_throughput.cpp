@@ -66,7 +66,7 @@ struct HighThroughput::Impl {
 
   int ranks() const { return object.communicator()->size(); }
   std::int64_t pool_rows() const { return ep::pool_rows_of(options, ranks()); }
-  const Allocator& allocator_of(const Allocator& given) const {
+  Allocator allocator_of(const Allocator& given) const {
     return given ? given : engine->default_allocator();
   }
 
@@ -243,6 +243,16 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     result.outputs = self.make_outputs(request.outputs, format, *rows, maker);
     check_outputs_apart(result.outputs, request);
   }
+  const Outputs& out = result.outputs;
+  ep::check_places(*self.object.communicator(), {{"x", request.x},
+                                                 {"x_scales", request.x_scales},
+                                                 {"topk_idx", request.topk_idx},
+                                                 {"topk_weights", request.topk_weights},
+                                                 {"outputs.x", out.x},
+                                                 {"outputs.source_tokens", out.source_tokens},
+                                                 {"outputs.topk_experts", out.topk_experts},
+                                                 {"outputs.topk_weights", out.topk_weights},
+                                                 {"outputs.scales", out.scales}});
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
@@ -326,6 +336,11 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
     result.topk_weights =
         maker.make("out_topk_weights", DType::fp32, {handle->tokens, shape.top_k});
   result.owner = maker.owner();
+  ep::check_places(*self.object.communicator(), {{"y", request.y},
+                                                 {"topk_weights", request.topk_weights},
+                                                 {"bias", request.bias},
+                                                 {"out", result.out},
+                                                 {"out_topk_weights", result.topk_weights}});
   ep::HighThroughputEngine::Combine work{request, handle, result.out, result.topk_weights,
                                          result.owner};
   work.request.handle = {};  // as in dispatch

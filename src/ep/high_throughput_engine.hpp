@@ -77,7 +77,7 @@ class HighThroughputEngine {
   /// Fills the handle's counts after a dispatch without a stream.
   virtual void learn_counts(HighThroughputHandle& handle) const = 0;
   virtual void refresh(Status&) const {}
-  virtual const Allocator& default_allocator() const = 0;
+  virtual Allocator default_allocator() const = 0;
   /// Throws `Error{invalid_argument}` for a budget that a call cannot have; asked before anything
   /// is sent.
   virtual void check_sms(int sms) const { ep::check_sms(sms, INT32_MAX); }

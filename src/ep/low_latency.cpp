@@ -79,7 +79,7 @@ struct LowLatency::Impl {
   Lane& lane_of(const ep::HandleState& handle) {
     return lanes[static_cast<std::size_t>(handle.lane)];
   }
-  const Allocator& allocator_of(const Allocator& given) const {
+  Allocator allocator_of(const Allocator& given) const {
     return given ? given : engine->default_allocator();
   }
 
@@ -158,6 +158,17 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
                    {"topk_idx", request.topk_idx},
                    {"topk_weights", request.topk_weights}});
 
+  ep::check_places(*self.object.communicator(),
+                   {{"x", request.x},
+                    {"x_scales", request.x_scales},
+                    {"topk_idx", request.topk_idx},
+                    {"topk_weights", request.topk_weights},
+                    {"outputs.x", out.x},
+                    {"outputs.tokens_per_expert", out.tokens_per_expert},
+                    {"outputs.ranges", out.ranges},
+                    {"outputs.source_tokens", out.source_tokens},
+                    {"outputs.scales", out.scales}});
+
   auto handle = self.engine->make_handle(number, request.stream);
   handle->object = self.object.id();
   handle->lane = number;
@@ -212,6 +223,10 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
                    ? request.out
                    : maker.make("out", shape.dtype, {handle->tokens, shape.hidden});
   result.owner = maker.owner();
+  ep::check_places(*self.object.communicator(), {{"y", request.y},
+                                                 {"topk_weights", request.topk_weights},
+                                                 {"bias", request.bias},
+                                                 {"out", result.out}});
 
   ep::LowLatencyCombine work{request, result.out, handle, result.owner};
   work.request.handle = {};  // an open half lies in it

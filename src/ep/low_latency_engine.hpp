@@ -75,7 +75,7 @@ class LowLatencyEngine {
   /// Adds what the backend has noticed.
   virtual void refresh(Status&) const {}
   /// Where outputs come from when a request names no allocator.
-  virtual const Allocator& default_allocator() const = 0;
+  virtual Allocator default_allocator() const = 0;
   /// Throws `Error{invalid_argument}` for a budget that a call cannot have; asked before anything
   /// is sent.
   virtual void check_sms(int sms) const { ep::check_sms(sms, INT32_MAX); }

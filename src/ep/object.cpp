@@ -189,11 +189,17 @@ int team_size(const Communicator& communicator, int asked) {
   return std::clamp(topology.place(rank).cores / topology.ranks_on_host(rank), 1, kMostByDefault);
 }
 
+Allocator host_allocator() {
+  return {
+      [](void*, const AllocationRequest& request) { return allocate_host(request.like.bytes()); },
+      nullptr};
+}
+
 TensorView OutputMaker::make(std::string_view name, DType dtype,
                              std::initializer_list<std::int64_t> shape) {
-  const std::size_t bytes = TensorView(nullptr, dtype, shape).bytes();
-  const AllocationRequest request{name, dtype, {shape.begin(), shape.end()}, bytes};
-  Allocation allocation = allocator_ ? allocator_(request) : allocate_host(request);
+  const TensorView like(nullptr, dtype, shape);
+  const std::size_t bytes = like.bytes();
+  Allocation allocation = allocator_({name, like});
   check(allocation.data != nullptr || bytes == 0, ErrorCode::capacity,
         "the allocator gave no memory for {} ({} bytes)", name, bytes);
   check_argument(reinterpret_cast<std::uintptr_t>(allocation.data) % 16 == 0,

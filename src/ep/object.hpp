@@ -166,16 +166,19 @@ void check_sms(int sms, int most);
 /// else cores over ranks of this host.
 int team_size(const Communicator& communicator, int asked);
 
+/// Host memory.
+Allocator host_allocator();
+
 /// Gives outputs that the caller left absent, and keeps them alive together.
 class OutputMaker {
  public:
-  explicit OutputMaker(const Allocator& allocator) : allocator_(allocator) {}
+  explicit OutputMaker(Allocator allocator) : allocator_(allocator) {}
   TensorView make(std::string_view name, DType dtype, std::initializer_list<std::int64_t> shape);
   /// Owns everything made so far.
   std::shared_ptr<void> owner() const { return owners_; }
 
  private:
-  const Allocator& allocator_;
+  Allocator allocator_;
   std::shared_ptr<std::vector<std::shared_ptr<void>>> owners_ =
       std::make_shared<std::vector<std::shared_ptr<void>>>();
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.hpp"
+#include "base/cuda_calls.hpp"
 #include "ep/routing.hpp"
 
 namespace expertwire::ep {
@@ -73,25 +74,38 @@ void check_stream(const Communicator& communicator, const Stream& stream) {
 }
 
 void check_topk_idx(const ConstTensorView& topk_idx) {
-  check_argument(topk_idx.present() && topk_idx.dimensions() == 2 &&
+  check_argument(topk_idx.present() && topk_idx.dimensions() == 2 && topk_idx.contiguous() &&
                      (topk_idx.dtype() == DType::int32 || topk_idx.dtype() == DType::int64),
-                 "topk_idx is {}; it must be int32 or int64 [T, K]", describe(topk_idx));
+                 "topk_idx is {}; it must be contiguous int32 or int64 [T, K]", describe(topk_idx));
   check_argument(topk_idx.data() != nullptr || topk_idx.elements() == 0, "topk_idx has no data");
   check_alignment("topk_idx", topk_idx, size_of(topk_idx.dtype()));
 }
 
+namespace {
+
+std::string describe_wanted(DType dtype, std::initializer_list<std::int64_t> shape) {
+  std::string wanted = fmt::format("contiguous {} [", to_string(dtype));
+  for (const std::int64_t* size = shape.begin(); size != shape.end(); ++size)
+    wanted += fmt::format("{}{}", size == shape.begin() ? "" : ", ",
+                          *size < 0 ? "any" : std::to_string(*size));
+  return wanted + "]";
+}
+
+}  // namespace
+
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
                   std::initializer_list<std::int64_t> shape) {
-  bool good = tensor.present() && tensor.dtype() == dtype &&
+  bool good = tensor.present() && tensor.dtype() == dtype && tensor.contiguous() &&
               tensor.dimensions() == static_cast<int>(shape.size());
-  std::string wanted = fmt::format("{} [", to_string(dtype));
   int i = 0;
   for (std::int64_t size : shape) {
     good = good && (size < 0 || tensor.size(i) == size);
-    wanted += fmt::format("{}{}", i == 0 ? "" : ", ", size < 0 ? "any" : std::to_string(size));
     ++i;
   }
-  check_argument(good, "{} is {}; it must be {}]", name, describe(tensor), wanted);
+  if (!good)
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("{} is {}; it must be {}", name, describe(tensor),
+                            describe_wanted(dtype, shape)));
   check_argument(tensor.data() != nullptr || tensor.elements() == 0, "{} has no data", name);
   check_alignment(name, tensor, size_of(dtype));
 }
@@ -128,6 +142,28 @@ void check_apart(std::initializer_list<NamedTensor> outputs,
     for (const NamedTensor& input : inputs) require(*output, input);
     for (const NamedTensor* other = output + 1; other != outputs.end(); ++other)
       require(*output, *other);
+  }
+}
+
+namespace {
+
+std::string describe_place(int device) {
+  return device == kHost ? "the host" : fmt::format("CUDA device {}", device);
+}
+
+}  // namespace
+
+void check_places(const Communicator& communicator, std::initializer_list<NamedTensor> tensors) {
+  const int device = communicator.cuda_device() >= 0 ? communicator.cuda_device() : kHost;
+  for (const NamedTensor& named : tensors) {
+    const ConstTensorView& tensor = named.tensor;
+    if (tensor.bytes() == 0) continue;
+    int lies = tensor.device();
+    if (lies == kUnknownDevice)
+      lies = device == kHost ? kHost : device_of_memory(tensor.data(), device);
+    check_argument(lies == device,
+                   "{} lies in memory of {}; the communicator's backend works on {}", named.name,
+                   describe_place(lies), describe_place(device));
   }
 }
 

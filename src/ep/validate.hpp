@@ -48,6 +48,10 @@ struct NamedTensor {
 void check_apart(std::initializer_list<NamedTensor> outputs,
                  std::initializer_list<NamedTensor> inputs);
 
+/// Tensors must lie where the communicator's backend works: on its device, or on the host. What a
+/// view says is believed; of one that says nothing, the CUDA backend asks the driver.
+void check_places(const Communicator& communicator, std::initializer_list<NamedTensor> tensors);
+
 /// An output for scales: given for fp8 rows, and for no others.
 void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
                       std::initializer_list<std::int64_t> shape);

@@ -1,4 +1,5 @@
-// Outputs that lie over inputs, or over each other, are refused before anything is sent.
+// Tensors that lie where they must not are refused before anything is sent: outputs over inputs or
+// over each other, memory of another device, rows with gaps.
 
 #include <gtest/gtest.h>
 
@@ -104,6 +105,71 @@ TEST(Apart, TheBiasMayBecomeTheSum) {
     for (int h = 0; h < 64; ++h) EXPECT_EQ(sum.as<float>()[h], 3.0F);
   });
 }
+
+/// Every tensor of every operation, said to lie on another device, or with strides.
+template <class Object>
+void expect_places_matter() {
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    const reference::Workload workload(
+        {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
+    const int here = communicator->cuda_device() >= 0 ? communicator->cuda_device() : kHost;
+    auto object = Object::create(communicator, {kShape});
+    Request<Object> request(*communicator, workload, 1);
+    const auto result = object->dispatch(request.dispatch);
+    typename Object::CombineRequest combine;
+    combine.y = result.outputs.x;
+    combine.handle = result.handle;
+    const auto home = object->combine(combine);
+    const auto dispatch = [&](auto change, const char* words) {
+      auto bad = request.dispatch;
+      change(bad);
+      expect_error(ErrorCode::invalid_argument, words, [&] { object->dispatch(bad); });
+    };
+    dispatch([](auto& r) { r.x = r.x.on(77); }, "x lies in memory of CUDA device 77");
+    dispatch([](auto& r) { r.topk_idx = r.topk_idx.on(77); }, "topk_idx lies in memory");
+    dispatch([](auto& r) { r.topk_weights = r.topk_weights.on(77); }, "topk_weights lies in");
+    dispatch(
+        [](auto& r) {
+          r.x = r.x.strided({kShape.hidden + 8, 1});
+        },
+        "x is bf16 [32, 64] with strides [72, 1]; it must be contiguous bf16");
+    dispatch([](auto& r) { r.topk_idx = r.topk_idx.strided({1, 32}); }, "topk_idx is int64");
+    const auto back = [&](auto change, const char* words) {
+      auto bad = combine;
+      change(bad);
+      expect_error(ErrorCode::invalid_argument, words, [&] { object->combine(bad); });
+    };
+    back([](auto& r) { r.y = r.y.on(77); }, "y lies in memory of CUDA device 77");
+    back([&](auto& r) { r.out = home.out.on(77); }, "out lies in memory of CUDA device 77");
+    // None of it consumed an operation, and what is said right is taken.
+    auto good = request.dispatch;
+    good.x = good.x.on(here).strided({kShape.hidden, 1});
+    combine.handle = object->dispatch(good).handle;
+    combine.y = combine.y.on(here);
+    object->combine(combine);
+    EXPECT_EQ(round_trip(*object, *communicator, workload, 2, {}).wrong, 0);
+  });
+}
+
+TEST(Places, LowLatency) { expect_places_matter<LowLatency>(); }
+TEST(Places, HighThroughput) { expect_places_matter<HighThroughput>(); }
+
+#if defined(EXPERTWIRE_TEST_ON_CUDA)
+/// Of memory of which nothing is said, the driver is asked.
+TEST(Places, HostMemoryIsRefusedOnCuda) {
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    const reference::Workload workload(
+        {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
+    auto object = LowLatency::create(communicator, {kShape});
+    Request<LowLatency> request(*communicator, workload, 1);
+    auto bad = request.dispatch;
+    bad.x = {request.input.x.data(), kShape.dtype, {request.input.tokens, kShape.hidden}};
+    expect_error(ErrorCode::invalid_argument, "x lies in memory of the host",
+                 [&] { object->dispatch(bad); });
+    EXPECT_EQ(round_trip(*object, *communicator, workload, 2, {}).wrong, 0);
+  });
+}
+#endif
 
 }  // namespace
 }  // namespace expertwire::test

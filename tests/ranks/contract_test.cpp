@@ -209,10 +209,10 @@ TEST(Contract, AllocatorThatThrowsEndsTheCallAndNothingElse) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
     auto ht = HighThroughput::create(communicator, {kShape});
     Request<HighThroughput> request(*communicator, workload, 0);
-    if (communicator->rank() == 1)
-      request.dispatch.allocator = [](const AllocationRequest&) -> Allocation {
-        throw std::runtime_error("no memory today");
-      };
+    const auto refuses = [](const AllocationRequest&) -> Allocation {
+      throw std::runtime_error("no memory today");
+    };
+    if (communicator->rank() == 1) request.dispatch.allocator = Allocator::of(refuses);
     try {
       ht->dispatch(request.dispatch);
       EXPECT_EQ(communicator->rank(), 0);

@@ -11,8 +11,7 @@ namespace {
 class HostSpace final : public Space {
  public:
   void* make_poisoned(std::size_t bytes) override {
-    const auto size = static_cast<std::int64_t>(bytes);
-    Allocation allocation = allocate_host({"poisoned", DType::uint8, {size}, bytes});
+    Allocation allocation = allocate_host(bytes);
     std::memset(allocation.data, 0x7B, bytes);
     owners_.push_back(allocation.owner);
     return allocation.data;
@@ -77,10 +76,12 @@ void Tensors::write_back(const TensorView& tensor, const ConstTensorView& host) 
 }
 
 Allocator Tensors::allocator() {
-  return [this](const AllocationRequest& request) {
-    const auto bytes = static_cast<std::int64_t>(request.bytes);
-    return Allocation{make(DType::uint8, {bytes}).data(), nullptr};
-  };
+  return {[](void* self, const AllocationRequest& request) {
+            const auto bytes = static_cast<std::int64_t>(request.like.bytes());
+            auto& tensors = *static_cast<Tensors*>(self);
+            return Allocation{tensors.make(DType::uint8, {bytes}).data(), nullptr};
+          },
+          this};
 }
 
 }  // namespace expertwire::reference

@@ -87,7 +87,7 @@ class CpuEngine final : public HighThroughputEngine {
       handle.rows_per_source.push_back(
           static_cast<std::int32_t>(mine.rows_between(source, communicator.rank())));
   }
-  const Allocator& default_allocator() const override { return allocator_; }
+  Allocator default_allocator() const override { return host_allocator(); }
 
  private:
   void await_counts(const CpuHandle& handle, const Dispatch& work) const;
@@ -102,7 +102,6 @@ class CpuEngine final : public HighThroughputEngine {
   Object& object_;
   MoeShape shape_;
   std::int64_t pool_rows_;
-  Allocator allocator_ = allocate_host;
   std::vector<Lane> lanes_;
 };
 

@@ -60,7 +60,7 @@ class CpuEngine final : public LowLatencyEngine {
                     });
   }
 
-  const Allocator& default_allocator() const override { return allocator_; }
+  Allocator default_allocator() const override { return host_allocator(); }
 
  private:
   /// Where tokens go.
@@ -77,7 +77,6 @@ class CpuEngine final : public LowLatencyEngine {
 
   Object& object_;
   MoeShape shape_;
-  Allocator allocator_ = allocate_host;
   std::vector<std::unique_ptr<LowLatencyLane>> lanes_;
 };
 

@@ -51,7 +51,7 @@ class CudaEngine final : public HighThroughputEngine {
   void learn_counts(HighThroughputHandle& handle) const override;
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
-  const Allocator& default_allocator() const override { return runtime_.allocator(); }
+  Allocator default_allocator() const override { return runtime_.allocator(); }
   bool captures(const Stream& stream) const override {
     return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
   }
@@ -398,13 +398,17 @@ HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle
   const Epoch n = mine.host_epoch;
   std::byte* base = runtime_.lane_base(handle.lane);
   const RowFormat& format = handle.format;
-  return {{base + slots.pool_row_of(n, 0, 0), format.dtype, {rows, hidden_}},
-          {base + slots.pool_token_of(n, 0), DType::int32, {rows}},
-          {base + slots.pool_experts_of(n, 0), DType::int32, {rows, shape_.top_k}},
-          {base + slots.pool_weights_of(n, 0), DType::fp32, {rows, shape_.top_k}},
-          format.scales > 0
-              ? TensorView(base + slots.pool_scales_of(n, 0), DType::fp32, {rows, format.scales})
-              : TensorView()};
+  const auto view = [&](std::uint64_t offset, DType dtype, std::int64_t width) {
+    const TensorView all = width == 0 ? TensorView(base + offset, dtype, {rows})
+                                      : TensorView(base + offset, dtype, {rows, width});
+    return all.on(runtime_.share().device());
+  };
+  return {view(slots.pool_row_of(n, 0, 0), format.dtype, hidden_),
+          view(slots.pool_token_of(n, 0), DType::int32, 0),
+          view(slots.pool_experts_of(n, 0), DType::int32, shape_.top_k),
+          view(slots.pool_weights_of(n, 0), DType::fp32, shape_.top_k),
+          format.scales > 0 ? view(slots.pool_scales_of(n, 0), DType::fp32, format.scales)
+                            : TensorView()};
 }
 
 /// What was asked for, by the caller or the environment.

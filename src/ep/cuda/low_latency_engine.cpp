@@ -117,7 +117,7 @@ class CudaEngine final : public LowLatencyEngine {
   bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
-  const Allocator& default_allocator() const override { return runtime_.allocator(); }
+  Allocator default_allocator() const override { return runtime_.allocator(); }
 
  private:
   /// Places a handle's arrays; returns their size.

@@ -31,11 +31,6 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
   kernel_words_ = static_cast<KernelWords*>(kept_->memory.back().get());
   check_cuda(cudaMemsetAsync(kernel_words_, 0, sizeof(*kernel_words_), stream), "cudaMemsetAsync");
   check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-  allocator_ = [share = share_](const AllocationRequest& request) -> Allocation {
-    auto memory = allocate_on_device(std::max<std::size_t>(request.bytes, 16), share->device(),
-                                     share->memory_stream());
-    return {memory.get(), memory};
-  };
   const Communicator& communicator = *object.communicator();
   for (int l = 0; l < lanes; ++l) {
     chains_.push_back(std::make_unique<Chain>(share_->device()));
@@ -54,6 +49,16 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
 Runtime::~Runtime() {
   CommunicatorAccess::watcher(*object_.communicator()).remove(*this);
   share_->leave(sms_ * static_cast<int>(chains_.size()));
+}
+
+Allocator Runtime::allocator() const {
+  return {[](void* self, const AllocationRequest& request) -> Allocation {
+            const auto& share = *static_cast<const DeviceShare*>(self);
+            const std::size_t bytes = std::max<std::size_t>(request.like.bytes(), 16);
+            auto memory = allocate_on_device(bytes, share.device(), share.memory_stream());
+            return {memory.get(), memory};
+          },
+          share_.get()};
 }
 
 bool Runtime::idle_by(Deadline deadline) const {

@@ -30,7 +30,8 @@ class Runtime final : private Watcher::Client {
   /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first
   /// call.
   void keep(std::shared_ptr<void> memory) { kept_->memory.push_back(std::move(memory)); }
-  const Allocator& allocator() const { return allocator_; }
+  /// Memory of the device.
+  Allocator allocator() const;
 
   struct Call {
     int lane = 0;
@@ -133,7 +134,6 @@ class Runtime final : private Watcher::Client {
   Notices* notices_;  // pinned: the last that were asked for
   mutable std::mutex mutex_;
   std::optional<Error> lost_;  // guarded by mutex_
-  Allocator allocator_;
   int sms_;
   // By lane.
   std::vector<std::unique_ptr<Chain>> chains_;
