@@ -7,7 +7,7 @@
 
 #include "expertwire/tensor.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What an operation asks an allocator for.
 struct AllocationRequest {

@@ -10,7 +10,7 @@
 
 #include "expertwire/deadline.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// How the ranks of a job find each other and agree on things before any fast path exists.
 ///

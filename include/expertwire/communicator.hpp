@@ -12,7 +12,7 @@
 #include "expertwire/memory.hpp"
 #include "expertwire/topology.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What a communicator is made with; everything unset comes from the environment.
 struct CommunicatorOptions {

@@ -7,7 +7,7 @@
 #include "expertwire/deadline.hpp"
 #include "expertwire/memory.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Copies `bytes` from this rank's memory into the peer's. Offsets count from the start of the
 /// memories; ranges must lie inside them. No alignment is asked for; 16 bytes is fastest.

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A point in time by which a wait must end. Every wait of expertwire has one.
 class Deadline {

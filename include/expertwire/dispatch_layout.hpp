@@ -6,7 +6,7 @@
 #include "expertwire/tensor.hpp"
 #include "expertwire/topology.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 struct DispatchLayoutRequest {
   ConstTensorView topk_idx;            ///< [T, K] int32 or int64 on the host; -1 = no selection

@@ -4,11 +4,19 @@
 #include <cstdint>
 #include <string_view>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Element types of tensors. Rows travel as bytes; only combine, and a dispatch that casts, look at
 /// the elements.
-enum class DType : std::uint8_t { bf16, fp16, fp32, fp8_e4m3, int32, int64, uint8 };
+enum class DType : std::uint8_t {
+  bf16 = 0,
+  fp16 = 1,
+  fp32 = 2,
+  fp8_e4m3 = 3,
+  int32 = 4,
+  int64 = 5,
+  uint8 = 6,
+};
 
 /// Bytes of one element.
 constexpr std::size_t size_of(DType dtype) noexcept {

@@ -5,35 +5,35 @@
 #include <string>
 #include <string_view>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What kind of thing went wrong. A caller decides by the code, a person reads the message.
 enum class ErrorCode : std::uint8_t {
-  invalid_argument,  ///< an argument is outside what is allowed; nothing was sent
-  invalid_usage,     ///< a call in the wrong order, or on the wrong object; nothing was sent
-  mismatch,          ///< ranks disagree about something they must agree on
-  capacity,          ///< a buffer is too small for what was asked of it
-  timeout,           ///< a wait reached its deadline
-  peer_lost,         ///< a peer's process died or left while it was still needed
-  refused,           ///< a peer could not prove that it belongs to this job
-  unsupported,       ///< this build or machine cannot do it
-  system,            ///< a call to the operating system failed
-  failed_earlier,    ///< the object failed in an earlier call and cannot be used any more
+  invalid_argument = 0,  ///< an argument is outside what is allowed; nothing was sent
+  invalid_usage = 1,     ///< a call in the wrong order, or on the wrong object; nothing was sent
+  mismatch = 2,          ///< ranks disagree about something they must agree on
+  capacity = 3,          ///< a buffer is too small for what was asked of it
+  timeout = 4,           ///< a wait reached its deadline
+  peer_lost = 5,         ///< a peer's process died or left while it was still needed
+  refused = 6,           ///< a peer could not prove that it belongs to this job
+  unsupported = 7,       ///< this build or machine cannot do it
+  system = 8,            ///< a call to the operating system failed
+  failed_earlier = 9,    ///< the object failed in an earlier call and cannot be used any more
 };
 
 /// Where in an operation an error arose.
 enum class Phase : std::uint8_t {
-  none,
-  bootstrap,
-  setup,
-  layout,
-  credit,
-  counts,
-  dispatch_rows,
-  combine_weights,
-  combine_rows,
-  release,
-  channel,
+  none = 0,
+  bootstrap = 1,
+  setup = 2,
+  layout = 3,
+  credit = 4,
+  counts = 5,
+  dispatch_rows = 6,
+  combine_weights = 7,
+  combine_rows = 8,
+  release = 9,
+  channel = 10,
 };
 
 std::string_view to_string(ErrorCode code) noexcept;

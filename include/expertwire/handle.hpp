@@ -2,11 +2,12 @@
 
 #include <memory>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace ep {
 struct HandleState;
-}
+struct HandleAccess;
+}  // namespace ep
 
 /// The routing of one dispatch, needed to combine its results.
 ///
@@ -16,12 +17,13 @@ struct HandleState;
 class Handle {
  public:
   Handle() = default;
-  explicit Handle(std::shared_ptr<ep::HandleState> state);
 
   bool valid() const noexcept { return state_ != nullptr; }
-  const std::shared_ptr<ep::HandleState>& state() const noexcept { return state_; }
 
  private:
+  friend struct ep::HandleAccess;
+  explicit Handle(std::shared_ptr<ep::HandleState> state);
+
   std::shared_ptr<ep::HandleState> state_;
   std::shared_ptr<void> held_;  // shared by the copies: gone when no caller can use the handle
 };

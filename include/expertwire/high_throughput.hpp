@@ -15,7 +15,7 @@
 #include "expertwire/tensor.hpp"
 #include "expertwire/tuning.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 struct HighThroughputOptions {
   MoeShape shape;
@@ -41,9 +41,9 @@ struct HighThroughputOptions {
 class HighThroughput {
  public:
   /// Where a dispatch leaves its rows.
-  enum class Output {
-    pool,   ///< a view of the receive pool: no copy; valid until released
-    owned,  ///< the caller's or allocator's memory, filled as rows arrive
+  enum class Output : std::uint8_t {
+    pool = 0,   ///< a view of the receive pool: no copy; valid until released
+    owned = 1,  ///< the caller's or allocator's memory, filled as rows arrive
   };
 
   /// N rows. For Output::owned all of them may be given, or none.

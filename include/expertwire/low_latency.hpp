@@ -12,7 +12,7 @@
 #include "expertwire/stream.hpp"
 #include "expertwire/tensor.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 struct LowLatencyOptions {
   MoeShape shape;

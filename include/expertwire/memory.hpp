@@ -10,10 +10,10 @@
 
 #include "expertwire/deadline.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Where memory is: host memory, or memory of a CUDA device, which the host does not touch.
-enum class MemoryKind : std::uint8_t { host, cuda };
+enum class MemoryKind : std::uint8_t { host = 0, cuda = 1 };
 
 /// A rank's memory as this process can reach it. A small value; copies are cheap.
 class Memory {

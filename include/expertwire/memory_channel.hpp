@@ -8,7 +8,7 @@
 
 #include "expertwire/communicator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A channel as kernels see it; pass it to a kernel by value. Its functions are in
 /// expertwire/memory_channel_device.cuh. Counts are absolute: a kernel says which signal it waits

@@ -7,7 +7,7 @@
 
 #include "expertwire/memory_channel.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 __device__ inline void MemoryChannelDevice::put(std::uint64_t offset, const void* source,
                                                 std::size_t count, int thread, int threads) const {

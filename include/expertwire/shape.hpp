@@ -5,7 +5,7 @@
 
 #include "expertwire/dtype.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// The shape of one MoE layer's communication; the same on every rank.
 struct MoeShape {

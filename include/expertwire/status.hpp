@@ -6,7 +6,7 @@
 
 #include "expertwire/error.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What an object has noticed since it was made.
 struct Status {

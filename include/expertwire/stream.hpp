@@ -3,7 +3,7 @@
 #include <functional>
 #include <memory>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A queue of work beside the calling thread, run by a thread of its own: the CPU backend's stream.
 class Queue {

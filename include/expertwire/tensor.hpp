@@ -11,7 +11,7 @@
 #include "expertwire/dtype.hpp"
 #include "expertwire/error.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Where memory lies: a CUDA device by its number, the host, or not said.
 inline constexpr int kHost = -1, kUnknownDevice = -2;

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What is known about where one rank runs.
 struct RankPlace {

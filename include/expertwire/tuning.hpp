@@ -1,6 +1,6 @@
 #pragma once
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// How the high-throughput dispatch of the CUDA backend is cut to the machine. What is 0 comes from
 /// the environment variable that is named, else by formula (src/ep/cuda/tuning.hpp) from the SM

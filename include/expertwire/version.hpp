@@ -1,6 +1,6 @@
 #pragma once
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 inline constexpr const char* kVersion = "0.1.0";
 

@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <system_error>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 void throw_system(const char* call, int error_number) {
   throw Error(ErrorCode::system,

@@ -6,7 +6,7 @@
 
 #include "expertwire/error.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Throws `Error{code}` with the formatted message unless `ok`.
 template <class... Args>

@@ -8,7 +8,7 @@
 #include "base/cuda_calls.hpp"
 #include "expertwire/tensor.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 void check_cuda(cudaError_t result, const char* call) {
   if (result == cudaSuccess) [[likely]]

@@ -7,7 +7,7 @@
 #include <memory>
 #include <new>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Throws `Error{system}` naming the call and CUDA's text unless `result` is success.
 void check_cuda(cudaError_t result, const char* call);

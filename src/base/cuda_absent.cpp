@@ -2,7 +2,7 @@
 #include "base/check.hpp"
 #include "base/cuda_calls.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// cudaStreamSynchronize; throws `Error{unsupported}` in builds without CUDA.
 void synchronize_cuda_stream(void* stream);

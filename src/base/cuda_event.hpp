@@ -6,7 +6,7 @@
 
 #include "base/cuda.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A moment of a stream.
 class CudaEvent {

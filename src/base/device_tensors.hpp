@@ -8,7 +8,7 @@
 #include "base/cuda.hpp"
 #include "expertwire/tensor.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A stream, and device tensors that live as long as this does. Nothing here waits for the whole
 /// device. For tools and tests.

@@ -9,7 +9,7 @@
 
 #include "check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

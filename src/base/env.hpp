@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// The environment, read once at first use. Nothing else in expertwire calls getenv, and nothing
 /// writes to it. The meaning of every variable is in env.cpp, from which docs/environment.md is

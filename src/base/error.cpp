@@ -4,7 +4,7 @@
 
 #include <iterator>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 std::string_view to_string(ErrorCode code) noexcept {
   switch (code) {

@@ -12,7 +12,7 @@
 #include "check.hpp"
 #include "env.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

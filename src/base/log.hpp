@@ -5,7 +5,7 @@
 #include <string_view>
 #include <utility>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 enum class LogLevel { trace, debug, info, warn, error, off };
 enum class Subsystem { boot, topo, mem, conn, ep, tool };

@@ -2,7 +2,7 @@
 
 #include <unistd.h>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// The process that made something. A forked child gets a copy of it without the threads that serve
 /// it, and must neither use it nor take leave in its parent's name.

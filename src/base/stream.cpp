@@ -12,7 +12,7 @@
 #include "base/cuda_calls.hpp"
 #include "base/process.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 struct Queue::Impl {
   std::mutex mutex;

@@ -6,7 +6,7 @@
 
 #include "expertwire/allocator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 std::string describe(const ConstTensorView& view) {
   if (!view.present()) return "absent";

@@ -6,7 +6,7 @@
 #include "base/check.hpp"
 #include "expertwire/memory.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -19,7 +19,7 @@
 #include "comm/transport/transport.hpp"
 #include "expertwire/version.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

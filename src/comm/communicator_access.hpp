@@ -6,7 +6,7 @@
 #include "comm/watcher.hpp"
 #include "expertwire/communicator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What the layers above need of a communicator and its users do not.
 struct CommunicatorAccess {

@@ -5,7 +5,7 @@
 #include "comm/transport/transport.hpp"
 #include "expertwire/communicator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

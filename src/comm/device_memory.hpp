@@ -6,7 +6,7 @@
 #include "comm/endpoint.hpp"
 #include "comm/socket.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Memory of a CUDA device that other processes can map.
 struct DeviceSegment {

@@ -6,7 +6,7 @@
 #include "base/cuda.hpp"
 #include "device/words.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 DeviceWords::DeviceWords(int device) : device_(device), stream_(make_cuda_stream(device)) {}
 DeviceWords::~DeviceWords() = default;

@@ -8,7 +8,7 @@
 
 struct CUstream_st;
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// The host's hand in device memory: copies and words, in the order of one stream of its own.
 /// A word set or added to is released at system scope after everything that came before it.

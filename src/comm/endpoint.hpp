@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// How device memory reaches other processes.
 enum class CudaShare : std::int32_t {

@@ -9,7 +9,7 @@
 #include "base/check.hpp"
 #include "base/log.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

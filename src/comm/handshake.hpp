@@ -9,7 +9,7 @@
 #include "comm/secret.hpp"
 #include "comm/socket.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Who takes part in a handshake. Both sides must hold the same secret, size and purpose.
 struct Party {

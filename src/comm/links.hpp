@@ -6,7 +6,7 @@
 
 #include "comm/handshake.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Local sockets to the ranks that are other processes of this host. They carry descriptors when
 /// the communicator is made; after that their only use is that the kernel closes them when a

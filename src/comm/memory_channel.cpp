@@ -8,7 +8,7 @@
 #include "comm/shared_block.hpp"
 #include "comm/wait.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

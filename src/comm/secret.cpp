@@ -17,7 +17,7 @@
 #include "base/check.hpp"
 #include "comm/socket.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 void fill_random(void* data, std::size_t bytes) {
   check(::RAND_bytes(static_cast<unsigned char*>(data), static_cast<int>(bytes)) == 1,

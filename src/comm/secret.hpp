@@ -7,7 +7,7 @@
 
 #include "expertwire/deadline.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 using Nonce = std::array<std::uint8_t, 16>;
 using Mac = std::array<std::uint8_t, 32>;

@@ -12,7 +12,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 #include "comm/socket.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A sparse block of shared memory without a name, mapped here.
 struct Segment {

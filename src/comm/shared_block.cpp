@@ -6,7 +6,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t bytes)
     : communicator_(std::move(communicator)) {

@@ -8,7 +8,7 @@
 #include "base/process.hpp"
 #include "expertwire/communicator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Memory of the backend that every rank of a communicator carves at the same time and writes into
 /// at its peers.

@@ -21,7 +21,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 #include "expertwire/deadline.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A file descriptor that closes itself, and that a forked child does not inherit: peers take a
 /// socket's closing for the end of the process, and a child would keep it open. In the child it is

@@ -18,7 +18,7 @@
 #include "base/check.hpp"
 #include "comm/secret.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 Topology::Topology(std::vector<RankPlace> places, int ranks_per_node) : places_(std::move(places)) {
   std::map<std::string, int> hosts;

@@ -4,7 +4,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include "expertwire/communicator.hpp"
 #include "expertwire/deadline.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// What a wait needs besides its condition: how patient to be, and what to say when it fails.
 struct WaitContext {

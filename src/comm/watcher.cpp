@@ -10,7 +10,7 @@
 #include "base/check.hpp"
 #include "comm/segment.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -10,7 +10,7 @@
 #include "comm/links.hpp"
 #include "expertwire/error.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A thread that looks after the peers of one communicator, so that a death is found at once
 /// whatever the callers do, and whoever waits asks memory alone. It sleeps until the system says

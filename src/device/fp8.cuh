@@ -6,7 +6,7 @@
 
 #include "device/ptx.cuh"
 
-namespace expertwire::device {
+namespace expertwire::inline v0::device {
 
 inline constexpr float kLargestE4m3 = 448;
 

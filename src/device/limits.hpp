@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// One burst in the pattern of a dispatch, with no protocol: every block writes its share of
 /// `bytes_per_peer` to each of `peers` in turn, by 16-byte stores or (Hopper and later) by bulk

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace expertwire::device {
+namespace expertwire::inline v0::device {
 
 /// Every lane of a warp, as shuffles and votes want it.
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Holds `stream` up for that long, by a thread that looks at the device's clock: a rank that is
 /// late, for measurements and tests.

@@ -2,7 +2,7 @@
 
 #include "device/ptx.cuh"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Sets, or adds to, a word of any rank's device memory, at system scope, after everything that
 /// came before in the stream.

@@ -5,7 +5,7 @@
 #include "base/env.hpp"
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

@@ -14,7 +14,7 @@
 
 #include "ep/lane.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 struct Call {
   /// In the order in which they are compared.

@@ -4,7 +4,7 @@
 #include "ep/high_throughput_engine.hpp"
 #include "ep/low_latency_engine.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object&, const LowLatencyOptions&) {
   throw Error(ErrorCode::unsupported, "this build of expertwire has no CUDA");

@@ -4,7 +4,7 @@
 #include "ep/route.hpp"
 #include "ep/validate.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 DispatchLayout dispatch_layout(const DispatchLayoutRequest& request) {
   ep::check_expert_count(request.experts, request.ranks);

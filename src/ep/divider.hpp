@@ -4,7 +4,7 @@
 
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Divides by a number that is known beforehand. Kernels do it by one multiplication, which is
 /// right for dividends below 2^32 over the divisor.

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <thread>
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

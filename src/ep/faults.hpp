@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// A part of the lane protocol that a test can take away, to see that some test then fails.
 enum class Fault : std::uint8_t {

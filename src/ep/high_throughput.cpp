@@ -6,7 +6,7 @@
 #include "ep/high_throughput_engine.hpp"
 #include "ep/validate.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace ep {
 
@@ -108,7 +108,7 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
   ep::RowsIn rows{request.x, request.x_scales, false, -1};
   ep::RowFormat format;
   if (request.cached.valid()) {
-    const auto cached = object.own_handle<HighThroughputHandle>(request.cached.state());
+    const auto cached = object.own_handle<HighThroughputHandle>(request.cached);
     check_argument(!request.topk_idx.present(),
                    "topk_idx and cached are both given; a cached dispatch takes its routing from "
                    "the handle");
@@ -236,7 +236,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   std::shared_ptr<HighThroughputHandle> cached;
   std::optional<std::int64_t> rows = request.capacity;
   if (request.cached.valid()) {
-    cached = self.object.own_handle<HighThroughputHandle>(request.cached.state());
+    cached = self.object.own_handle<HighThroughputHandle>(request.cached);
     rows = cached->output_rows;
   }
   if (owned && rows) {
@@ -278,7 +278,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
 
   if (!owned) result.outputs = self.engine->pool_view(*handle, handle->output_rows);
   result.owner = maker.owner();
-  result.handle = Handle(handle);
+  result.handle = ep::HandleAccess::make(handle);
   result.needed_rows = self.engine->needed_rows(*handle);
   if (rows && !request.stream.present()) self.engine->learn_counts(*handle);
   result.rows_per_expert = handle->rows_per_expert;
@@ -323,7 +323,7 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
   Impl& self = *impl_;
   self.object.check_usable();
   const MoeShape& shape = self.options.shape;
-  auto handle = self.object.own_handle<HighThroughputHandle>(request.handle.state());
+  auto handle = self.object.own_handle<HighThroughputHandle>(request.handle);
   self.check_combine(request, *handle);
 
   ep::OutputMaker maker(self.allocator_of(request.allocator));
@@ -353,7 +353,7 @@ void HighThroughput::release(const Handle& handle, const Stream& stream) {
   Impl& self = *impl_;
   self.object.check_usable();
   ep::check_stream(*self.object.communicator(), stream);
-  auto state = self.object.own_handle<HighThroughputHandle>(handle.state());
+  auto state = self.object.own_handle<HighThroughputHandle>(handle);
   if (!state->in_pool || state->release_called) return;
   check(!self.engine->captures(stream), ErrorCode::invalid_usage,
         "release on a capturing stream; pool rows are given back once, not by every replay");

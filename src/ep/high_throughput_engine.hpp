@@ -9,7 +9,7 @@
 #include "ep/slots.hpp"
 #include "expertwire/high_throughput.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Routing of one high-throughput dispatch; each backend adds what it needs. These are of the
 /// calling thread.

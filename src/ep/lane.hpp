@@ -34,7 +34,7 @@
 #include "ep/faults.hpp"
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 using Epoch = std::uint32_t;
 

@@ -4,7 +4,7 @@
 #include "ep/low_latency_engine.hpp"
 #include "ep/validate.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace ep {
 
@@ -179,7 +179,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   const std::uint64_t called = calls.count(request.send_only);
   if (request.send_only) handle->open_dispatch = ep::OpenHalf<ep::LowLatencyDispatch>(called, work);
   self.engine->dispatch(work, request.send_only ? ep::Half::send : ep::Half::both);
-  result.handle = Handle(handle);
+  result.handle = ep::HandleAccess::make(handle);
   return result;
 }
 
@@ -210,7 +210,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
   const MoeShape& shape = self.options.shape;
-  auto handle = self.object.own_handle<ep::LowLatencyHandle>(request.handle.state());
+  auto handle = self.object.own_handle<ep::LowLatencyHandle>(request.handle);
   self.check_combine(request, *handle);
   ep::check_stream(*self.object.communicator(), request.stream);
   self.engine->check_sms(request.sms);
@@ -239,7 +239,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
 void LowLatency::receive(const Handle& handle, const Stream& stream) {
   Impl& self = *impl_;
   self.object.check_usable();
-  auto state = self.object.own_handle<ep::LowLatencyHandle>(handle.state());
+  auto state = self.object.own_handle<ep::LowLatencyHandle>(handle);
   ep::check_stream(*self.object.communicator(), stream);
   Impl::Lane& lane = self.lane_of(*state);
   auto half = [&](const char* operation, Calls& calls, const auto& open) {

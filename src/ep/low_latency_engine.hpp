@@ -9,7 +9,7 @@
 #include "ep/slots.hpp"
 #include "expertwire/low_latency.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 struct LowLatencyHandle;
 

@@ -7,9 +7,8 @@
 #include "base/check.hpp"
 #include "base/env.hpp"
 #include "base/log.hpp"
-#include "expertwire/handle.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 Handle::Handle(std::shared_ptr<ep::HandleState> state)
     : state_(std::move(state)), held_(std::make_shared<char>()) {

@@ -14,11 +14,12 @@
 #include "ep/region.hpp"
 #include "ep/route.hpp"
 #include "expertwire/allocator.hpp"
+#include "expertwire/handle.hpp"
 #include "expertwire/status.hpp"
 #include "expertwire/stream.hpp"
 #include "expertwire/tensor.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// What a handle of either mode has.
 struct HandleState {
@@ -37,6 +38,12 @@ struct HandleState {
   Call call(std::int32_t options, std::int32_t format = 0) const {
     return {options | (tokens == 0 ? Call::kNoTokens : 0), format, lane};
   }
+};
+
+/// What only the library sees of a handle.
+struct HandleAccess {
+  static Handle make(std::shared_ptr<HandleState> state) { return Handle(std::move(state)); }
+  static const std::shared_ptr<HandleState>& state(const Handle& handle) { return handle.state_; }
 };
 
 /// Lets operations of one lane run one after another in the order in which they were called, also
@@ -126,7 +133,8 @@ class Object {
 
   /// The handle if it is one of this object; throws `Error{invalid_usage}` otherwise.
   template <class State>
-  std::shared_ptr<State> own_handle(const std::shared_ptr<HandleState>& state) const {
+  std::shared_ptr<State> own_handle(const Handle& handle) const {
+    const std::shared_ptr<HandleState>& state = HandleAccess::state(handle);
     check_handle(state.get());
     return std::static_pointer_cast<State>(state);
   }

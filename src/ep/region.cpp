@@ -10,7 +10,7 @@
 #include "base/env.hpp"
 #include "comm/device_words.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include "expertwire/communicator.hpp"
 #include "expertwire/shape.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// What ranks must agree on when they make an object together.
 struct Agreement {

@@ -1,6 +1,6 @@
 #include "ep/route.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 Route make_route(const ExpertIds& ids, int tokens, int top_k, const Placement& placement) {
   Route route;

@@ -6,7 +6,7 @@
 
 #include "ep/routing.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Where the tokens of one rank go: the sender's half of a handle, on the host.
 struct Route {

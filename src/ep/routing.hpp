@@ -7,7 +7,7 @@
 #include "ep/divider.hpp"
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Selections of a token; kernels give each a lane of a warp.
 inline constexpr int kMostTopK = 32;

@@ -7,7 +7,7 @@
 #include "expertwire/dtype.hpp"
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Channels of an fp8 row that share one scale.
 inline constexpr int kScaleChannels = 128;

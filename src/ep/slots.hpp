@@ -12,7 +12,7 @@
 #include "ep/lane.hpp"
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 inline constexpr std::uint64_t kAlignment = 128;
 

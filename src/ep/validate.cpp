@@ -6,7 +6,7 @@
 #include "base/cuda_calls.hpp"
 #include "ep/routing.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

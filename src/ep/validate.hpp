@@ -9,7 +9,7 @@
 #include "expertwire/stream.hpp"
 #include "expertwire/tensor.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 /// Checks of arguments, done before anything is sent. All throw `Error{invalid_argument}` that
 /// names the argument, its value and what is allowed.

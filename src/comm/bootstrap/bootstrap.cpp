@@ -5,7 +5,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 void Bootstrap::barrier(Deadline deadline) {
   std::vector<char> tokens(static_cast<std::size_t>(size()));

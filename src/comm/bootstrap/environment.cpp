@@ -8,7 +8,7 @@
 #include "comm/bootstrap/rendezvous.hpp"
 #include "comm/secret.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 std::shared_ptr<Bootstrap> bootstrap_from_environment() {
   const Env& env = Env::get();

@@ -11,7 +11,7 @@
 #include "base/log.hpp"
 #include "expertwire/bootstrap.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include "comm/handshake.hpp"
 #include "comm/socket.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

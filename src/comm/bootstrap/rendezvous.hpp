@@ -6,7 +6,7 @@
 
 #include "expertwire/bootstrap.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// As bootstrap_from_rendezvous, but asks `secret` anew for every try: a file may still hold the
 /// secret of a job that was killed.

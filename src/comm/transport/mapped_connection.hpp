@@ -6,7 +6,7 @@
 
 #include "expertwire/connection.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// A connection to a peer whose memory is mapped here: plain stores by the calling thread.
 ///

@@ -1,6 +1,6 @@
 #include "comm/transport/transport.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 std::vector<std::unique_ptr<Transport>> make_transports() {
   std::vector<std::unique_ptr<Transport>> all;

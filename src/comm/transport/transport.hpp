@@ -10,7 +10,7 @@
 #include "expertwire/connection.hpp"
 #include "expertwire/memory.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Whether a transport reaches a peer, and a few words why (not), for the banner.
 struct Reach {

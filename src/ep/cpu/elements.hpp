@@ -12,7 +12,7 @@
 
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 namespace {
 
 /// `Bits` is how an element is kept; value() gives it in fp32, exactly; round() goes back to the

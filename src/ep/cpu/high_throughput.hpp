@@ -12,7 +12,7 @@
 #include "ep/cpu/team.hpp"
 #include "ep/high_throughput_engine.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// Routing of one high-throughput dispatch.
 struct HighThroughputHandle final : ep::HighThroughputHandle {

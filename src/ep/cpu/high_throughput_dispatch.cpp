@@ -6,7 +6,7 @@
 #include "ep/cpu/stream_rule.hpp"
 #include "ep/cpu/vector_ops.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 namespace {
 

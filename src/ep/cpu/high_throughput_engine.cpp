@@ -5,7 +5,7 @@
 #include "base/check.hpp"
 #include "ep/cpu/high_throughput.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

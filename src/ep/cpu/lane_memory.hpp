@@ -11,7 +11,7 @@
 #include "ep/region.hpp"
 #include "ep/slots.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// One lane's memory at all ranks, addressed through its layout, with the protocol steps that both
 /// modes share.

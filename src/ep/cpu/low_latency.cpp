@@ -5,7 +5,7 @@
 
 #include "ep/cpu/vector_ops.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 namespace {
 

@@ -9,7 +9,7 @@
 #include "ep/low_latency_engine.hpp"
 #include "ep/slots.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// Routing of one low-latency dispatch: where this rank's tokens went (Route), and what came.
 struct LowLatencyHandle final : ep::LowLatencyHandle {

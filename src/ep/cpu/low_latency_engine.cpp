@@ -4,7 +4,7 @@
 
 #include "ep/cpu/low_latency.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

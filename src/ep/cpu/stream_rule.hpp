@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// Whether `bytes` written by one operation are better stored past the caches: they would not stay
 /// there anyway, and a store that passes them does not first read the line it overwrites.

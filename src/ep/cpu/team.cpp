@@ -4,7 +4,7 @@
 
 #include "base/check.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 Team::Team(int workers) {
   try {

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// The threads with which one lane of one rank works; the CPU's counterpart of a grid of blocks.
 /// The caller of run() is worker 0. Parked threads cost nothing.

@@ -12,7 +12,7 @@
 #include "ep/cpu/vector_ops.hpp"
 #include "ep/row_format.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 namespace {
 
 template <class Simd>

@@ -5,7 +5,7 @@
 
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 /// out = round(init + w[0]*rows[0] + w[1]*rows[1] + ...), element by element: the running sum is
 /// fp32, every step one fma, in the order given; the end is rounded to nearest even.

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 

@@ -2,7 +2,7 @@
 
 #include "ep/cpu/vector_loops.hpp"
 
-namespace expertwire::ep::cpu {
+namespace expertwire::inline v0::ep::cpu {
 
 namespace {
 

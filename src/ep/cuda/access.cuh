@@ -3,7 +3,7 @@
 #include "device/ptx.cuh"
 #include "ep/lane.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Nothing is removed or delayed.
 struct NoFaults {

@@ -4,7 +4,7 @@
 
 #include "ep/cuda/kernel.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// What this rank's operation `n` is about.
 struct Saying {

@@ -7,7 +7,7 @@
 #include "ep/cuda/vectors.cuh"
 #include "ep/row_format.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Channels that a thread casts at a time, so that it writes one vector; 8 lanes share a scale.
 inline constexpr int kCastChannels = 16;

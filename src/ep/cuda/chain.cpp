@@ -5,7 +5,7 @@
 #include <mutex>
 #include <thread>
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 StreamPlace::StreamPlace(cudaStream_t s) : stream(s) {
   cudaStreamCaptureStatus status{};

@@ -4,7 +4,7 @@
 
 #include "base/cuda.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// A stream, and the capture that it is part of, asked once a call.
 struct StreamPlace {

@@ -10,7 +10,7 @@
 #include "expertwire/error.hpp"
 #include "expertwire/host_device.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Ranks of one domain that kernels reach by load and store.
 inline constexpr int kMostRanks = 128;

@@ -5,7 +5,7 @@
 
 #include "ep/cuda/kernel.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// The selections that a thread looks at: the same one of every `step` tokens.
 struct Selections {

@@ -5,7 +5,7 @@
 #include "comm/communicator_access.hpp"
 #include "ep/slots.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 std::shared_ptr<DeviceShare> DeviceShare::of(Communicator& communicator) {
   return std::static_pointer_cast<DeviceShare>(CommunicatorAccess::shared_state(

@@ -7,7 +7,7 @@
 #include "ep/cuda/chain.hpp"
 #include "expertwire/communicator.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// A rank's share of its device, common to all objects of a communicator. Kernels that wait for
 /// peers must be resident at the same time as those they wait for. If all lanes' kernels fit side

@@ -7,7 +7,7 @@
 #include "ep/cuda/high_throughput_kernels.hpp"
 #include "ep/cuda/pipeline.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 inline constexpr int kChunk = static_cast<int>(HighThroughputSlots::kChunkRows);
 

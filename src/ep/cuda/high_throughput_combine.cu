@@ -20,7 +20,7 @@
 
 #include "ep/cuda/high_throughput_block.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 // Config -----------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@
 #include "ep/cuda/runtime.hpp"
 #include "ep/cuda/tuning.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

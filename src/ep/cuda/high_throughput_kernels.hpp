@@ -11,7 +11,7 @@
 #include "ep/slots.hpp"
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Routing of one dispatch, in device memory; handles of cached dispatches share it.
 struct HighThroughputRouting {

@@ -20,7 +20,7 @@
 #include "ep/cuda/call.cuh"
 #include "ep/cuda/high_throughput_kernels.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 // Config -----------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@
 #include "ep/slots.hpp"
 #include "expertwire/error.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 using device::kAllLanes;
 

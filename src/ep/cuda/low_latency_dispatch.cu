@@ -29,7 +29,7 @@
 
 #include "ep/cuda/low_latency_rows.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 namespace {
 

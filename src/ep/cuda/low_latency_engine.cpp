@@ -6,7 +6,7 @@
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/runtime.hpp"
 
-namespace expertwire::ep {
+namespace expertwire::inline v0::ep {
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include "ep/slots.hpp"
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Routing of one dispatch, in device memory that belongs to its handle. Rows that came are
 /// addressed by [source][M], so that nothing needs a prefix sum.

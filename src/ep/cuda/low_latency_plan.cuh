@@ -7,7 +7,7 @@
 #include "ep/cuda/low_latency_kernels.hpp"
 #include "ep/cuda/team.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// The plan of a batch of tokens, in shared memory.
 struct Plan {

@@ -9,7 +9,7 @@
 #include "ep/cuda/team.cuh"
 #include "ep/cuda/vectors.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 // What a block has -------------------------------------------------------------------------------
 

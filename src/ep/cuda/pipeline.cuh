@@ -8,7 +8,7 @@
 #include "device/ptx.cuh"
 #include "ep/cuda/vectors.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 inline constexpr int kMostStages = 4;
 

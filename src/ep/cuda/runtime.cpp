@@ -10,7 +10,7 @@
 #include "comm/communicator_access.hpp"
 #include "ep/cuda/trace.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 // Making and ending ------------------------------------------------------------------------------
 

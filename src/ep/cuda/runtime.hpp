@@ -11,7 +11,7 @@
 #include "ep/object.hpp"
 #include "ep/slots.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// What an object of the CUDA backend needs whatever its mode: words, order, launching, failure.
 /// Graphs that captured its operations keep the memory that they work in: it goes back, also at the

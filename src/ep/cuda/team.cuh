@@ -2,7 +2,7 @@
 
 #include "device/ptx.cuh"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Parts of a block of the low-latency kernels: workers, and behind them a few warps that send. A
 /// release waits until everything before it has arrived at its peer, which takes as long as the

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 namespace {
 

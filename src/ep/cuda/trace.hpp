@@ -8,7 +8,7 @@
 #include "base/device_tensors.hpp"
 #include "ep/cuda/context.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Times of one operation: all kernels that a call launched.
 struct OperationTimes {

@@ -9,7 +9,7 @@
 #include "expertwire/host_device.hpp"
 #include "expertwire/tuning.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// Warps of a block of dispatch and combine, and the shared memory of its rings.
 inline constexpr int kHighThroughputWarps = 16;

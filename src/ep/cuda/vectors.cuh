@@ -11,7 +11,7 @@
 
 #include "expertwire/dtype.hpp"
 
-namespace expertwire::ep::cuda {
+namespace expertwire::inline v0::ep::cuda {
 
 /// A vector's elements in fp32, and how they go back: round to nearest even. The CPU backend has
 /// the same names in ep/cpu/elements.hpp.

@@ -16,7 +16,7 @@
 #include "comm/segment.hpp"
 #include "expertwire/communicator.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -2,7 +2,7 @@
 
 #include "comm/transport/transport.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// Maps a peer's device memory, by the way in which the peer shares it, and lets this rank's device
 /// read and write it.

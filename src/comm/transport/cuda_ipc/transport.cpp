@@ -8,7 +8,7 @@
 #include "comm/device_words.hpp"
 #include "comm/transport/cuda_ipc/memory.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

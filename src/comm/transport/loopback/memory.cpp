@@ -3,7 +3,7 @@
 #include "base/check.hpp"
 #include "comm/segment.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 Memory import_loopback(const ImportRequest& request) {
   auto mapping = find_segment(request.peer.segment);

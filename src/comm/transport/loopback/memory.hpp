@@ -2,7 +2,7 @@
 
 #include "comm/transport/transport.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 /// The very mapping of a rank of this process, kept alive by the result.
 Memory import_loopback(const ImportRequest& request);

@@ -2,7 +2,7 @@
 #include "comm/transport/loopback/memory.hpp"
 #include "comm/transport/mapped_connection.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 

@@ -2,7 +2,7 @@
 
 #include "comm/segment.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 Memory import_shm(const ImportRequest& request) {
   return {request.peer.rank, map_segment(request.descriptor, request.peer.arena_bytes),

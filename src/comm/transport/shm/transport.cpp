@@ -2,7 +2,7 @@
 #include "comm/transport/mapped_connection.hpp"
 #include "comm/transport/shm/memory.hpp"
 
-namespace expertwire {
+namespace expertwire::inline v0 {
 
 namespace {
 
