@@ -359,7 +359,7 @@ class HighThroughputPair final : public Pair {
  public:
   HighThroughputPair(HighThroughput& object, DeviceTensors& device, const Inputs& inputs,
                      const BenchOptions& options, int ranks)
-      : object_(object), inputs_(inputs), options_(options) {
+      : object_(object), device_(device), inputs_(inputs), options_(options) {
     const MoeShape& shape = options.shape;
     capacity_ = static_cast<std::int64_t>(ranks) * shape.max_tokens;
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
@@ -385,6 +385,7 @@ class HighThroughputPair final : public Pair {
     if (stream.present()) request.capacity = capacity_;
     if (stream.present() && outputs_.x.present()) request.outputs = outputs_;
     const auto allocate = [this](const AllocationRequest& r) -> Allocation {
+      if (r.name == "handle") return {handle_of(r.like.bytes()), nullptr};
       if (r.name == "x") return {outputs_.x.data(), nullptr};
       if (r.name == "source_tokens") return {outputs_.source_tokens.data(), nullptr};
       if (r.name == "topk_experts") return {outputs_.topk_experts.data(), nullptr};
@@ -406,9 +407,18 @@ class HighThroughputPair final : public Pair {
   }
 
  private:
+  /// One is in use at a time: a pair of operations is over before the next begins.
+  void* handle_of(std::size_t bytes) {
+    if (!handle_.present())
+      handle_ = device_.make(DType::uint8, {static_cast<std::int64_t>(bytes)});
+    return handle_.data();
+  }
+
   HighThroughput& object_;
+  DeviceTensors& device_;
   const Inputs& inputs_;
   const BenchOptions& options_;
+  TensorView handle_;
   std::int64_t capacity_ = 0;
   HighThroughput::Outputs outputs_;
   TensorView y_, out_;
@@ -474,7 +484,6 @@ class Mode {
   OptionsOf options_of(const SweepPoint& point) const {
     OptionsOf result{options_.shape, options_.lanes};
     result.sms = point.sms;
-    result.handles = 16;
     if constexpr (requires { result.tuning; }) result.tuning = point.tuning;
     return result;
   }

@@ -25,9 +25,6 @@ struct HighThroughputOptions {
   int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
   /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
   int sms = 0;
-  /// CUDA backend: handles a lane has memory for from the start. More take memory when dispatch is
-  /// called, which a capture must not do.
-  int handles = 4;
   Tuning tuning = {};  ///< CUDA backend
 };
 
@@ -73,14 +70,17 @@ class HighThroughput {
     std::optional<std::int64_t> capacity;
     /// With Output::owned, and a capacity or a cached handle: else N is not known.
     Outputs outputs;
-    Allocator allocator;  ///< for outputs that were not given; see allocator.hpp if empty
+    /// For outputs that were not given and, on CUDA, for the memory of the handle ("handle"), which
+    /// is in use until the last copy of the handle is gone and what uses it has run. See
+    /// allocator.hpp if empty; handles then come from memory of the object's, which grows.
+    Allocator allocator;
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// the call returns before rows move, but without a capacity or a cached handle it waits for
     /// counts. Inputs and outputs must live until the stream is synchronized, and the object's
     /// destructor waits for what is queued. A CUDA stream may be capturing if there is a capacity
-    /// (or a cached handle) and Output::owned: give outputs then, for a capture never allocates,
-    /// and order replays with other calls of the communicator yourself. The graph keeps the memory
-    /// of what it captured, handles included, until it is destroyed.
+    /// (or a cached handle) and Output::owned: give outputs then, or an allocator of the graph's
+    /// own memory, and order replays with other calls of the communicator yourself. The graph
+    /// keeps the object's memory, and handles that lie there, until it is destroyed.
     Stream stream;
     /// Of every wait; unset: the communicator's. A call that must come after one that is queued
     /// behind other work, or waits for its own counts there, waits as long for that, too.

@@ -21,9 +21,6 @@ struct LowLatencyOptions {
   /// CUDA backend: SMs that an operation may use at most; 0, or more than this rank has of its
   /// device: all of those.
   int sms = 0;
-  /// CUDA backend: handles a lane has memory for from the start, 2 to 4096. More take memory when
-  /// dispatch is called, which a capture must not do.
-  int handles = 8;
 };
 
 /// Dispatch and combine for small batches (decoding): every byte goes straight to its place, sizes
@@ -62,12 +59,16 @@ class LowLatency {
     /// `Error{mismatch}`).
     bool cast_to_fp8 = false;
     Outputs outputs;
-    Allocator allocator;  ///< for outputs that were not given; see allocator.hpp if empty
+    /// For outputs that were not given and, on CUDA, for the memory of the handle ("handle"), which
+    /// is in use until the last copy of the handle is gone and what uses it has run. See
+    /// allocator.hpp if empty; handles then come from memory of the object's, which grows.
+    Allocator allocator;
     /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// inputs and outputs must live until the stream is synchronized, and the object's destructor
-    /// waits for what is queued. A CUDA stream may be capturing: give outputs then, for a capture
-    /// never allocates, and order replays with other calls of the communicator yourself. The graph
-    /// keeps the memory of what it captured, handles included, until it is destroyed.
+    /// waits for what is queued. A CUDA stream may be capturing: give outputs then, or an
+    /// allocator of the graph's own memory, and order replays with other calls of the communicator
+    /// yourself. The graph keeps the object's memory, and handles that lie there, until it is
+    /// destroyed.
     Stream stream;
     /// Of every wait of this operation, its receive half too; unset: the communicator's. A call
     /// that must come after one that is queued behind other work waits as long for that, too.
@@ -122,12 +123,11 @@ class LowLatency {
 
   /// Sends the tokens to their experts, and fills the outputs with what came. Throws
   /// `Error{invalid_argument}` for tensors that do not fit, `Error{invalid_usage}` for a whole
-  /// operation while a receive half waits or a third send half, `Error{capacity}` if a captured
-  /// call finds no handle left; then nothing has happened. `Error{mismatch}` (ranks' calls do not
-  /// belong together; found at once by ranks that take each other's rows, else two operations
-  /// later), `Error{timeout}` and `Error{peer_lost}` end the object: later calls throw
-  /// `Error{failed_earlier}`. Of work on a stream they come from Stream::synchronize() (CPU), or
-  /// the next call and status() (CUDA).
+  /// operation while a receive half waits or a third send half; then nothing has happened.
+  /// `Error{mismatch}` (ranks' calls do not belong together; found at once by ranks that take each
+  /// other's rows, else two operations later), `Error{timeout}` and `Error{peer_lost}` end the
+  /// object: later calls throw `Error{failed_earlier}`. Of work on a stream they come from
+  /// Stream::synchronize() (CPU), or the next call and status() (CUDA).
   DispatchResult dispatch(const DispatchRequest& request);
   /// Brings the experts' rows home and sums them. Throws like dispatch(), and
   /// `Error{invalid_usage}` for a handle that is empty or another object's, before its dispatch has

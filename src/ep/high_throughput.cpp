@@ -175,7 +175,7 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
   const int number = static_cast<int>(dispatches % lanes.size());
   Lane& lane = lanes[static_cast<std::size_t>(number)];
   check_pool_slot(lane, request.stream);
-  auto handle = engine->make_handle(number, cached, request.stream);
+  auto handle = engine->make_handle(number, cached, request);
   handle->object = object.id();
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));

@@ -57,9 +57,9 @@ class HighThroughputEngine {
     std::shared_ptr<void> owner;
   };
 
-  /// A handle for the next dispatch of `lane`.
+  /// A handle for the next dispatch of `lane`, in memory of the request's allocator.
   virtual HandlePointer make_handle(int lane, const HandlePointer& cached,
-                                    const Stream& stream) = 0;
+                                    const HighThroughput::DispatchRequest& request) = 0;
   /// First part of a dispatch: ranks tell each other their counts, or the cached ones are taken.
   /// Eager: returns when the host knows them. Outputs may be absent.
   virtual void plan(const Dispatch& work) = 0;

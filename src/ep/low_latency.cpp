@@ -169,7 +169,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
                     {"outputs.source_tokens", out.source_tokens},
                     {"outputs.scales", out.scales}});
 
-  auto handle = self.engine->make_handle(number, request.stream);
+  auto handle = self.engine->make_handle(number, request);
   handle->object = self.object.id();
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));

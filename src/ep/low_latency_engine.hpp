@@ -67,9 +67,9 @@ class LowLatencyEngine {
   using Dispatch = LowLatencyDispatch;
   using Combine = LowLatencyCombine;
 
-  /// A handle for a dispatch on `lane`. Throws `Error{capacity}` if a capture would have to
-  /// allocate.
-  virtual std::shared_ptr<LowLatencyHandle> make_handle(int lane, const Stream& stream) = 0;
+  /// A handle for a dispatch on `lane`, in memory of the request's allocator.
+  virtual std::shared_ptr<LowLatencyHandle> make_handle(
+      int lane, const LowLatency::DispatchRequest& request) = 0;
   virtual void dispatch(const Dispatch& work, Half half) = 0;
   virtual void combine(const Combine& work, Half half) = 0;
   /// Adds what the backend has noticed.

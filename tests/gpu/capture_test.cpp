@@ -18,22 +18,25 @@ const MoeShape kShape{64, 12, 3, 24, DType::bf16};
 
 /// One rank's tensors, and a pair of operations on them that can be captured.
 struct Rank {
+  MoeShape shape;
   std::int64_t rows;  ///< that can come
   Buffers buffers;
   Stream stream;
   StepInputs in;
   HighThroughput::Outputs outputs;
   TensorView out;
+  Allocator allocator;
 
   Rank(const std::shared_ptr<Communicator>& communicator, const Workload& workload)
-      : rows(communicator->size() * kShape.max_tokens),
+      : shape(workload.spec().shape),
+        rows(communicator->size() * shape.max_tokens),
         buffers(communicator->cuda_device()),
         stream(Stream::cuda(buffers.stream())),
-        in(buffers, kShape, workload.input(communicator->rank(), 0).tokens),
-        outputs{buffers.make(kShape.dtype, {rows, kShape.hidden}),
-                buffers.make(DType::int32, {rows}), buffers.make(DType::int32, {rows, 3}),
-                buffers.make(DType::fp32, {rows, 3})},
-        out(buffers.make(kShape.dtype, {in.x.size(0), kShape.hidden})) {
+        in(buffers, shape, workload.input(communicator->rank(), 0).tokens),
+        outputs{buffers.make(shape.dtype, {rows, shape.hidden}), buffers.make(DType::int32, {rows}),
+                buffers.make(DType::int32, {rows, shape.top_k}),
+                buffers.make(DType::fp32, {rows, shape.top_k})},
+        out(buffers.make(shape.dtype, {in.x.size(0), shape.hidden})) {
     const auto input = workload.input(communicator->rank(), 0);
     in.fill(buffers, input);
     buffers.synchronize();
@@ -45,6 +48,7 @@ struct Rank {
     dispatch.topk_weights = in.topk_weights;
     dispatch.capacity = rows;
     dispatch.outputs = outputs;
+    dispatch.allocator = allocator;
     dispatch.stream = stream;
     return dispatch;
   }
@@ -82,7 +86,6 @@ const Workload& workload() {
 HighThroughputOptions options() {
   HighThroughputOptions result{kShape};
   result.sms = 8;
-  result.handles = 2;
   return result;
 }
 
@@ -95,30 +98,69 @@ bool comes_true(Condition condition) {
   return false;
 }
 
+/// A handle that a capture took from the object's memory is the graph's, and comes back with it.
 TEST(Capture, HandlesComeBackWithTheirGraphs) {
+  const MoeShape large{64, 16, 8, 4096, DType::bf16};  // handles of some 400 KB
+  const Workload all({large, kRanks, 5, RoutingPattern::parse("uniform")});
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    Rank rank(communicator, all);
+    HighThroughputOptions wanted = options();
+    wanted.shape = large;
+    auto object = HighThroughput::create(communicator, wanted);
+    rank.run(*object);
+    const auto want = rank.buffers.download(rank.out);
+    const auto used = [] {
+      std::size_t free = 0, total = 0;
+      cudaMemGetInfo(&free, &total);
+      return total - free;
+    };
+    std::size_t before = 0;
+    for (int i = 0; i < 300; ++i) {
+      if (i == 20) before = used();
+      const cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+      communicator->barrier();
+      rank.buffers.poison(rank.out);
+      for (int replay = 0; replay < 2; ++replay)
+        check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+      if (i % 20 == 0)
+        EXPECT_EQ(rank.buffers.download(rank.out), want);
+      else
+        rank.buffers.synchronize();
+      check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+    }
+    EXPECT_LE(used(), before + (std::size_t{64} << 20));
+    communicator->barrier();
+  });
+}
+
+/// Handles in memory of the caller's allocator: no graph holds them, and they come from there
+/// alone.
+TEST(Capture, HandlesLieWhereTheCallerWants) {
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
     Rank rank(communicator, workload());
     auto object = HighThroughput::create(communicator, options());
     rank.run(*object);
     const auto want = rank.buffers.download(rank.out);
-    for (int i = 0; i < 20; ++i) {
-      cudaGraphExec_t graph = nullptr;
-      ASSERT_TRUE(comes_true([&] {
-        try {
-          graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
-        } catch (const Error& error) {
-          EXPECT_EQ(error.code(), ErrorCode::capacity) << error.what();
-        }
-        return graph != nullptr;
-      })) << "after "
-          << i << " graphs of 2 handles";
-      communicator->barrier();
-      rank.buffers.poison(rank.out);
-      for (int replay = 0; replay < 3; ++replay)
-        check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
-      EXPECT_EQ(rank.buffers.download(rank.out), want);
-      check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
-    }
+    std::vector<std::weak_ptr<void>> given;
+    const TensorView block = rank.buffers.make(DType::uint8, {1 << 20});
+    const auto give = [&](const AllocationRequest& request) -> Allocation {
+      EXPECT_EQ(request.name, "handle");
+      EXPECT_LE(request.like.bytes(), block.bytes());
+      auto owner = std::make_shared<int>(0);
+      given.push_back(owner);
+      return {block.data(), owner};
+    };
+    rank.allocator = Allocator::of(give);
+    const cudaGraphExec_t graph = rank.capture(*object, cudaStreamCaptureModeThreadLocal);
+    EXPECT_EQ(given.size(), 1U);
+    for (const auto& owner : given) EXPECT_TRUE(owner.expired());
+    communicator->barrier();
+    rank.buffers.poison(rank.out);
+    for (int replay = 0; replay < 3; ++replay)
+      check_cuda(cudaGraphLaunch(graph, rank.buffers.stream()), "cudaGraphLaunch");
+    EXPECT_EQ(rank.buffers.download(rank.out), want);
+    cudaGraphExecDestroy(graph);
+    communicator->barrier();
   });
 }
 
@@ -332,7 +374,6 @@ TEST(Capture, ReplaysThatDoNotBelongTogetherAreFound) {
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
     Rank rank(communicator, workload());
     auto wanted = options();
-    wanted.handles = 4;
     auto object = HighThroughput::create(communicator, wanted);
     rank.run(*object);
     cudaGraph_t graph = nullptr;

@@ -209,8 +209,10 @@ TEST(Contract, AllocatorThatThrowsEndsTheCallAndNothingElse) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
     auto ht = HighThroughput::create(communicator, {kShape});
     Request<HighThroughput> request(*communicator, workload, 0);
-    const auto refuses = [](const AllocationRequest&) -> Allocation {
-      throw std::runtime_error("no memory today");
+    const Allocator memory = request.tensors.allocator();
+    const auto refuses = [&](const AllocationRequest& asked) {
+      if (asked.name == "x") throw std::runtime_error("no memory today");
+      return memory(asked);
     };
     if (communicator->rank() == 1) request.dispatch.allocator = Allocator::of(refuses);
     try {

@@ -33,7 +33,8 @@ class CpuEngine final : public HighThroughputEngine {
                        [&](const Lane& lane) { return lane.work->turnstile().drain(deadline); });
   }
 
-  HandlePointer make_handle(int lane, const HandlePointer&, const Stream&) override {
+  HandlePointer make_handle(int lane, const HandlePointer&,
+                            const HighThroughput::DispatchRequest&) override {
     auto handle = std::make_shared<CpuHandle>();
     Lane& of = lanes_[static_cast<std::size_t>(lane)];
     handle->epoch = of.work->epoch_after(of.dispatches++);

@@ -28,7 +28,7 @@ class CpuEngine final : public LowLatencyEngine {
                        [&](const auto& lane) { return lane->turnstile().drain(deadline); });
   }
 
-  std::shared_ptr<LowLatencyHandle> make_handle(int, const Stream&) override {
+  std::shared_ptr<LowLatencyHandle> make_handle(int, const LowLatency::DispatchRequest&) override {
     return std::make_shared<cpu::LowLatencyHandle>();
   }
 

@@ -1,8 +1,11 @@
 #include "ep/cuda/device_share.hpp"
 
+#include <algorithm>
+
 #include "base/check.hpp"
 #include "base/env.hpp"
 #include "comm/communicator_access.hpp"
+#include "ep/object.hpp"
 #include "ep/slots.hpp"
 
 namespace expertwire::inline v0::ep::cuda {
@@ -80,11 +83,12 @@ void DeviceShare::leave_order(const StreamPlace& place) { order_.leave(place); }
 
 // BlockPool --------------------------------------------------------------------------------------
 
-BlockPool::BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count)
+BlockPool::BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes)
     : share_(std::move(share)), bytes_(align_up(bytes, 256)) {
-  add(count);
+  add(kFewest);
 }
 
+/// Memory is taken on a stream apart, which a capture allows.
 void BlockPool::add(int count) {
   owned_.push_back(allocate_on_device(bytes_ * static_cast<std::size_t>(count), share_->device(),
                                       share_->memory_stream()));
@@ -98,14 +102,7 @@ std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place) {
   std::byte* taken = nullptr;
   {
     std::lock_guard lock(mutex_);
-    if (free_.empty()) {
-      check(!place.captured(), ErrorCode::capacity,
-            "a captured dispatch needs memory for its handle, and all {} of this lane are in use "
-            "by handles and graphs; raise `handles` in the options, because a capture must not "
-            "allocate",
-            blocks_);
-      add(1);
-    }
+    if (free_.empty()) add(std::max(blocks_, kFewest));
     taken = free_.back();
     free_.pop_back();
   }
@@ -115,6 +112,13 @@ std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place) {
   });
   if (place.captured()) keep_with_graph(place, block);
   return block;
+}
+
+std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place, const Allocator& given) {
+  if (!given) return take(place);
+  OutputMaker maker(given);
+  const TensorView memory = maker.make("handle", DType::uint8, {static_cast<std::int64_t>(bytes_)});
+  return {maker.owner(), memory.as<std::byte>()};
 }
 
 }  // namespace expertwire::ep::cuda

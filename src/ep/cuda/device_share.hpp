@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ep/cuda/chain.hpp"
+#include "expertwire/allocator.hpp"
 #include "expertwire/communicator.hpp"
 
 namespace expertwire::inline v0::ep::cuda {
@@ -63,12 +64,16 @@ class DeviceShare : public std::enable_shared_from_this<DeviceShare> {
 /// their lane. A block that a capture uses is the graph's as long as that exists.
 class BlockPool : public std::enable_shared_from_this<BlockPool> {
  public:
-  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes, int count);
-  /// For work on `place`. Throws `Error{capacity}` if a capture would have to allocate.
-  std::shared_ptr<std::byte> take(const StreamPlace& place);
+  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes);
+  /// A block for work on `place`: from the caller's allocator, who then says how long it lasts, or
+  /// of the pool, which grows as it must.
+  std::shared_ptr<std::byte> take(const StreamPlace& place, const Allocator& given);
   std::size_t bytes() const { return bytes_; }
 
  private:
+  static constexpr int kFewest = 8;
+
+  std::shared_ptr<std::byte> take(const StreamPlace& place);
   void add(int count);
 
   std::shared_ptr<DeviceShare> share_;

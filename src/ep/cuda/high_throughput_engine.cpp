@@ -22,13 +22,15 @@ using cuda::Runtime;
 struct CudaHandle final : HighThroughputHandle {
   std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
   HighThroughputRouting routing{};
-  int routing_lane = 0;  // whose pool the routing's memory comes from
-  bool cached = false;   // the routing is an earlier dispatch's
-  std::shared_ptr<std::byte> epoch_memory;
-  Epoch host_epoch = 0;     // of the dispatch, while no capture has made it unknown
-  bool has_counts = false;  // the host has learnt them
+  int routing_lane = 0;                     // whose pool the routing's memory comes from
+  bool cached = false;                      // the routing is an earlier dispatch's
+  std::shared_ptr<std::byte> epoch_memory;  // of a cached one; else the routing has it
+  Epoch host_epoch = 0;                     // of the dispatch, while no capture has made it unknown
+  bool has_counts = false;                  // the host has learnt them
 
-  Epoch* epoch() const { return reinterpret_cast<Epoch*>(epoch_memory.get()); }
+  Epoch* epoch() const {
+    return cached ? reinterpret_cast<Epoch*>(epoch_memory.get()) : routing.epoch;
+  }
 };
 
 /// High throughput on CUDA. A dispatch is a notify and a dispatch kernel, one with a cached routing
@@ -38,7 +40,8 @@ class CudaEngine final : public HighThroughputEngine {
   CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning);
   bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
 
-  HandlePointer make_handle(int lane, const HandlePointer& cached, const Stream& stream) override;
+  HandlePointer make_handle(int lane, const HandlePointer& cached,
+                            const HighThroughput::DispatchRequest& request) override;
   void plan(const Dispatch& work) override;
   void dispatch(const Dispatch& work) override;
   void combine(const Combine& work) override;
@@ -81,7 +84,7 @@ class CudaEngine final : public HighThroughputEngine {
   }
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
   std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
-  void make_lane(Lane& lane, int handles);
+  void make_lane(Lane& lane);
   void learn_epoch(CudaHandle& handle, const Dispatch& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
@@ -117,18 +120,18 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
   check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
   check_cuda(cuda::prepare_high_throughput_combine(shape_.dtype, bulk_), "loading combine");
-  for (Lane& lane : lanes_) make_lane(lane, options.handles);
+  for (Lane& lane : lanes_) make_lane(lane);
   // No rows are in the pool yet, so it can be written to.
   const SlotSizes& sizes = shape_.slots.sizes;
   link_bytes_per_us_ = runtime_.measure_links(
       {shape_.slots.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
 }
 
-void CudaEngine::make_lane(Lane& lane, int handles) {
+void CudaEngine::make_lane(Lane& lane) {
   const auto share = runtime_.shared_share();
   const SlotSizes& sizes = shape_.slots.sizes;
-  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr), handles);
-  lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch), handles);
+  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr));
+  lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch));
   const std::size_t values =
       CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
   const auto mirror = allocate_pinned((values + 1) * sizeof(std::int32_t));
@@ -179,22 +182,23 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
 
 // Dispatch ---------------------------------------------------------------------------------------
 
-HighThroughputEngine::HandlePointer CudaEngine::make_handle(int number, const HandlePointer& cached,
-                                                            const Stream& stream) {
+HighThroughputEngine::HandlePointer CudaEngine::make_handle(
+    int number, const HandlePointer& cached, const HighThroughput::DispatchRequest& request) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
-  const cuda::StreamPlace place(runtime_.stream_of({number, stream, {}, 0, "", true}));
+  const cuda::StreamPlace place(runtime_.stream_of({number, request.stream, {}, 0, "", true}));
   auto handle = std::make_shared<CudaHandle>();
-  handle->epoch_memory = lane.epochs->take(place);
   if (cached) {
+    handle->epoch_memory = lane.epochs->take(place, request.allocator);
     const auto& from = static_cast<const CudaHandle&>(*cached);
     handle->routing_memory = from.routing_memory;
     handle->routing = from.routing;
     handle->routing_lane = from.routing_lane;
     handle->cached = true;
-    if (place.captured()) cuda::keep_with_graph(place, handle->routing_memory);
+    if (place.captured() && !request.allocator)
+      cuda::keep_with_graph(place, handle->routing_memory);
   } else {
     handle->routing_lane = number;
-    handle->routing_memory = lane.routings->take(place);
+    handle->routing_memory = lane.routings->take(place, request.allocator);
     carve_routing(handle->routing_memory.get(), &handle->routing);
   }
   lane.captured = lane.captured || place.captured();
@@ -433,7 +437,7 @@ Tuning checked_tuning(Tuning tuning) {
 
 std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
                                                        const HighThroughputOptions& options) {
-  cuda::check_limits(object, options.shape, options.handles);
+  cuda::check_limits(object, options.shape);
   return std::make_unique<CudaEngine>(object, options, checked_tuning(options.tuning));
 }
 

@@ -51,14 +51,14 @@ class CudaEngine final : public LowLatencyEngine {
                "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)
-      pools_.push_back(
-          std::make_shared<BlockPool>(runtime_.shared_share(), bytes, options.handles));
+      pools_.push_back(std::make_shared<BlockPool>(runtime_.shared_share(), bytes));
   }
 
-  std::shared_ptr<LowLatencyHandle> make_handle(int lane, const Stream& stream) override {
+  std::shared_ptr<LowLatencyHandle> make_handle(
+      int lane, const LowLatency::DispatchRequest& request) override {
     auto handle = std::make_shared<CudaHandle>();
-    const cuda::StreamPlace place(runtime_.stream_of({lane, stream, {}, 0, "", true}));
-    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(place);
+    const cuda::StreamPlace place(runtime_.stream_of({lane, request.stream, {}, 0, "", true}));
+    handle->memory = pools_[static_cast<std::size_t>(lane)]->take(place, request.allocator);
     carve_routing(handle->memory.get(), &handle->routing);
     return handle;
   }
@@ -146,7 +146,7 @@ class CudaEngine final : public LowLatencyEngine {
 
 std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object,
                                                    const LowLatencyOptions& options) {
-  cuda::check_limits(object, options.shape, options.handles);
+  cuda::check_limits(object, options.shape);
   check_argument(
       static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <= INT32_MAX,
       "shape.experts {} times shape.max_tokens {} is more than {} output rows",

@@ -157,14 +157,12 @@ Epoch Runtime::read_epoch(const Call& call, std::uint64_t words) {
   return value.sent;
 }
 
-void check_limits(const Object& object, const MoeShape& shape, int handles) {
+void check_limits(const Object& object, const MoeShape& shape) {
   const int ranks = object.communicator()->size();
   check(ranks <= kMostRanks, ErrorCode::unsupported,
         "{} ranks; the CUDA backend reaches at most {} by load and store", ranks, kMostRanks);
   check(shape.experts <= kMostExperts, ErrorCode::unsupported,
         "shape.experts is {}; the CUDA backend takes at most {}", shape.experts, kMostExperts);
-  check_argument(handles >= 2 && handles <= 4096, "handles is {}; it must be from 2 to 4096",
-                 handles);
 }
 
 void Runtime::begin(const Call& call, const StreamPlace& place) {

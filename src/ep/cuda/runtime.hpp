@@ -142,7 +142,7 @@ class Runtime final : private Watcher::Client {
 };
 
 /// What the CUDA backend cannot do, said before anything is made.
-void check_limits(const Object& object, const MoeShape& shape, int handles);
+void check_limits(const Object& object, const MoeShape& shape);
 
 /// Places arrays one behind the other in a block of device memory.
 class Carver {
