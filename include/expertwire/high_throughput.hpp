@@ -18,6 +18,7 @@
 namespace expertwire::inline v0 {
 
 struct HighThroughputOptions {
+  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank.
   MoeShape shape;
   int lanes = 1;  ///< operations that can be in flight independently of each other, 1 to 8
   /// Rows of a receive pool; a lane has two. 0: R*M, which always suffices.
@@ -53,12 +54,15 @@ class HighThroughput {
   };
 
   struct DispatchRequest {
-    /// [T, H] of the row type, or fp8_e4m3 with scales; all ranks give the same (else
-    /// `Error{mismatch}`). 0 <= T <= M; T may differ between ranks and calls.
+    /// [T, H] of a row type (bf16, fp16, fp32), or fp8_e4m3 with scales; all ranks give the same
+    /// (else `Error{mismatch}`). 0 <= T <= M; T may differ between ranks and calls.
     ConstTensorView x;
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32, sent along; absent: zeros arrive
     ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
+    /// Sizes of this call, which may be other ones in every call; all ranks bring the same (else
+    /// `Error{mismatch}`). H and the dtype are those of x, K is that of topk_idx.
+    int experts = 0;  ///< E, a multiple of the ranks; 0: that of the options
     /// A handle of this object, in place of topk_idx and capacity: the same routing and T again,
     /// without exchanging counts (the backward pass of combine).
     Handle cached;

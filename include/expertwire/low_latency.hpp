@@ -15,6 +15,7 @@
 namespace expertwire::inline v0 {
 
 struct LowLatencyOptions {
+  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank.
   MoeShape shape;
   int lanes = 1;    ///< operations that can be in flight independently of each other, 1 to 8
   int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
@@ -48,11 +49,16 @@ class LowLatency {
   };
 
   struct DispatchRequest {
-    /// [T, H] of the row type, or fp8_e4m3; 0 <= T <= M. T may differ between ranks and calls.
+    /// [T, H] of a row type (bf16, fp16, fp32), or fp8_e4m3; 0 <= T <= M. T may differ between
+    /// ranks and calls.
     ConstTensorView x;
     ConstTensorView topk_idx;      ///< [T, K] int32 or int64; -1 = no selection
     ConstTensorView topk_weights;  ///< [T, K] fp32: weights for combine; or absent
     ConstTensorView x_scales;      ///< fp32 [T, ceil(H/128)], with an x of fp8_e4m3
+    /// Sizes of this call, which may be other ones in every call; all ranks bring the same (else
+    /// `Error{mismatch}`). H and the dtype are those of x, K is that of topk_idx.
+    int experts = 0;     ///< E, a multiple of the ranks; 0: that of the options
+    int max_tokens = 0;  ///< M; 0: that of the options. Outputs have R*M rows an expert
     /// Rows of the row type travel and arrive as fp8_e4m3, a scale for every 128 channels of a
     /// token: a = max(|x|, 1e-4) over them, scale = a / 448, value = x * (448 / a), rounded to
     /// nearest even. H is a multiple of 16. On all ranks rows arrive as one dtype (else
@@ -87,7 +93,7 @@ class LowLatency {
   };
 
   struct CombineRequest {
-    ConstTensorView y;  ///< [L, R*M, H] of the row type (after fp8, too), rows as dispatch put them
+    ConstTensorView y;  ///< [L, R*M, H] of a row type (after fp8, too), rows as dispatch put them
     Handle handle;
     /// [T, K] fp32, for weights that dispatch did not have. All ranks that have tokens give them,
     /// or none does (else `Error{mismatch}`). Given in neither call they are 1.

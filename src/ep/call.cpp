@@ -9,10 +9,12 @@ namespace expertwire::inline v0::ep {
 
 namespace {
 
-std::string describe_options(const Mismatch& m, int peer, int rank) {
-  const std::int32_t differ = m.theirs ^ m.ours;
+constexpr const char* kSameCalls = "all ranks make the same calls in the same order";
+
+std::string describe_options(std::int32_t theirs, std::int32_t ours, int peer, int rank) {
+  const std::int32_t differ = theirs ^ ours;
   const auto say = [&](int option, const char* with, const char* without, const char* rule) {
-    const bool has = (m.theirs & option) != 0;
+    const bool has = (theirs & option) != 0;
     return fmt::format("rank {} {} and rank {} {}; {}", peer, has ? with : without, rank,
                        has ? without : with, rule);
   };
@@ -25,37 +27,52 @@ std::string describe_options(const Mismatch& m, int peer, int rank) {
              "all ranks that have tokens give them, or none does");
 }
 
+std::string describe_kind(const Mismatch& m, int peer, int rank) {
+  const auto options = [](std::int32_t word) { return word & 0xFF; };
+  const auto format = [](std::int32_t word) {
+    return to_string(static_cast<DType>(word >> 8 & 0xFF));
+  };
+  if (!Call::agree(Call::kKind, options(m.theirs), options(m.ours)))
+    return describe_options(options(m.theirs), options(m.ours), peer, rank);
+  if (format(m.theirs) != format(m.ours))
+    return fmt::format("rank {} sends rows of {} and rank {} of {}; all ranks send the same", peer,
+                       format(m.theirs), rank, format(m.ours));
+  return fmt::format("rank {} takes a handle of lane {} and rank {} one of lane {}; {}", peer,
+                     m.theirs >> 16, rank, m.ours >> 16, kSameCalls);
+}
+
 /// Dispatches of a lane are counted from 1.
 std::uint32_t number_of(std::int32_t epoch) {
   return static_cast<Epoch>(epoch) - Env::get().first_epoch;
 }
 
+std::string describe_word(const Mismatch& m, int peer, int rank) {
+  switch (m.word) {
+    case Call::kKind:
+      return describe_kind(m, peer, rank);
+    case Call::kHidden:
+      return fmt::format(
+          "rank {} has rows of {} elements and rank {} of {}; all ranks have the same", peer,
+          m.theirs, rank, m.ours);
+    case Call::kRouting:
+      return fmt::format(
+          "rank {} selects {} of {} experts and rank {} {} of {}; all ranks do the same", peer,
+          m.theirs >> 24, m.theirs & 0xFFFFFF, rank, m.ours >> 24, m.ours & 0xFFFFFF);
+    case Call::kMaxTokens:
+      return fmt::format("rank {} has max_tokens {} and rank {} {}; all ranks have the same", peer,
+                         m.theirs, rank, m.ours);
+    default:
+      return fmt::format(
+          "rank {} is at dispatch {} of the lane and rank {} at dispatch {} (counted from 1); {}, "
+          "with handles of the same dispatches",
+          peer, number_of(m.theirs), rank, number_of(m.ours), kSameCalls);
+  }
+}
+
 }  // namespace
 
-std::string describe(const char* operation, const Mismatch& m, int peer, int rank) {
-  std::string what;
-  switch (m.word) {
-    case Call::kOptions:
-      what = describe_options(m, peer, rank);
-      break;
-    case Call::kFormat:
-      what = fmt::format("rank {} sends rows of {} and rank {} of {}; all ranks send the same",
-                         peer, to_string(static_cast<DType>(m.theirs)), rank,
-                         to_string(static_cast<DType>(m.ours)));
-      break;
-    case Call::kLane:
-      what = fmt::format(
-          "rank {} takes a handle of lane {} and rank {} one of lane {}; all ranks make the same "
-          "calls in the same order",
-          peer, m.theirs, rank, m.ours);
-      break;
-    default:
-      what = fmt::format(
-          "rank {} is at dispatch {} of the lane and rank {} at dispatch {} (counted from 1); all "
-          "ranks make the same calls in the same order, with handles of the same dispatches",
-          peer, number_of(m.theirs), rank, number_of(m.ours));
-  }
-  return fmt::format("{}: {}", operation, what);
+std::string describe(const char* operation, const Mismatch& mismatch, int peer, int rank) {
+  return fmt::format("{}: {}", operation, describe_word(mismatch, peer, rank));
 }
 
 }  // namespace expertwire::ep

@@ -17,34 +17,48 @@
 namespace expertwire::inline v0::ep {
 
 struct Call {
-  /// In the order in which they are compared.
-  enum Word : std::int32_t {
-    kOptions,
-    kFormat,    ///< DType of the rows that travel to experts; 0 in combine
-    kLane,      ///< of the dispatch that it is about,
-    kDispatch,  ///< and its epoch: its own if it is one with a routing of its own
-    kWords
-  };
   enum Option : std::int32_t {
     kNoTokens = 1,  ///< a rank without tokens has no say about their weights
     kWeights = 2,   ///< weights are sent by this combine
     kCapacity = 4,  ///< the caller knows how many rows there is room for
     kCached = 8,    ///< the routing of an earlier dispatch is taken
   };
-  std::int32_t options = 0, format = 0, lane = 0;
+  std::int32_t options = 0;  ///< 8 bits, as the two below
+  std::int32_t format = 0;   ///< DType of the rows that travel
+  std::int32_t lane = 0;     ///< of the dispatch that it is about; its epoch is known where it runs
+  std::int32_t hidden = 0;
+  std::int32_t top_k = 0;       ///< 8 bits
+  std::int32_t experts = 0;     ///< 24 bits
+  std::int32_t max_tokens = 0;  ///< low latency
 
-  /// `dispatch` is known where the operation runs: graphs are replayed in other epochs.
+  /// As they travel, in the order in which they are compared.
+  enum Word : std::int32_t {
+    kKind,  ///< options, format << 8, lane << 16
+    kHidden,
+    kRouting,  ///< experts, top_k << 24
+    kMaxTokens,
+    kDispatch,
+    kWords
+  };
+  /// `dispatch` is the epoch of the dispatch that it is about: graphs are replayed in others.
   EXPERTWIRE_HOST_DEVICE std::int32_t word(int i, Epoch dispatch) const {
-    return i == kOptions  ? options
-           : i == kFormat ? format
-           : i == kLane   ? lane
-                          : static_cast<std::int32_t>(dispatch);
+    switch (i) {
+      case kKind:
+        return options | format << 8 | lane << 16;
+      case kHidden:
+        return hidden;
+      case kRouting:
+        return experts | top_k << 24;
+      case kMaxTokens:
+        return max_tokens;
+      default:
+        return static_cast<std::int32_t>(dispatch);
+    }
   }
   EXPERTWIRE_HOST_DEVICE static constexpr bool agree(int word, std::int32_t a, std::int32_t b) {
-    if (word != kOptions) return a == b;
-    const std::int32_t all = kWeights | kCapacity | kCached;
-    const std::int32_t compared = ((a | b) & kNoTokens) != 0 ? all & ~kWeights : all;
-    return ((a ^ b) & compared) == 0;
+    const bool neutral = word == kKind && ((a | b) & kNoTokens) != 0;
+    const std::int32_t ignored = word != kKind ? 0 : neutral ? kNoTokens | kWeights : kNoTokens;
+    return ((a ^ b) & ~ignored) == 0;
   }
 };
 

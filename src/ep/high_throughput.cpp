@@ -70,12 +70,18 @@ struct HighThroughput::Impl {
     return given ? given : engine->default_allocator();
   }
 
-  ep::RowFormat check_dispatch(const DispatchRequest& request) const;
+  ep::RowFormat check_dispatch(const DispatchRequest& request, ep::Geometry& geometry) const;
   void check_pool_slot(Lane& lane, const Stream& stream);
   std::shared_ptr<HighThroughputHandle> start_dispatch(
       const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
-  Outputs make_outputs(const Outputs& given, const ep::RowFormat& format, std::int64_t rows,
-                       ep::OutputMaker& maker) const;
+  /// What outputs follow from.
+  struct OutputSizes {
+    const MoeShape& shape;
+    const ep::RowFormat& format;
+    std::int64_t rows;
+  };
+  static Outputs make_outputs(const Outputs& given, const OutputSizes& sizes,
+                              ep::OutputMaker& maker);
   void check_combine(const CombineRequest& request, const HighThroughputHandle& handle) const;
 };
 
@@ -103,10 +109,10 @@ Status HighThroughput::status() const {
 
 // Dispatch -------------------------------------------------------------------------------------
 
-/// Returns the format of the rows.
-ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& request) const {
-  ep::RowsIn rows{request.x, request.x_scales, false, -1};
-  ep::RowFormat format;
+/// Fills in the sizes of the call; returns the format of the rows.
+ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& request,
+                                                   ep::Geometry& geometry) const {
+  const ep::RowFormat format = ep::check_rows_in(geometry, {request.x, request.x_scales, false});
   if (request.cached.valid()) {
     const auto cached = object.own_handle<HighThroughputHandle>(request.cached);
     check_argument(!request.topk_idx.present(),
@@ -114,14 +120,19 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
                    "the handle");
     check_argument(!request.capacity.has_value(),
                    "capacity and cached are both given; a cached dispatch has the handle's");
-    rows.tokens = cached->tokens;
-    format = ep::check_rows_in(options.shape, rows);
+    check_argument(
+        request.experts == 0 || request.experts == cached->shape.experts,
+        "experts is {}, but the cached handle has {}; a cached dispatch has the handle's",
+        request.experts, cached->shape.experts);
+    geometry.call.experts = cached->shape.experts;
+    geometry.call.top_k = cached->shape.top_k;
+    ep::check_rows("x", request.x, request.x.dtype(), {cached->tokens, geometry.call.hidden});
     if (request.topk_weights.present())
       ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
-                       {cached->tokens, options.shape.top_k});
+                       {cached->tokens, cached->shape.top_k});
   } else {
-    format = ep::check_rows_in(options.shape, rows);
-    ep::check_routing(options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
+    ep::check_experts(geometry, request.experts);
+    ep::check_routing(geometry, request.x.size(0), request.topk_idx, request.topk_weights);
   }
   ep::check_stream(*object.communicator(), request.stream);
   engine->check_sms(request.sms);
@@ -189,10 +200,9 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
 }
 
 HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
-                                                           const ep::RowFormat& format,
-                                                           std::int64_t rows,
-                                                           ep::OutputMaker& maker) const {
-  const MoeShape& shape = options.shape;
+                                                           const OutputSizes& sizes,
+                                                           ep::OutputMaker& maker) {
+  const auto& [shape, format, rows] = sizes;
   if (!given.x.present())
     return {maker.make("x", format.dtype, {rows, shape.hidden}),
             maker.make("source_tokens", DType::int32, {rows}),
@@ -228,7 +238,9 @@ void check_outputs_apart(const HighThroughput::Outputs& out,
 HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  const ep::RowFormat format = self.check_dispatch(request);
+  ep::Geometry geometry(self.options.shape, self.ranks());
+  const ep::RowFormat format = self.check_dispatch(request, geometry);
+  const MoeShape& shape = geometry.call;
   ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
   // With a known number of rows outputs are made before anything is sent: bad ones cost nothing.
@@ -240,7 +252,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     rows = cached->output_rows;
   }
   if (owned && rows) {
-    result.outputs = self.make_outputs(request.outputs, format, *rows, maker);
+    result.outputs = Impl::make_outputs(request.outputs, {shape, format, *rows}, maker);
     check_outputs_apart(result.outputs, request);
   }
   const Outputs& out = result.outputs;
@@ -256,6 +268,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
+  handle->shape = shape;
   ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
   work.request.cached = {};  // queued work is no caller that holds rows
   self.engine->plan(work);
@@ -263,7 +276,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
     try {
-      result.outputs = self.make_outputs({}, format, handle->output_rows, maker);
+      result.outputs = Impl::make_outputs({}, {shape, format, handle->output_rows}, maker);
     } catch (...) {
       refused = std::current_exception();
     }
@@ -290,19 +303,19 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
 
 void HighThroughput::Impl::check_combine(const CombineRequest& request,
                                          const HighThroughputHandle& handle) const {
-  const MoeShape& shape = options.shape;
+  const MoeShape& shape = handle.shape;
   check(!(handle.in_pool && handle.release_called &&
           request.y.data() == engine->pool_view(handle, 0).x.data()),
         ErrorCode::invalid_usage,
         "y lies in pool rows that this handle has released already; combine such rows once");
   const std::int64_t rows = handle.output_rows;
-  ep::check_rows("y", request.y, shape.dtype, {rows, shape.hidden});
+  const DType dtype = ep::check_rows_home(options.shape, request.y, {rows, shape.hidden});
   if (request.topk_weights.present())
     ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
   if (request.bias.present())
-    ep::check_rows("bias", request.bias, shape.dtype, {handle.tokens, shape.hidden});
+    ep::check_rows("bias", request.bias, dtype, {handle.tokens, shape.hidden});
   if (request.out.present())
-    ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
+    ep::check_rows("out", request.out, dtype, {handle.tokens, shape.hidden});
   if (request.out_topk_weights.present())
     ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
                      {handle.tokens, shape.top_k});
@@ -322,15 +335,15 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
 HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  const MoeShape& shape = self.options.shape;
   auto handle = self.object.own_handle<HighThroughputHandle>(request.handle);
+  const MoeShape& shape = handle->shape;
   self.check_combine(request, *handle);
 
   ep::OutputMaker maker(self.allocator_of(request.allocator));
   CombineResult result;
   result.out = request.out.present()
                    ? request.out
-                   : maker.make("out", shape.dtype, {handle->tokens, shape.hidden});
+                   : maker.make("out", request.y.dtype(), {handle->tokens, shape.hidden});
   result.topk_weights = request.out_topk_weights;
   if (request.topk_weights.present() && !result.topk_weights.present())
     result.topk_weights =

@@ -74,8 +74,6 @@ struct LowLatency::Impl {
         lanes(static_cast<std::size_t>(options.lanes)) {}
 
   std::int64_t ranks() const { return object.communicator()->size(); }
-  std::int64_t local_experts() const { return options.shape.experts / ranks(); }
-  std::int64_t rows_per_expert() const { return ranks() * options.shape.max_tokens; }
   Lane& lane_of(const ep::HandleState& handle) {
     return lanes[static_cast<std::size_t>(handle.lane)];
   }
@@ -83,26 +81,26 @@ struct LowLatency::Impl {
     return given ? given : engine->default_allocator();
   }
 
-  Outputs make_outputs(const Outputs& given, const ep::RowFormat& format,
+  Outputs make_outputs(const Outputs& given, const MoeShape& shape, const ep::RowFormat& format,
                        ep::OutputMaker& maker) const;
   void check_combine(const CombineRequest& request, const ep::LowLatencyHandle& handle) const;
 };
 
-LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given,
+LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given, const MoeShape& shape,
                                                    const ep::RowFormat& format,
                                                    ep::OutputMaker& maker) const {
-  const std::int64_t local = local_experts(), rows = rows_per_expert();
+  const std::int64_t local = shape.experts / ranks(), rows = ranks() * shape.max_tokens;
   const bool any = given.x.present() || given.tokens_per_expert.present() ||
                    given.ranges.present() || given.source_tokens.present() ||
                    given.scales.present();
   if (!any)
-    return {maker.make("x", format.dtype, {local, rows, options.shape.hidden}),
+    return {maker.make("x", format.dtype, {local, rows, shape.hidden}),
             maker.make("tokens_per_expert", DType::int32, {local}),
             maker.make("ranges", DType::int32, {local, ranks(), 2}),
             maker.make("source_tokens", DType::int32, {local, rows}),
             format.scales > 0 ? maker.make("scales", DType::fp32, {local, rows, format.scales})
                               : TensorView()};
-  ep::check_rows("outputs.x", given.x, format.dtype, {local, rows, options.shape.hidden});
+  ep::check_rows("outputs.x", given.x, format.dtype, {local, rows, shape.hidden});
   ep::check_scales_out(given.scales, format, {local, rows, format.scales});
   ep::check_tensor("outputs.tokens_per_expert", given.tokens_per_expert, DType::int32, {local});
   ep::check_tensor("outputs.ranges", given.ranges, DType::int32, {local, ranks(), 2});
@@ -134,9 +132,16 @@ Status LowLatency::status() const {
 LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
+  ep::Geometry geometry(self.options.shape, static_cast<int>(self.ranks()));
+  const MoeShape& shape = geometry.call;
   const ep::RowFormat format =
-      ep::check_rows_in(self.options.shape, {request.x, request.x_scales, request.cast_to_fp8, -1});
-  ep::check_routing(self.options.shape, request.x.size(0), request.topk_idx, request.topk_weights);
+      ep::check_rows_in(geometry, {request.x, request.x_scales, request.cast_to_fp8});
+  ep::check_experts(geometry, request.experts);
+  ep::check_max_tokens(geometry, request.max_tokens);
+  check_argument(request.x.size(0) <= shape.max_tokens,
+                 "x has {} tokens; it must have at most max_tokens = {}", request.x.size(0),
+                 shape.max_tokens);
+  ep::check_routing(geometry, request.x.size(0), request.topk_idx, request.topk_weights);
   ep::check_stream(*self.object.communicator(), request.stream);
   self.engine->check_sms(request.sms);
   const int number = static_cast<int>(self.dispatches % self.lanes.size());
@@ -145,7 +150,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   if (!request.send_only) calls.check_receive("dispatch", calls.sent);
   ep::OutputMaker maker(self.allocator_of(request.allocator));
   DispatchResult result;
-  result.outputs = self.make_outputs(request.outputs, format, maker);
+  result.outputs = self.make_outputs(request.outputs, shape, format, maker);
   result.owner = maker.owner();
   const Outputs& out = result.outputs;
   ep::check_apart({{"outputs.x", out.x},
@@ -173,6 +178,7 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   handle->object = self.object.id();
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
+  handle->shape = shape;
   handle->weighted = request.topk_weights.present();
   const ep::LowLatencyDispatch work{request, format, result.outputs, handle, result.owner};
   ++self.dispatches;
@@ -185,10 +191,12 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
 
 void LowLatency::Impl::check_combine(const CombineRequest& request,
                                      const ep::LowLatencyHandle& handle) const {
-  const MoeShape& shape = options.shape;
+  const MoeShape& shape = handle.shape;
   check(!handle.open_dispatch, ErrorCode::invalid_usage,
         "the handle's dispatch has sent only; call receive() before combine");
-  ep::check_rows("y", request.y, shape.dtype, {local_experts(), rows_per_expert(), shape.hidden});
+  const DType dtype =
+      ep::check_rows_home(options.shape, request.y,
+                          {shape.experts / ranks(), ranks() * shape.max_tokens, shape.hidden});
   if (request.topk_weights.present()) {
     ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
                      {handle.tokens, shape.top_k});
@@ -196,9 +204,9 @@ void LowLatency::Impl::check_combine(const CombineRequest& request,
           "topk_weights are given to combine, but dispatch had them already; give them once");
   }
   if (request.bias.present())
-    ep::check_rows("bias", request.bias, shape.dtype, {handle.tokens, shape.hidden});
+    ep::check_rows("bias", request.bias, dtype, {handle.tokens, shape.hidden});
   if (!request.out.present()) return;
-  ep::check_rows("out", request.out, shape.dtype, {handle.tokens, shape.hidden});
+  ep::check_rows("out", request.out, dtype, {handle.tokens, shape.hidden});
   // A sum may take the place of its initial value.
   const bool over_bias = request.out.data() == request.bias.data();
   ep::check_apart({{"out", request.out}}, {{"y", request.y},
@@ -209,7 +217,6 @@ void LowLatency::Impl::check_combine(const CombineRequest& request,
 LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
-  const MoeShape& shape = self.options.shape;
   auto handle = self.object.own_handle<ep::LowLatencyHandle>(request.handle);
   self.check_combine(request, *handle);
   ep::check_stream(*self.object.communicator(), request.stream);
@@ -221,7 +228,7 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
   CombineResult result;
   result.out = request.out.present()
                    ? request.out
-                   : maker.make("out", shape.dtype, {handle->tokens, shape.hidden});
+                   : maker.make("out", request.y.dtype(), {handle->tokens, handle->shape.hidden});
   result.owner = maker.owner();
   ep::check_places(*self.object.communicator(), {{"y", request.y},
                                                  {"topk_weights", request.topk_weights},

@@ -26,6 +26,7 @@ struct HandleState {
   std::uint64_t object = 0;  ///< id of the object that made it
   int lane = 0;
   int tokens = 0;            ///< T of the dispatch
+  MoeShape shape;            ///< of the dispatch: its H, dtype, E, K and M
   Route route;               ///< CPU backend: set once the dispatch runs
   std::weak_ptr<void> held;  ///< expires when no caller has a handle any more
 
@@ -34,9 +35,15 @@ struct HandleState {
   HandleState& operator=(const HandleState&) = delete;
   virtual ~HandleState() = default;
 
-  /// What an operation with this handle says about itself.
-  Call call(std::int32_t options, std::int32_t format = 0) const {
-    return {options | (tokens == 0 ? Call::kNoTokens : 0), format, lane};
+  /// What an operation with this handle says about itself; `format` is that of its rows.
+  Call call(std::int32_t options, DType format) const {
+    return {options | (tokens == 0 ? Call::kNoTokens : 0),
+            static_cast<std::int32_t>(format),
+            lane,
+            shape.hidden,
+            shape.top_k,
+            shape.experts,
+            shape.max_tokens};
   }
 };
 

@@ -5,6 +5,11 @@
 //
 // All offsets are in bytes from the start of the lane; sizes are 64 bits, because a row's offset
 // passes 2^31 quickly.
+//
+// An object is made for the most that it may meet (its capacity), and every call brings sizes of
+// its own. Places follow from the capacity, so that no payload of any call ever covers a word of
+// another, which could hold the epoch that is waited for. What lies at a place follows from the
+// call.
 
 #include <cstdint>
 
@@ -86,9 +91,11 @@ struct LowLatencySlots {
   /// The counts of a source: how many rows, then selections per local expert.
   static constexpr int kRows = 0, kHeader = 1;
 
-  SlotSizes sizes;
+  SlotSizes most;   ///< the capacity
+  SlotSizes sizes;  ///< of the call
   DirectionSlots dispatch, combine;
-  std::uint64_t header_bytes = 0;  ///< RowHeader and K selections
+  std::uint64_t header_bytes = 0;     ///< RowHeader and K selections, of the call
+  std::uint64_t dispatch_stride = 0;  ///< from row to row
   std::uint64_t counts_stride = 0;
   std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + L]
   std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][source][M]
@@ -96,10 +103,14 @@ struct LowLatencySlots {
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M]
   std::uint64_t bytes = 0;
 
+  EXPERTWIRE_HOST_DEVICE static constexpr std::uint64_t header_bytes_of(const SlotSizes& sizes) {
+    return align_up(sizeof(RowHeader) + sizes.top_k * sizeof(Selection), 64);
+  }
   static constexpr LowLatencySlots place(const SlotSizes& sizes) {
     LowLatencySlots s;
-    s.sizes = sizes;
-    s.header_bytes = align_up(sizeof(RowHeader) + sizes.top_k * sizeof(Selection), 64);
+    s.most = s.sizes = sizes;
+    s.header_bytes = header_bytes_of(sizes);
+    s.dispatch_stride = s.header_bytes + align_up(sizes.row_bytes, 64);
     s.counts_stride = align_up((kHeader + sizes.local_experts) * sizeof(Tagged), 64);
     const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
     Placer placer;
@@ -110,42 +121,46 @@ struct LowLatencySlots {
     s.weight_flags = placer.take(regions * sizeof(Epoch));
     s.partial_flags = placer.take(rows * sizeof(Epoch));
     s.weights = placer.take(rows * sizes.top_k * sizeof(float));
-    s.dispatch_rows = placer.take(rows * s.dispatch_stride());
+    s.dispatch_rows = placer.take(rows * s.dispatch_stride);
     s.partial_rows = placer.take(rows * sizes.row_bytes);
     s.bytes = placer.bytes();
     return s;
   }
 
-  EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t dispatch_stride() const {
-    return header_bytes + align_up(sizes.row_bytes, 64);
+  /// The same places for a call with other sizes.
+  constexpr LowLatencySlots with(const SlotSizes& call) const {
+    LowLatencySlots s = *this;
+    s.sizes = call;
+    s.header_bytes = header_bytes_of(call);
+    return s;
   }
   /// Everything before this offset is words and flags, to be set to the first epoch.
   constexpr std::uint64_t flag_bytes() const { return weights; }
 
   EXPERTWIRE_HOST_DEVICE std::uint64_t region(Epoch n, int peer) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * sizes.ranks + static_cast<std::uint64_t>(peer);
+    return static_cast<std::uint64_t>(slot_of(n)) * most.ranks + static_cast<std::uint64_t>(peer);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_index(Epoch n, int peer, std::int64_t row) const {
-    return region(n, peer) * sizes.max_tokens + static_cast<std::uint64_t>(row);
+    return region(n, peer) * most.max_tokens + static_cast<std::uint64_t>(row);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
     return counts + region(n, source) * counts_stride;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_of(Epoch n, int source, std::int64_t row) const {
-    return dispatch_rows + row_index(n, source, row) * dispatch_stride();
+    return dispatch_rows + row_index(n, source, row) * dispatch_stride;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, int source, std::int64_t row) const {
     return row_flags + row_index(n, source, row) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t weights_of(Epoch n, int source, std::int64_t row) const {
-    return weights + row_index(n, source, row) * sizes.top_k * sizeof(float);
+    return weights + row_index(n, source, row) * most.top_k * sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t weight_flag_of(Epoch n, int source) const {
     return weight_flags + region(n, source) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, int expert_rank,
                                                   std::int64_t row) const {
-    return partial_rows + row_index(n, expert_rank, row) * sizes.row_bytes;
+    return partial_rows + row_index(n, expert_rank, row) * most.row_bytes;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, int expert_rank,
                                                        std::int64_t row) const {
@@ -169,7 +184,8 @@ struct HighThroughputSlots {
   /// expert.
   static constexpr int kCapacity = 0, kHeader = 1;
 
-  SlotSizes sizes;
+  SlotSizes most;   ///< the capacity
+  SlotSizes sizes;  ///< of the call
   DirectionSlots dispatch, combine;
   std::uint64_t counts_stride = 0;
   std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + R + L]
@@ -185,7 +201,7 @@ struct HighThroughputSlots {
 
   static constexpr HighThroughputSlots place(const SlotSizes& sizes) {
     HighThroughputSlots s;
-    s.sizes = sizes;
+    s.most = s.sizes = sizes;
     s.counts_stride = align_up((kHeader + sizes.ranks + sizes.local_experts) * sizeof(Tagged), 64);
     const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
     const std::uint64_t pool = kSlots * sizes.pool_rows;
@@ -209,12 +225,18 @@ struct HighThroughputSlots {
   }
 
   constexpr std::uint64_t flag_bytes() const { return offers; }
+  /// The same places for a call with other sizes.
+  constexpr HighThroughputSlots with(const SlotSizes& call) const {
+    HighThroughputSlots s = *this;
+    s.sizes = call;
+    return s;
+  }
   /// Chunks of one (source, destination) pair.
   EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t chunks() const {
-    return (sizes.max_tokens + kChunkRows - 1) / kChunkRows;
+    return (most.max_tokens + kChunkRows - 1) / kChunkRows;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t region(Epoch n, int peer) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * sizes.ranks + static_cast<std::uint64_t>(peer);
+    return static_cast<std::uint64_t>(slot_of(n)) * most.ranks + static_cast<std::uint64_t>(peer);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
     return counts + region(n, source) * counts_stride;
@@ -224,25 +246,30 @@ struct HighThroughputSlots {
            (region(n, source) * chunks() + static_cast<std::uint64_t>(chunk)) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_index(Epoch n, std::int64_t row) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * sizes.pool_rows +
+    return static_cast<std::uint64_t>(slot_of(n)) * most.pool_rows +
            static_cast<std::uint64_t>(row);
   }
-  /// Rows of `data_bytes` lie side by side from the start of the slot.
+  /// Rows lie side by side from the start of the slot, and so does what belongs to them.
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_row_of(Epoch n, std::int64_t row,
                                                    std::uint64_t data_bytes) const {
-    return pool + pool_index(n, 0) * sizes.row_bytes + static_cast<std::uint64_t>(row) * data_bytes;
+    return pool + pool_index(n, 0) * most.row_bytes + static_cast<std::uint64_t>(row) * data_bytes;
+  }
+  EXPERTWIRE_HOST_DEVICE std::uint64_t selection_of(Epoch n, std::int64_t row) const {
+    return pool_index(n, 0) * most.top_k + static_cast<std::uint64_t>(row) * sizes.top_k;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_scales_of(Epoch n, std::int64_t row) const {
-    return pool_scales + pool_index(n, row) * sizes.scales * sizeof(float);
+    return pool_scales +
+           (pool_index(n, 0) * most.scales + static_cast<std::uint64_t>(row) * sizes.scales) *
+               sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_token_of(Epoch n, std::int64_t row) const {
     return pool_tokens + pool_index(n, row) * sizeof(std::int32_t);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_experts_of(Epoch n, std::int64_t row) const {
-    return pool_experts + pool_index(n, row) * sizes.top_k * sizeof(std::int32_t);
+    return pool_experts + selection_of(n, row) * sizeof(std::int32_t);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_weights_of(Epoch n, std::int64_t row) const {
-    return pool_weights + pool_index(n, row) * sizes.top_k * sizeof(float);
+    return pool_weights + selection_of(n, row) * sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t offer_of(Epoch n, int expert_rank) const {
     return offers + region(n, expert_rank) * sizeof(CombineOffer);
@@ -252,15 +279,14 @@ struct HighThroughputSlots {
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, int expert_rank,
                                                   std::int64_t row) const {
-    return partial_rows +
-           (region(n, expert_rank) * sizes.max_tokens + static_cast<std::uint64_t>(row)) *
-               sizes.row_bytes;
+    return partial_rows + region(n, expert_rank) * most.max_tokens * most.row_bytes +
+           static_cast<std::uint64_t>(row) * sizes.row_bytes;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_weights_of(Epoch n, int expert_rank,
                                                           std::int64_t row) const {
-    return partial_weights +
-           (region(n, expert_rank) * sizes.max_tokens + static_cast<std::uint64_t>(row)) *
-               sizes.top_k * sizeof(float);
+    return partial_weights + (region(n, expert_rank) * most.max_tokens * most.top_k +
+                              static_cast<std::uint64_t>(row) * sizes.top_k) *
+                                 sizeof(float);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, int expert_rank,
                                                        std::int64_t chunk) const {

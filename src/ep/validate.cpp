@@ -174,33 +174,93 @@ void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
   if (format.scales > 0) check_tensor("outputs.scales", scales, DType::fp32, shape);
 }
 
-RowFormat check_rows_in(const MoeShape& shape, const RowsIn& rows) {
+namespace {
+
+bool is_row_type(DType dtype) {
+  return dtype == DType::bf16 || dtype == DType::fp16 || dtype == DType::fp32;
+}
+
+void check_row_bytes(const char* name, const MoeShape& most, std::size_t bytes,
+                     const ConstTensorView& rows) {
+  check_argument(bytes <= most.row_bytes(),
+                 "{} is {}, rows of {} bytes with their scales; the object was made for at most {} "
+                 "(shape.hidden {} of {})",
+                 name, describe(rows), bytes, most.row_bytes(), most.hidden, to_string(most.dtype));
+}
+
+}  // namespace
+
+RowFormat check_rows_in(Geometry& geometry, const RowsIn& rows) {
+  const MoeShape& most = geometry.most;
   const bool given = rows.x.present() && rows.x.dtype() == DType::fp8_e4m3;
-  const RowFormat format =
-      RowFormat::of(given || rows.cast_to_fp8 ? DType::fp8_e4m3 : shape.dtype, shape.hidden);
-  check_rows("x", rows.x, given ? DType::fp8_e4m3 : shape.dtype, {rows.tokens, shape.hidden});
-  check_argument(rows.x.size(0) <= shape.max_tokens,
-                 "x has {} tokens; it must have at most shape.max_tokens = {}", rows.x.size(0),
-                 shape.max_tokens);
+  check_argument(rows.x.dimensions() == 2 && (given || is_row_type(rows.x.dtype())) &&
+                     rows.x.size(1) >= 1 && rows.x.size(1) <= kMostHidden,
+                 "x is {}; it must be bf16, fp16, fp32 or fp8_e4m3 [T, H]", describe(rows.x));
+  MoeShape& call = geometry.call;
+  call.hidden = static_cast<int>(rows.x.size(1));
+  if (!given) call.dtype = rows.x.dtype();
   check_argument(!(given && rows.cast_to_fp8),
-                 "cast_to_fp8 is set, but x is fp8_e4m3 already; give it x of {}",
-                 to_string(shape.dtype));
+                 "cast_to_fp8 is set, but x is fp8_e4m3 already; give it x of a row type");
   check_argument(given || !rows.x_scales.present(),
                  "x_scales are given, but x is {}; they belong to an x of fp8_e4m3",
-                 to_string(shape.dtype));
-  check_argument(format.data_bytes % kRowAlignment == 0,
-                 "shape.hidden is {}; for rows of fp8_e4m3 it must be a multiple of 16",
-                 shape.hidden);
+                 to_string(rows.x.dtype()));
+  check_argument(!rows.cast_to_fp8 || call.hidden % kRowAlignment == 0,
+                 "x is {}; to be cast to fp8_e4m3, H must be a multiple of 16", describe(rows.x));
+  const RowFormat format =
+      RowFormat::of(given || rows.cast_to_fp8 ? DType::fp8_e4m3 : call.dtype, call.hidden);
+  check_rows("x", rows.x, rows.x.dtype(), {-1, call.hidden});
+  const std::size_t width = static_cast<std::size_t>(call.hidden) * size_of(rows.x.dtype());
+  check_argument(width % kRowAlignment == 0, "x is {}, {} bytes a row; it must be a multiple of 16",
+                 describe(rows.x), width);
+  check_row_bytes("x", most, std::max<std::size_t>(width, format.data_bytes + format.scale_bytes()),
+                  rows.x);
+  check_argument(rows.x.size(0) <= most.max_tokens,
+                 "x has {} tokens; it must have at most shape.max_tokens = {}", rows.x.size(0),
+                 most.max_tokens);
   if (given) check_tensor("x_scales", rows.x_scales, DType::fp32, {rows.x.size(0), format.scales});
   return format;
 }
 
-void check_routing(const MoeShape& shape, std::int64_t tokens, const ConstTensorView& topk_idx,
+void check_experts(Geometry& geometry, int experts) {
+  if (experts == 0) return;
+  check_argument(experts <= geometry.most.experts,
+                 "experts is {}; the object was made for at most shape.experts = {}", experts,
+                 geometry.most.experts);
+  check_expert_count(experts, geometry.ranks);
+  geometry.call.experts = experts;
+}
+
+void check_max_tokens(Geometry& geometry, int max_tokens) {
+  if (max_tokens == 0) return;
+  check_argument(max_tokens >= 1 && max_tokens <= geometry.most.max_tokens,
+                 "max_tokens is {}; it must be from 1 to shape.max_tokens = {}, or 0", max_tokens,
+                 geometry.most.max_tokens);
+  geometry.call.max_tokens = max_tokens;
+}
+
+void check_routing(Geometry& geometry, std::int64_t tokens, const ConstTensorView& topk_idx,
                    const ConstTensorView& topk_weights) {
   check_topk_idx(topk_idx);
-  check_tensor("topk_idx", topk_idx, topk_idx.dtype(), {tokens, shape.top_k});
+  const std::int64_t top_k = topk_idx.size(1);
+  check_argument(top_k >= 1 && top_k <= geometry.most.top_k,
+                 "topk_idx is {}; K must be from 1 to shape.top_k = {}", describe(topk_idx),
+                 geometry.most.top_k);
+  check_tensor("topk_idx", topk_idx, topk_idx.dtype(), {tokens, top_k});
+  geometry.call.top_k = static_cast<int>(top_k);
   if (topk_weights.present())
-    check_tensor("topk_weights", topk_weights, DType::fp32, {tokens, shape.top_k});
+    check_tensor("topk_weights", topk_weights, DType::fp32, {tokens, top_k});
+}
+
+DType check_rows_home(const MoeShape& most, const ConstTensorView& y,
+                      std::initializer_list<std::int64_t> shape) {
+  check_argument(y.present() && is_row_type(y.dtype()), "y is {}; it must be bf16, fp16 or fp32",
+                 describe(y));
+  check_rows("y", y, y.dtype(), shape);
+  const std::size_t bytes = static_cast<std::size_t>(*(shape.end() - 1)) * size_of(y.dtype());
+  check_argument(bytes % kRowAlignment == 0, "y is {}, {} bytes a row; it must be a multiple of 16",
+                 describe(y), bytes);
+  check_row_bytes("y", most, bytes, y);
+  return y.dtype();
 }
 
 }  // namespace expertwire::ep

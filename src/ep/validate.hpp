@@ -21,17 +21,33 @@ void check_lanes(int lanes);
 void check_stream(const Communicator& communicator, const Stream& stream);
 /// [T, K], int32 or int64.
 void check_topk_idx(const ConstTensorView& topk_idx);
-/// The rows of a dispatch: `tokens` of them, or any number up to M if that is -1. Returns what will
-/// travel.
+/// What a dispatch is about: the most that its object was made for, and the sizes of this call,
+/// which checks fill in.
+struct Geometry {
+  const MoeShape& most;
+  int ranks;
+  MoeShape call;
+
+  Geometry(const MoeShape& capacity, int size) : most(capacity), ranks(size), call(capacity) {}
+};
+/// The rows of a dispatch: any number up to M. Takes their H and, if it is a row type, their dtype.
+/// Returns what will travel.
 struct RowsIn {
   ConstTensorView x, x_scales;
   bool cast_to_fp8 = false;
-  std::int64_t tokens = -1;
 };
-RowFormat check_rows_in(const MoeShape& shape, const RowsIn& rows);
-/// The routing of `tokens` tokens.
-void check_routing(const MoeShape& shape, std::int64_t tokens, const ConstTensorView& topk_idx,
+RowFormat check_rows_in(Geometry& geometry, const RowsIn& rows);
+/// E of a call; 0: the most.
+void check_experts(Geometry& geometry, int experts);
+/// M of a call; 0: the most.
+void check_max_tokens(Geometry& geometry, int max_tokens);
+/// The routing of `tokens` tokens. Takes K.
+void check_routing(Geometry& geometry, std::int64_t tokens, const ConstTensorView& topk_idx,
                    const ConstTensorView& topk_weights);
+/// Rows that combine takes: of any row type, as long as they are no larger than the object's.
+/// Returns their dtype.
+DType check_rows_home(const MoeShape& most, const ConstTensorView& y,
+                      std::initializer_list<std::int64_t> shape);
 /// A tensor that must have exactly this dtype and shape; -1 accepts any size.
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
                   std::initializer_list<std::int64_t> shape);

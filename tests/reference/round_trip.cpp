@@ -199,6 +199,8 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   Checker check(rank);
 
   LowLatency::DispatchRequest request;
+  request.experts = shape.experts;
+  request.max_tokens = shape.max_tokens;
   request.x = call.x;
   request.x_scales = call.x_scales;
   request.cast_to_fp8 = options.payload == RoundTripOptions::Payload::cast;
@@ -349,6 +351,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   const auto rows_due = static_cast<std::int64_t>(oracle.token_major(rank).size());
 
   HighThroughput::DispatchRequest request;
+  request.experts = shape.experts;
   request.x = call.x;
   request.x_scales = call.x_scales;
   request.topk_idx = call.topk_idx;

@@ -88,6 +88,12 @@ class HighThroughputLane {
   Epoch epoch_after(std::uint64_t dispatches) const;
 
   Turnstile& turnstile() { return turnstile_; }
+  /// An operation, or half of one, begins: its H, E, K and M, and the dtype of its rows.
+  void use(const MoeShape& shape, DType dtype) {
+    shape_ = shape;
+    shape_.dtype = dtype;
+    memory_.use(shape_);
+  }
 
  private:
   /// Where one row goes, with what belongs to it.
@@ -100,7 +106,14 @@ class HighThroughputLane {
   };
   class ChunkTally;
 
+  struct PoolRow {
+    int owner;
+    Epoch epoch;
+    std::int64_t row;
+  };
   RowPlace pool_place(int owner, Epoch n, std::int64_t row, const RowFormat& format) const;
+  RowPlace place_of(const HighThroughputSlots& slots, const PoolRow& at,
+                    const RowFormat& format) const;
   static RowPlace place_in(const HighThroughput::Outputs& outputs, std::int64_t row,
                            const RowFormat& format, int top_k);
   void send_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
@@ -114,7 +127,8 @@ class HighThroughputLane {
   void settle();
 
   Memory memory_;
-  MoeShape shape_;
+  const HighThroughputSlots places_;  // for callers, who do not wait for the lane's turn
+  MoeShape shape_;                    // of the operation that runs
   Team team_;
   Turnstile turnstile_;
   std::unique_ptr<std::atomic<std::int32_t>[]> chunk_rows_;  // [R, chunks] rows written so far

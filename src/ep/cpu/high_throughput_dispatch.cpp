@@ -17,7 +17,7 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 }  // namespace
 
 HighThroughputLane::HighThroughputLane(Memory memory, const MoeShape& shape, int workers)
-    : memory_(std::move(memory)), shape_(shape), team_(workers) {
+    : memory_(std::move(memory)), places_(memory_.slots()), shape_(shape), team_(workers) {
   const std::size_t chunks = index(memory_.size()) * memory_.slots().chunks();
   chunk_rows_ = std::make_unique<std::atomic<std::int32_t>[]>(chunks);
   first_epoch_ = memory_.direction(memory_.slots().dispatch).sending();
@@ -53,8 +53,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   const Epoch n = memory_.direction(slots.dispatch).sending();
   const Route& route = handle.route;
   const int size = memory_.size(), local = route.placement.local_experts();
-  const Call call =
-      handle.call(strict ? 0 : Call::kCapacity, static_cast<std::int32_t>(handle.format.dtype));
+  const Call call = handle.call(strict ? 0 : Call::kCapacity, handle.format.dtype);
   handle.root = n;
   handle.root_lane = handle.lane;
   for_each_peer(memory_.rank(), size, [&](int peer) {
@@ -100,7 +99,7 @@ void HighThroughputLane::exchange_calls(const HighThroughputHandle& handle,
                                         const WaitContext& context) const {
   const DirectionSlots& place = memory_.slots().dispatch;
   const Epoch n = memory_.direction(place).sending();
-  Call call = handle.call(Call::kCached, static_cast<std::int32_t>(handle.format.dtype));
+  Call call = handle.call(Call::kCached, handle.format.dtype);
   call.lane = handle.root_lane;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(place, peer, n, context);
@@ -188,7 +187,13 @@ void HighThroughputLane::send_rows(const Dispatch& op) {
 
 HighThroughputLane::RowPlace HighThroughputLane::pool_place(int owner, Epoch n, std::int64_t row,
                                                             const RowFormat& format) const {
-  const auto& slots = memory_.slots();
+  return place_of(memory_.slots(), {owner, n, row}, format);
+}
+
+HighThroughputLane::RowPlace HighThroughputLane::place_of(const HighThroughputSlots& slots,
+                                                          const PoolRow& at,
+                                                          const RowFormat& format) const {
+  const auto& [owner, n, row] = at;
   return {memory_.at<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
           memory_.at<std::int32_t>(owner, slots.pool_token_of(n, row)),
           memory_.at<std::int32_t>(owner, slots.pool_experts_of(n, row)),
@@ -286,11 +291,12 @@ void HighThroughputLane::copy_rows(const Dispatch& op, Epoch n, std::int64_t beg
 HighThroughput::Outputs HighThroughputLane::pool_view(const HighThroughputHandle& handle,
                                                       std::int64_t rows) const {
   const RowFormat& format = handle.format;
-  const RowPlace place = pool_place(memory_.rank(), handle.epoch, 0, format);
-  return {{place.x, format.dtype, {rows, shape_.hidden}},
+  const MoeShape& shape = handle.shape;
+  const RowPlace place = place_of(places_, {memory_.rank(), handle.epoch, 0}, format);
+  return {{place.x, format.dtype, {rows, shape.hidden}},
           {place.token, DType::int32, {rows}},
-          {place.experts, DType::int32, {rows, shape_.top_k}},
-          {place.weights, DType::fp32, {rows, shape_.top_k}},
+          {place.experts, DType::int32, {rows, shape.top_k}},
+          {place.weights, DType::fp32, {rows, shape.top_k}},
           format.scales > 0 ? TensorView(place.scales, DType::fp32, {rows, format.scales})
                             : TensorView()};
 }

@@ -18,7 +18,6 @@ class CpuEngine final : public HighThroughputEngine {
  public:
   CpuEngine(Object& object, const HighThroughputOptions& options)
       : object_(object),
-        shape_(options.shape),
         pool_rows_(pool_rows_of(options, object.communicator()->size())),
         lanes_(static_cast<std::size_t>(options.lanes)) {
     const auto slots = high_throughput_slots(options, object.communicator()->size());
@@ -26,7 +25,7 @@ class CpuEngine final : public HighThroughputEngine {
     const auto region = make_region(object, options);
     for (int l = 0; l < options.lanes; ++l)
       lanes_[static_cast<std::size_t>(l)].work = std::make_unique<HighThroughputLane>(
-          HighThroughputLane::Memory(region, slots, l), shape_, workers);
+          HighThroughputLane::Memory(region, slots, l), options.shape, workers);
   }
   bool drain(Deadline deadline) override {
     return std::all_of(lanes_.begin(), lanes_.end(),
@@ -48,6 +47,7 @@ class CpuEngine final : public HighThroughputEngine {
                     lane.turnstile(), [this, &lane, op] {
                       const auto context =
                           object_.wait_context(op.request.timeout, "high-throughput dispatch");
+                      lane.use(op.handle->shape, op.handle->shape.dtype);
                       lane.send_rows(op);
                       lane.receive_rows(op, context);
                     });
@@ -58,6 +58,7 @@ class CpuEngine final : public HighThroughputEngine {
                     lane.turnstile(), [this, &lane, op] {
                       const auto context =
                           object_.wait_context(op.request.timeout, "high-throughput combine");
+                      lane.use(op.handle->shape, op.request.y.dtype());
                       lane.send_combine(op, context);
                       lane.receive_combine(op, context);
                     });
@@ -101,7 +102,6 @@ class CpuEngine final : public HighThroughputEngine {
   }
 
   Object& object_;
-  MoeShape shape_;
   std::int64_t pool_rows_;
   std::vector<Lane> lanes_;
 };
@@ -112,24 +112,25 @@ void CpuEngine::plan(const Dispatch& work) {
   handle->counted = promise->get_future().share();
   HighThroughputLane& lane = lane_of(*handle);
   // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
-  object_.execute({"high-throughput dispatch", work.request.stream, work.request.timeout},
-                  lane.turnstile(), [this, &lane, handle, promise = std::move(promise), work] {
-                    const auto context =
-                        object_.wait_context(work.request.timeout, "high-throughput dispatch");
-                    if (work.cached) {
-                      handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
-                      lane.exchange_calls(*handle, context);
-                    } else {
-                      const ConstTensorView& given = work.request.topk_idx;
-                      const ExpertIds ids{given.data(), given.dtype() == DType::int64};
-                      handle->route = make_route(ids, handle->tokens, shape_.top_k,
-                                                 {object_.communicator()->size(), shape_.experts});
-                      object_.note_invalid_ids(handle->route, ids);
-                      lane.exchange_counts(*handle, work.request.capacity.value_or(pool_rows_),
-                                           work.eager(), context);
-                    }
-                    promise->set_value();
-                  });
+  object_.execute(
+      {"high-throughput dispatch", work.request.stream, work.request.timeout}, lane.turnstile(),
+      [this, &lane, handle, promise = std::move(promise), work] {
+        const auto context = object_.wait_context(work.request.timeout, "high-throughput dispatch");
+        lane.use(handle->shape, handle->shape.dtype);
+        if (work.cached) {
+          handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
+          lane.exchange_calls(*handle, context);
+        } else {
+          const ConstTensorView& given = work.request.topk_idx;
+          const ExpertIds ids{given.data(), given.dtype() == DType::int64};
+          handle->route = make_route(ids, handle->tokens, handle->shape.top_k,
+                                     {object_.communicator()->size(), handle->shape.experts});
+          object_.note_invalid_ids(handle->route, ids);
+          lane.exchange_counts(*handle, work.request.capacity.value_or(pool_rows_), work.eager(),
+                               context);
+        }
+        promise->set_value();
+      });
   if (work.cached) {
     // What the caller of that dispatch has been told is true of this one, too.
     handle->rows_per_source = work.cached->rows_per_source;

@@ -21,7 +21,10 @@ class LaneMemory {
   LaneMemory(std::shared_ptr<Region> region, const Slots& slots, int lane)
       : slots_(slots), region_(std::move(region)), lane_(lane) {}
 
+  /// The places, with the sizes of the operation that runs.
   const Slots& slots() const { return slots_; }
+  /// An operation of such a shape begins, in the turn of its lane.
+  void use(const MoeShape& shape) { slots_ = slots_.with(slot_sizes(shape, size())); }
   int rank() const { return region_->communicator().rank(); }
   int size() const { return region_->communicator().size(); }
   Region& region() const { return *region_; }

@@ -56,7 +56,7 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
   const auto& slots = memory_.slots();
   const Route& route = routing_of(op).route;
   const int local = route.placement.local_experts();
-  const Call call = routing_of(op).call(0, static_cast<std::int32_t>(op.format.dtype));
+  const Call call = routing_of(op).call(0, op.format.dtype);
   routing_of(op).epoch = n;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
@@ -222,7 +222,8 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
   const std::int32_t options = op.request.topk_weights.present() ? Call::kWeights : 0;
-  memory_.tell_call(slots.combine, n, routing_of(op).call(options), routing_of(op).epoch);
+  memory_.tell_call(slots.combine, n, routing_of(op).call(options, op.request.y.dtype()),
+                    routing_of(op).epoch);
   if (op.request.topk_weights.present()) send_weights(op, n);
   const bool weighted = weights_come(op, n, context);
   context.abandoned = team_.failed();
@@ -278,7 +279,7 @@ bool LowLatencyLane::weights_come(const Combine& op, Epoch n, const WaitContext&
   if (first == from.end()) return false;
   const auto source = static_cast<int>(first - from.begin());
   const std::int32_t options =
-      memory_.await_call(memory_.slots().combine, source, n, Call::kOptions, context);
+      memory_.await_call(memory_.slots().combine, source, n, Call::kKind, context);
   return (options & Call::kWeights) != 0;
 }
 

@@ -54,6 +54,12 @@ class LowLatencyLane {
   void receive_combine(const Combine& op, WaitContext context);
 
   Turnstile& turnstile() { return turnstile_; }
+  /// An operation, or half of one, begins: its H, E, K and M, and the dtype of its rows.
+  void use(const MoeShape& shape, DType dtype) {
+    shape_ = shape;
+    shape_.dtype = dtype;
+    memory_.use(shape_);
+  }
 
  private:
   /// A row as it travels: scales behind data, or apart where the caller has them apart.

@@ -14,14 +14,13 @@ using cpu::LowLatencyLane;
 /// on whatever thread they were given to.
 class CpuEngine final : public LowLatencyEngine {
  public:
-  CpuEngine(Object& object, const LowLatencyOptions& options)
-      : object_(object), shape_(options.shape) {
+  CpuEngine(Object& object, const LowLatencyOptions& options) : object_(object) {
     const LowLatencySlots slots = low_latency_slots(options, object.communicator()->size());
     const int workers = team_size(*object.communicator(), options.threads);
     const auto region = make_region(object, options);
     for (int l = 0; l < options.lanes; ++l)
       lanes_.push_back(std::make_unique<LowLatencyLane>(LowLatencyLane::Memory(region, slots, l),
-                                                        shape_, workers));
+                                                        options.shape, workers));
   }
   bool drain(Deadline deadline) override {
     return std::all_of(lanes_.begin(), lanes_.end(),
@@ -38,6 +37,7 @@ class CpuEngine final : public LowLatencyEngine {
                     lane.turnstile(), [this, &lane, op, half] {
                       const auto context =
                           object_.wait_context(op.request.timeout, "low-latency dispatch");
+                      lane.use(op.handle->shape, op.handle->shape.dtype);
                       if (half != Half::receive) {
                         plan(op);
                         lane.send_dispatch(op, context);
@@ -55,6 +55,7 @@ class CpuEngine final : public LowLatencyEngine {
                     lane.turnstile(), [this, &lane, op, half] {
                       const auto context =
                           object_.wait_context(op.request.timeout, "low-latency combine");
+                      lane.use(op.handle->shape, op.request.y.dtype());
                       if (half != Half::receive) lane.send_combine(op, context);
                       if (half != Half::send) lane.receive_combine(op, context);
                     });
@@ -67,8 +68,9 @@ class CpuEngine final : public LowLatencyEngine {
   void plan(const Dispatch& op) {
     const ConstTensorView& given = op.request.topk_idx;
     const ExpertIds ids{given.data(), given.dtype() == DType::int64};
-    op.handle->route = make_route(ids, op.handle->tokens, shape_.top_k,
-                                  {object_.communicator()->size(), shape_.experts});
+    const MoeShape& shape = op.handle->shape;
+    op.handle->route = make_route(ids, op.handle->tokens, shape.top_k,
+                                  {object_.communicator()->size(), shape.experts});
     object_.note_invalid_ids(op.handle->route, ids);
   }
   LowLatencyLane& lane_of(const LowLatencyHandle& handle) {
@@ -76,7 +78,6 @@ class CpuEngine final : public LowLatencyEngine {
   }
 
   Object& object_;
-  MoeShape shape_;
   std::vector<std::unique_ptr<LowLatencyLane>> lanes_;
 };
 

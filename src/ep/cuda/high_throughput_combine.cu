@@ -420,8 +420,8 @@ cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughp
   });
 }
 
-cudaError_t prepare_high_throughput_combine(DType dtype, bool bulk) {
-  return with_element(dtype, [&](auto element) {
+cudaError_t prepare_high_throughput_combine(bool bulk) {
+  return for_each_element([&](auto element) {
     return cudaFuncSetAttribute(high_throughput::combine<decltype(element)>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 static_cast<int>(shared_bytes(bulk)));

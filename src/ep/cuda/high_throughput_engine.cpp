@@ -53,7 +53,7 @@ class CudaEngine final : public HighThroughputEngine {
   }
   void learn_counts(HighThroughputHandle& handle) const override;
   void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
-  void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
+  void refresh(Status& status) const override { runtime_.refresh(status, most_.top_k); }
   Allocator default_allocator() const override { return runtime_.allocator(); }
   bool captures(const Stream& stream) const override {
     return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
@@ -88,11 +88,11 @@ class CudaEngine final : public HighThroughputEngine {
   void learn_epoch(CudaHandle& handle, const Dispatch& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
-  static cuda::HighThroughputShape shape_of(const HighThroughputOptions& options, int ranks);
+  cuda::HighThroughputShape shape_of(const MoeShape& call) const;
 
   Runtime runtime_;
-  cuda::HighThroughputShape shape_;
-  int hidden_;
+  MoeShape most_;
+  HighThroughputSlots slots_;
   std::int64_t pool_rows_;
   bool bulk_;
   Tuning tuning_;
@@ -100,18 +100,20 @@ class CudaEngine final : public HighThroughputEngine {
   std::vector<Lane> lanes_;
 };
 
-cuda::HighThroughputShape CudaEngine::shape_of(const HighThroughputOptions& options, int ranks) {
-  return {high_throughput_slots(options, ranks),
-          {ranks, options.shape.experts},
-          options.shape.top_k,
-          std::min(options.shape.top_k, ranks),
-          options.shape.dtype};
+/// What kernels are told of a call's shape.
+cuda::HighThroughputShape CudaEngine::shape_of(const MoeShape& call) const {
+  const auto ranks = static_cast<int>(slots_.most.ranks);
+  return {slots_.with(slot_sizes(call, ranks)),
+          {ranks, call.experts},
+          call.top_k,
+          std::min(call.top_k, ranks),
+          call.dtype};
 }
 
 CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning)
     : runtime_(object, make_region(object, options), options.lanes, options.sms),
-      shape_(shape_of(options, object.communicator()->size())),
-      hidden_(options.shape.hidden),
+      most_(options.shape),
+      slots_(high_throughput_slots(options, object.communicator()->size())),
       pool_rows_(pool_rows_of(options, object.communicator()->size())),
       bulk_(runtime_.share().bulk_copies()),
       tuning_(tuning),
@@ -119,17 +121,17 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
   const DeviceGuard guard(runtime_.share().device());
   check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
-  check_cuda(cuda::prepare_high_throughput_combine(shape_.dtype, bulk_), "loading combine");
+  check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
   for (Lane& lane : lanes_) make_lane(lane);
   // No rows are in the pool yet, so it can be written to.
-  const SlotSizes& sizes = shape_.slots.sizes;
+  const SlotSizes& sizes = slots_.most;
   link_bytes_per_us_ = runtime_.measure_links(
-      {shape_.slots.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
+      {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
 }
 
 void CudaEngine::make_lane(Lane& lane) {
   const auto share = runtime_.shared_share();
-  const SlotSizes& sizes = shape_.slots.sizes;
+  const SlotSizes& sizes = slots_.most;
   lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr));
   lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch));
   const std::size_t values =
@@ -138,7 +140,7 @@ void CudaEngine::make_lane(Lane& lane) {
   runtime_.keep(mirror);
   lane.mirror.values = static_cast<std::int32_t*>(mirror.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
-  const std::size_t chunks = sizes.ranks * shape_.slots.chunks();
+  const std::size_t chunks = sizes.ranks * slots_.chunks();
   const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
   const auto counters = allocate_on_device(bytes, share->device(), share->memory_stream());
   runtime_.keep(counters);
@@ -162,11 +164,10 @@ void CudaEngine::make_lane(Lane& lane) {
 }
 
 std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* routing) const {
-  const SlotSizes& sizes = shape_.slots.sizes;
+  const SlotSizes& sizes = slots_.most;
   Carver carver(base);
   HighThroughputRouting r{};
-  r.destinations =
-      carver.take<Destination>(sizes.max_tokens * static_cast<std::size_t>(shape_.width));
+  r.destinations = carver.take<Destination>(sizes.max_tokens * std::min(sizes.top_k, sizes.ranks));
   r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
   r.epoch = carver.take<Epoch>(1);
   r.rows_to = carver.take<std::int32_t>(sizes.ranks);
@@ -215,7 +216,7 @@ void CudaEngine::learn_epoch(CudaHandle& handle, const Dispatch& work) {
   if (!handle.in_pool || !lane_of(handle).captured || told) return;
   const Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
                            work.request.sms, "high-throughput dispatch", false};
-  handle.host_epoch = runtime_.read_epoch(call, shape_.slots.dispatch.words) + 1;
+  handle.host_epoch = runtime_.read_epoch(call, slots_.dispatch.words) + 1;
 }
 
 void CudaEngine::plan(const Dispatch& work) {
@@ -236,13 +237,12 @@ void CudaEngine::plan(const Dispatch& work) {
   const bool told = work.eager() || !work.request.stream.present();
   cuda::NotifyParams p{};
   p.context = runtime_.context_of(call);
-  p.shape = shape_;
+  p.shape = shape_of(handle.shape);
   p.routing = handle.routing;
   p.tokens = handle.tokens;
   p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
   p.strict = work.eager();
-  p.call = handle.call(work.eager() ? 0 : Call::kCapacity,
-                       static_cast<std::int32_t>(handle.format.dtype));
+  p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format.dtype);
   p.format = handle.format;
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
@@ -265,9 +265,10 @@ void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
   handle.overflow = values[CountsMirror::kOverflow] != 0;
   handle.host_epoch = static_cast<Epoch>(values[CountsMirror::kEpoch]);
   const std::int32_t* sources = values + CountsMirror::kHeader;
-  const std::int32_t* experts = sources + shape_.slots.sizes.ranks;
+  const std::int32_t* experts = sources + slots_.most.ranks;
   handle.rows_per_source.assign(sources, experts);
-  handle.rows_per_expert.assign(experts, experts + shape_.slots.sizes.local_experts);
+  handle.rows_per_expert.assign(
+      experts, experts + handle.shape.experts / static_cast<int>(slots_.most.ranks));
   handle.has_counts = true;
 }
 
@@ -276,7 +277,7 @@ void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
   if (mine.has_counts) return;
   // A cached dispatch of a handle whose counts stayed on the device; it is done.
   const cudaStream_t stream = runtime_.share().memory_stream().get();
-  mine.rows_per_source.resize(shape_.slots.sizes.ranks);
+  mine.rows_per_source.resize(slots_.most.ranks);
   check_cuda(cudaMemcpyAsync(mine.rows_per_source.data(), mine.routing.rows_from,
                              mine.rows_per_source.size() * sizeof(std::int32_t),
                              cudaMemcpyDeviceToHost, stream),
@@ -293,7 +294,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
   p.context = runtime_.context_of(call);
-  p.shape = shape_;
+  p.shape = shape_of(handle->shape);
   p.routing = handle->routing;
   p.format = handle->format;
   const bool owned = work.outputs.x.present();
@@ -305,8 +306,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
       {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
-  p.call =
-      handle->call(handle->cached ? Call::kCached : 0, static_cast<std::int32_t>(p.format.dtype));
+  p.call = handle->call(handle->cached ? Call::kCached : 0, p.format.dtype);
   p.call.lane = handle->routing_lane;
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
@@ -353,13 +353,15 @@ void CudaEngine::combine(const Combine& work) {
   const int warps = cuda::kHighThroughputWarps;
   cuda::HighThroughputCombineParams p{};
   p.context = runtime_.context_of(call);
-  p.shape = shape_;
+  MoeShape shape = handle->shape;
+  shape.dtype = work.request.y.dtype();
+  p.shape = shape_of(shape);
   p.routing = handle->routing;
-  const auto row_bytes = static_cast<std::uint32_t>(shape_.slots.sizes.row_bytes);
+  const auto row_bytes = static_cast<std::uint32_t>(shape.row_bytes());
   p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
   p.summing = cuda::plan_moving(
-      {row_bytes, warps, shape_.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
-  p.call = handle->call(0);
+      {row_bytes, warps, p.shape.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
+  p.call = handle->call(0, work.request.y.dtype());
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();
@@ -388,7 +390,7 @@ void CudaEngine::release(const HandlePointer& pointer, const Stream& stream) {
   const Runtime::Call call{handle->lane, stream, {}, 0, "release", true};
   cuda::NotifyParams p{};
   p.context = runtime_.context_of(call);
-  p.shape = shape_;
+  p.shape = shape_of(most_);
   p.release = released->epoch();
   runtime_.run(call, [&](cudaStream_t on) {
     check_cuda(cuda::launch(p, {1, on}), "launch of notify");
@@ -398,7 +400,7 @@ void CudaEngine::release(const HandlePointer& pointer, const Stream& stream) {
 HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle,
                                               std::int64_t rows) const {
   const auto& mine = static_cast<const CudaHandle&>(handle);
-  const HighThroughputSlots& slots = shape_.slots;
+  const HighThroughputSlots& slots = slots_;
   const Epoch n = mine.host_epoch;
   std::byte* base = runtime_.lane_base(handle.lane);
   const RowFormat& format = handle.format;
@@ -407,10 +409,10 @@ HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle
                                       : TensorView(base + offset, dtype, {rows, width});
     return all.on(runtime_.share().device());
   };
-  return {view(slots.pool_row_of(n, 0, 0), format.dtype, hidden_),
+  return {view(slots.pool_row_of(n, 0, 0), format.dtype, mine.shape.hidden),
           view(slots.pool_token_of(n, 0), DType::int32, 0),
-          view(slots.pool_experts_of(n, 0), DType::int32, shape_.top_k),
-          view(slots.pool_weights_of(n, 0), DType::fp32, shape_.top_k),
+          view(slots.pool_experts_of(n, 0), DType::int32, mine.shape.top_k),
+          view(slots.pool_weights_of(n, 0), DType::fp32, mine.shape.top_k),
           format.scales > 0 ? view(slots.pool_scales_of(n, 0), DType::fp32, format.scales)
                             : TensorView()};
 }

@@ -120,6 +120,6 @@ cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughp
 /// Load the kernels and let them have their shared memory; `bulk` if rings are used.
 cudaError_t prepare_high_throughput_notify();
 cudaError_t prepare_high_throughput_dispatch(bool bulk);
-cudaError_t prepare_high_throughput_combine(DType dtype, bool bulk);
+cudaError_t prepare_high_throughput_combine(bool bulk);
 
 }  // namespace expertwire::ep::cuda

@@ -394,9 +394,11 @@ cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launc
   if (blocks == 2) blocks = 1;
   NotifyParams p = params;
   p.cut = cut(params.tokens, blocks, blocks == 1 ? 0 : 1);
-  high_throughput::notify<<<
-      blocks, kThreads, shared_bytes(p.shape.placement.experts, p.context.size), launch.stream>>>(
-      p);
+  // Shared memory for the most experts, always: a launch that changes it may wait for others.
+  const auto experts =
+      static_cast<int>(p.shape.slots.most.ranks * p.shape.slots.most.local_experts);
+  high_throughput::
+      notify<<<blocks, kThreads, shared_bytes(experts, p.context.size), launch.stream>>>(p);
   return cudaGetLastError();
 }
 

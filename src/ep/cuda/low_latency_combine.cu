@@ -132,7 +132,7 @@ __device__ bool learn_weights(const Params& p, Shared& s, Epoch n) {
     std::int32_t options = 0;
     if (source < c.size)
       good = await_told<1>(
-          c, n, [&](int) { return saying(p, n).heard_from(source, n) + Call::kOptions; },
+          c, n, [&](int) { return saying(p, n).heard_from(source, n) + Call::kKind; },
           [&](int) { return source; }, &options);
     s.weighted = (options & Call::kWeights) != 0;
   }
@@ -144,7 +144,7 @@ __device__ bool await_weights_of(const Params& p, Epoch n, int source) {
   const Context& c = p.context;
   const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.weight_flag_of(n, source));
   const Saying ours = saying(p, n);
-  const Tagged* options = ours.heard_from(source, n) + Call::kOptions;
+  const Tagged* options = ours.heard_from(source, n) + Call::kKind;
   bool none = false;
   const bool good = wait_until(c, source, Phase::combine_weights, n, [&] {
     if (arrived<KernelAccess>(flag, n)) return true;
@@ -497,8 +497,8 @@ cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) 
 
 cudaError_t prepare_low_latency_dispatch(std::uint32_t shared_bytes);
 
-cudaError_t prepare_low_latency(DType dtype, std::uint32_t shared_bytes) {
-  const cudaError_t result = with_element(dtype, [](auto element) {
+cudaError_t prepare_low_latency(std::uint32_t shared_bytes) {
+  const cudaError_t result = for_each_element([](auto element) {
     cudaFuncAttributes attributes{};
     return cudaFuncGetAttributes(&attributes, low_latency::combine<decltype(element)>);
   });

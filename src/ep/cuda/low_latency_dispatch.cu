@@ -465,10 +465,11 @@ cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch)
   p.cut = cut_tokens(p.tokens, launch.blocks);
   // Shared memory for the largest call, always: a launch that changes it may wait for other
   // kernels.
-  const Cut most = cut_tokens(static_cast<int>(shape.slots.sizes.max_tokens), launch.blocks);
-  const std::uint32_t others = images_at(shape.placement.experts);
-  p.images = plan_images({static_cast<std::uint32_t>(shape.slots.header_bytes),
-                          static_cast<std::uint32_t>(shape.slots.sizes.row_bytes), most.most(),
+  const SlotSizes& sizes = shape.slots.most;
+  const Cut most = cut_tokens(static_cast<int>(sizes.max_tokens), launch.blocks);
+  const std::uint32_t others = images_at(static_cast<int>(sizes.ranks * sizes.local_experts));
+  p.images = plan_images({static_cast<std::uint32_t>(LowLatencySlots::header_bytes_of(sizes)),
+                          static_cast<std::uint32_t>(sizes.row_bytes), most.most(),
                           shape.shared_bytes - others, shape.bulk});
   p.keeps_own = p.halves == kBothHalves && p.images.whole && p.cut.most() <= p.images.count;
   const std::uint32_t bytes = others + static_cast<std::uint32_t>(p.images.count) * p.images.stride;

@@ -32,13 +32,8 @@ class CudaEngine final : public LowLatencyEngine {
       : runtime_(object, make_region(object, options), options.lanes, options.sms) {
     const int ranks = object.communicator()->size();
     shape_.slots = low_latency_slots(options, ranks);
-    shape_.placement = {ranks, options.shape.experts};
-    shape_.top_k = options.shape.top_k;
-    shape_.width = std::min(options.shape.top_k, ranks);
-    shape_.turn = object.communicator()->rank() % shape_.width;
-    shape_.by_top_k = Divider(shape_.top_k);
-    shape_.by_width = Divider(shape_.width);
-    shape_.dtype = options.shape.dtype;
+    rank_ = object.communicator()->rank();
+    shape_ = shape_of(options.shape);
     const DeviceGuard guard(runtime_.share().device());
     shape_.shared_bytes = runtime_.share().shared_bytes();
     shape_.bulk = runtime_.share().bulk_copies();
@@ -47,8 +42,7 @@ class CudaEngine final : public LowLatencyEngine {
           "takes {}",
           options.shape.experts, runtime_.share().device(), shape_.shared_bytes,
           cuda::fewest_shared_bytes(shape_));
-    check_cuda(cuda::prepare_low_latency(shape_.dtype, shape_.shared_bytes),
-               "loading the low-latency kernels");
+    check_cuda(cuda::prepare_low_latency(shape_.shared_bytes), "loading the low-latency kernels");
     const std::size_t bytes = carve_routing(nullptr, nullptr);
     for (int l = 0; l < options.lanes; ++l)
       pools_.push_back(std::make_shared<BlockPool>(runtime_.shared_share(), bytes));
@@ -69,9 +63,9 @@ class CudaEngine final : public LowLatencyEngine {
                              work.request.sms, "low-latency dispatch", true};
     cuda::LowLatencyDispatchParams p{};
     p.context = runtime_.context_of(call);
-    p.shape = shape_;
+    p.shape = shape_of(handle.shape);
     p.routing = handle.routing;
-    p.call = handle.call(0, static_cast<std::int32_t>(work.format.dtype));
+    p.call = handle.call(0, work.format.dtype);
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
     p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
@@ -98,9 +92,12 @@ class CudaEngine final : public LowLatencyEngine {
                              work.request.sms, "low-latency combine", true};
     cuda::LowLatencyCombineParams p{};
     p.context = runtime_.context_of(call);
-    p.shape = shape_;
+    MoeShape shape = handle.shape;
+    shape.dtype = work.request.y.dtype();
+    p.shape = shape_of(shape);
     p.routing = handle.routing;
-    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0);
+    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0,
+                         work.request.y.dtype());
     p.tokens = handle.tokens;
     p.halves = halves_of(half);
     p.y = work.request.y.as<std::byte>();
@@ -120,9 +117,23 @@ class CudaEngine final : public LowLatencyEngine {
   Allocator default_allocator() const override { return runtime_.allocator(); }
 
  private:
-  /// Places a handle's arrays; returns their size.
+  /// What kernels are told of a call's shape.
+  cuda::LowLatencyShape shape_of(const MoeShape& call) const {
+    cuda::LowLatencyShape shape = shape_;
+    const auto ranks = static_cast<int>(shape.slots.most.ranks);
+    shape.slots = shape.slots.with(slot_sizes(call, ranks));
+    shape.placement = {ranks, call.experts};
+    shape.top_k = call.top_k;
+    shape.width = std::min(call.top_k, ranks);
+    shape.turn = rank_ % shape.width;
+    shape.by_top_k = Divider(shape.top_k);
+    shape.by_width = Divider(shape.width);
+    shape.dtype = call.dtype;
+    return shape;
+  }
+  /// Places a handle's arrays, for the most; returns their size.
   std::size_t carve_routing(std::byte* base, LowLatencyRouting* routing) const {
-    const SlotSizes& sizes = shape_.slots.sizes;
+    const SlotSizes& sizes = shape_.slots.most;
     const auto width = static_cast<std::size_t>(shape_.width);
     const std::size_t came = sizes.ranks * sizes.max_tokens * sizes.top_k;
     Carver carver(base);
@@ -138,7 +149,8 @@ class CudaEngine final : public LowLatencyEngine {
   }
 
   Runtime runtime_;
-  cuda::LowLatencyShape shape_{};
+  int rank_ = 0;
+  cuda::LowLatencyShape shape_{};                  // of the most
   std::vector<std::shared_ptr<BlockPool>> pools_;  // by lane
 };
 

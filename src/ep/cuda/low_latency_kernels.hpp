@@ -87,7 +87,7 @@ cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch);
 /// Shared memory that a block of dispatch needs at least.
 std::uint32_t fewest_shared_bytes(const LowLatencyShape& shape);
 
-/// Loads the kernels of a shape and lets them have the shared memory of a block; once an object.
-cudaError_t prepare_low_latency(DType dtype, std::uint32_t shared_bytes);
+/// Loads the kernels and lets them have the shared memory of a block; once a device.
+cudaError_t prepare_low_latency(std::uint32_t shared_bytes);
 
 }  // namespace expertwire::ep::cuda

@@ -108,6 +108,15 @@ __host__ __device__ __forceinline__ auto with_element(DType dtype, Visit visit) 
   }
 }
 
+/// Calls `prepare` with every element until one returns an error; kernels are loaded before a call
+/// needs them.
+template <class Prepare>
+cudaError_t for_each_element(Prepare prepare) {
+  for (const cudaError_t result : {prepare(Bf16{}), prepare(Fp16{}), prepare(Fp32{})})
+    if (result != cudaSuccess) return result;
+  return cudaSuccess;
+}
+
 /// Vectors that a thread has in flight at once.
 inline constexpr int kInFlight = 4;
 
