@@ -1,5 +1,5 @@
-// One object, made for the most that it meets, serves calls of other H, dtype, E, K and M, one after
-// another and between each other.
+// One object, made for the most that it meets, serves calls of other H, dtype, E, K and M, one
+// after another and between each other.
 
 #include <gtest/gtest.h>
 
@@ -21,7 +21,7 @@ const MoeShape kMost{320, 48, 6, 40, DType::fp32};
 
 /// From small to large and back, so that what a larger call left behind lies under a smaller one.
 const std::vector<MoeShape> kShapes = {
-    {320, 48, 6, 40, DType::fp32}, {64, 24, 4, 7, DType::bf16},  {640, 48, 1, 40, DType::fp16},
+    {320, 48, 6, 40, DType::fp32}, {64, 24, 4, 7, DType::bf16},   {640, 48, 1, 40, DType::fp16},
     {16, 3, 3, 1, DType::fp32},    {256, 36, 6, 33, DType::bf16}, {8, 48, 5, 40, DType::bf16},
     {336, 12, 2, 12, DType::fp16}, {320, 48, 6, 40, DType::bf16},
 };
@@ -29,7 +29,8 @@ const std::vector<MoeShape> kShapes = {
 std::vector<Workload> workloads() {
   std::vector<Workload> all;
   for (std::size_t i = 0; i < kShapes.size(); ++i)
-    all.emplace_back(Workload({kShapes[i], kRanks, 31 + i, RoutingPattern::parse("masked:0.2"), true}));
+    all.emplace_back(
+        Workload({kShapes[i], kRanks, 31 + i, RoutingPattern::parse("masked:0.2"), true}));
   return all;
 }
 
@@ -143,10 +144,9 @@ TEST(Geometry, RanksBringTheSame) {
                 {{64, 24, 4, 9, DType::bf16}, "has max_tokens"},
                 {{64, 24, 4, 8, DType::fp16}, "of fp16"}};
   for (const auto& [odd, words] : kCases)
-    with_thread_ranks(2, [&, &odd = odd, &words = words](
-                             const std::shared_ptr<Communicator>& communicator) {
-      const MoeShape shape =
-          communicator->rank() == 1 ? odd : MoeShape{64, 24, 4, 8, DType::bf16};
+    with_thread_ranks(2, [&, &odd = odd,
+                          &words = words](const std::shared_ptr<Communicator>& communicator) {
+      const MoeShape shape = communicator->rank() == 1 ? odd : MoeShape{64, 24, 4, 8, DType::bf16};
       const Workload workload({shape, 2, 3, RoutingPattern::parse("uniform")});
       auto ll = LowLatency::create(communicator, {{128, 48, 6, 40, DType::fp32}});
       Request<LowLatency> low(*communicator, workload, 0);
