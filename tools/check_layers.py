@@ -20,6 +20,8 @@ PUBLIC = {
 HEADER_LAYER = {name: layer for layer, names in PUBLIC.items() for name in names}
 MOST_LINES = 600
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.M)
+# Where addresses in memory of peers are made; the last tells kernels the bases.
+PEER_ADDRESSES = {"src/ep/cuda/peer.cuh", "src/ep/cpu/lane_memory.hpp", "src/ep/cuda/runtime.cpp"}
 TRANSPORT_FILES = {"memory.cpp", "memory.hpp", "transport.cpp"}
 
 
@@ -61,6 +63,9 @@ def problems():
         if re.search(r"\basm\b", text) and name.parts[:2] != ("src", "device") and \
                 str(name) != "src/comm/wait.cpp":
             yield f"{name}: assembly belongs in src/device/"
+        if name.parts[:2] == ("src", "ep") and re.search(r"[.>]bases\[|region_->lane\(", text) and \
+                str(name) not in PEER_ADDRESSES:
+            yield f"{name}: addresses in memory of peers are made in {', '.join(sorted(PEER_ADDRESSES))}"
         if name.parts[0] == "src" and re.search(r"throw std::|\babort\(\)|\bexit\(", text):
             yield f"{name}: errors of the library are expertwire::Error"
         if name.parts[:2] == ("tests", "reference") and re.search(r'#include "ep/', text):

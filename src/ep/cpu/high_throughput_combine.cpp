@@ -40,7 +40,7 @@ bool HighThroughputLane::lies_in_pool(const Combine& op) const {
   const HighThroughputHandle& handle = routing_of(op);
   return handle.in_pool &&
          op.request.y.data() ==
-             memory_.at<std::byte>(memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0, 0));
+             memory_.inbox<std::byte>(memory_.slots().pool_row_of(handle.epoch, 0, 0));
 }
 
 /// Tells every rank where this one's rows will be; also releases rows in the pool and weights.
@@ -48,8 +48,8 @@ void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
   const CombineOffer offer{lies_in_pool(op) ? 1 : 0, op.request.topk_weights.present() ? 1 : 0};
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    *memory_.at<CombineOffer>(peer, slots.offer_of(n, memory_.rank())) = offer;
-    publish<HostAccess>(memory_.at<Epoch>(peer, slots.offer_flag_of(n, memory_.rank())), n);
+    *memory_.outbox<CombineOffer>(peer, slots.offer_of(n, memory_.rank())) = offer;
+    memory_.announce(peer, slots.offer_flag_of(n, memory_.rank()), n);
   });
 }
 
@@ -61,9 +61,10 @@ void HighThroughputLane::send_weights(const Combine& op, Epoch n) const {
     const std::int64_t first = handle.first_from[index(source)];
     const std::int64_t end = std::min(handle.first_from[index(source) + 1], capacity);
     if (first >= end) return;
-    std::memcpy(memory_.at<float>(source, memory_.slots().partial_weights_of(n, memory_.rank(), 0)),
-                op.request.topk_weights.as<std::byte>() + index(first) * row_bytes,
-                index(end - first) * row_bytes);
+    std::memcpy(
+        memory_.outbox<float>(source, memory_.slots().partial_weights_of(n, memory_.rank(), 0)),
+        op.request.topk_weights.as<std::byte>() + index(first) * row_bytes,
+        index(end - first) * row_bytes);
   });
 }
 
@@ -79,14 +80,13 @@ void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const
     for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
       const std::int64_t begin = chunk * kChunkRows;
       const std::int64_t end = std::min({rows, begin + kChunkRows, capacity - first});
-      void* to = memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), begin));
+      void* to = memory_.outbox<std::byte>(source, slots.partial_of(n, memory_.rank(), begin));
       if (begin < end)
         vector_ops().copy(&to, 1,
                           op.request.y.as<std::byte>() + index(first + begin) * shape_.row_bytes(),
                           index(end - begin) * shape_.row_bytes(), stream);
       vector_ops().store_fence();
-      publish<HostAccess>(
-          memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), chunk)), n);
+      memory_.announce(source, slots.partial_flag_of(n, memory_.rank(), chunk), n);
     }
   });
 }
@@ -100,7 +100,7 @@ void HighThroughputLane::receive_combine(const Combine& op, WaitContext context)
   memory_.compare_calls(
       slots.combine, n, [](int) { return true; }, context);
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.offer_flag_of(n, peer));
+    const auto* flag = memory_.inbox<Epoch>(slots.offer_flag_of(n, peer));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
   const bool pulled = lies_in_pool(op);
@@ -132,7 +132,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
   std::vector<CombineOffer> offers(index(memory_.size()));
   std::vector<std::int64_t> there(index(memory_.size()), -1);
   for (int peer = 0; peer < memory_.size(); ++peer)
-    offers[index(peer)] = *memory_.at<CombineOffer>(self, slots.offer_of(n, peer));
+    offers[index(peer)] = *memory_.inbox<CombineOffer>(slots.offer_of(n, peer));
 
   // The row of this rank's `row` at `from`; null if it lies past the capacity there.
   auto find_row = [&](const Destination& from) -> const void* {
@@ -140,16 +140,16 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
     if (row >= handle.capacity[index(from.rank)]) return nullptr;
     if (from.rank == self) return op.request.y.as<std::byte>() + index(row) * shape_.row_bytes();
     if (offers[index(from.rank)].pull != 0)
-      return memory_.at<std::byte>(from.rank,
-                                   slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
+      return memory_.there<std::byte>(from.rank,
+                                      slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
     const std::int64_t chunk = from.row / kChunkRows;
     if (there[index(from.rank)] != chunk) {
-      const auto* flag = memory_.at<Epoch>(self, slots.partial_flag_of(n, from.rank, chunk));
+      const auto* flag = memory_.inbox<Epoch>(slots.partial_flag_of(n, from.rank, chunk));
       wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                  [&] { return arrived<HostAccess>(flag, n); });
       there[index(from.rank)] = chunk;
     }
-    return memory_.at<std::byte>(self, slots.partial_of(n, from.rank, from.row));
+    return memory_.inbox<std::byte>(slots.partial_of(n, from.rank, from.row));
   };
 
   const Span tokens = part_of(route.tokens, worker, team_.size());
@@ -167,7 +167,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
       rows[count++] = row;
       if (home == nullptr || offers[index(list[i].rank)].weights == 0) continue;
       const auto* weights =
-          memory_.at<float>(self, slots.partial_weights_of(n, list[i].rank, list[i].row));
+          memory_.inbox<float>(slots.partial_weights_of(n, list[i].rank, list[i].row));
       for (int k = 0; k < route.top_k; ++k)
         if (route.experts_of(t)[k] >= 0 &&
             route.placement.rank_of(route.experts_of(t)[k]) == list[i].rank)

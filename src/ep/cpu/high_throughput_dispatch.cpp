@@ -59,13 +59,13 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   for_each_peer(memory_.rank(), size, [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     memory_.tell_call(slots.dispatch, peer, n, call, n);
-    auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
-    tell<HostAccess>(counts + slots.kCapacity, static_cast<std::int32_t>(capacity), n);
+    const std::uint64_t counts = slots.counts_of(n, memory_.rank());
+    memory_.tell(peer, counts, slots.kCapacity, {static_cast<std::int32_t>(capacity), n});
     for (int to = 0; to < size; ++to)
-      tell<HostAccess>(counts + slots.kHeader + to, route.rows_to_rank[index(to)], n);
+      memory_.tell(peer, counts, slots.kHeader + to, {route.rows_to_rank[index(to)], n});
     for (int e = 0; e < local; ++e)
-      tell<HostAccess>(counts + slots.kHeader + size + e,
-                       route.rows_to_expert[index(peer * local + e)], n);
+      memory_.tell(peer, counts, slots.kHeader + size + e,
+                   {route.rows_to_expert[index(peer * local + e)], n});
   });
 
   handle.rows.assign(index(size) * index(size), 0);
@@ -75,7 +75,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.selections_per_expert.assign(index(local), 0);
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
-    const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
+    const auto* counts = memory_.inbox<Tagged>(slots.counts_of(n, source));
     auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
     memory_.compare_call(slots.dispatch, source, n, context);
     handle.capacity[index(source)] = count(slots.kCapacity);
@@ -143,8 +143,7 @@ class HighThroughputLane::ChunkTally {
     vector_ops().store_fence();
     if (written.fetch_add(open.rows, std::memory_order_acq_rel) + open.rows == whole) {
       written.store(0, std::memory_order_relaxed);
-      publish<HostAccess>(
-          memory.at<Epoch>(rank, memory.slots().row_flag_of(n_, memory.rank(), open.chunk)), n_);
+      memory.announce(rank, memory.slots().row_flag_of(n_, memory.rank(), open.chunk), n_);
     }
     open.rows = 0;
   }
@@ -194,11 +193,11 @@ HighThroughputLane::RowPlace HighThroughputLane::place_of(const HighThroughputSl
                                                           const PoolRow& at,
                                                           const RowFormat& format) const {
   const auto& [owner, n, row] = at;
-  return {memory_.at<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
-          memory_.at<std::int32_t>(owner, slots.pool_token_of(n, row)),
-          memory_.at<std::int32_t>(owner, slots.pool_experts_of(n, row)),
-          memory_.at<float>(owner, slots.pool_weights_of(n, row)),
-          memory_.at<std::byte>(owner, slots.pool_scales_of(n, row))};
+  return {memory_.outbox<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
+          memory_.outbox<std::int32_t>(owner, slots.pool_token_of(n, row)),
+          memory_.outbox<std::int32_t>(owner, slots.pool_experts_of(n, row)),
+          memory_.outbox<float>(owner, slots.pool_weights_of(n, row)),
+          memory_.outbox<std::byte>(owner, slots.pool_scales_of(n, row))};
 }
 
 HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::Outputs& outputs,
@@ -254,7 +253,7 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
       const std::int64_t rows = handle.rows_between(source, memory_.rank());
       const std::int64_t first = handle.first_from[index(source)];
       for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
-        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, chunk));
+        const auto* flag = memory_.inbox<Epoch>(slots.row_flag_of(n, source, chunk));
         wait_until(context, source, Phase::dispatch_rows,
                    static_cast<std::uint64_t>(chunk * kChunkRows),
                    [&] { return arrived<HostAccess>(flag, n); });

@@ -29,14 +29,34 @@ class LaneMemory {
   int size() const { return region_->communicator().size(); }
   Region& region() const { return *region_; }
 
-  /// The object at `offset` of the lane in the memory of `owner`.
+  // Addresses in memory of peers are made here alone, as in ep/cuda/peer.cuh.
+
+  /// Where this rank writes at `peer`, or at itself.
   template <class T>
-  T* at(int owner, std::uint64_t offset) const {
-    return reinterpret_cast<T*>(region_->lane(owner, lane_) + offset);
+  T* outbox(int peer, std::uint64_t offset) const {
+    return reinterpret_cast<T*>(region_->lane(peer, lane_) + offset);
+  }
+  /// Where this rank finds what peers, or itself, wrote for it.
+  template <class T>
+  const T* inbox(std::uint64_t offset) const {
+    return reinterpret_cast<const T*>(region_->lane(rank(), lane_) + offset);
+  }
+  /// What lies at a peer that is reached by load and store.
+  template <class T>
+  const T* there(int peer, std::uint64_t offset) const {
+    return reinterpret_cast<const T*>(region_->lane(peer, lane_) + offset);
+  }
+  /// Tells `peer` that what was written for it before belongs to epoch `n`.
+  void announce(int peer, std::uint64_t flag, Epoch n) const {
+    publish<HostAccess>(outbox<Epoch>(peer, flag), n);
+  }
+  /// Tells `peer` a value of an epoch: the `i`-th of the words at `words`.
+  void tell(int peer, std::uint64_t words, int i, const Tagged& value) const {
+    ep::tell<HostAccess>(outbox<Tagged>(peer, words) + i, value.value, value.epoch);
   }
 
   Direction<HostAccess> direction(const DirectionSlots& place) const {
-    return {at<DirectionWords>(rank(), place.words), at<Epoch>(rank(), place.consumed)};
+    return {outbox<DirectionWords>(rank(), place.words), outbox<Epoch>(rank(), place.consumed)};
   }
 
   /// Waits until `peer` has credit for epoch `n`.
@@ -60,8 +80,8 @@ class LaneMemory {
   /// Tells `peer` what this rank's operation `n` is about; after credit.
   void tell_call(const DirectionSlots& place, int peer, Epoch n, const Call& call,
                  Epoch dispatch) const {
-    Tagged* words = at<CallLine>(peer, place.header_of(n, rank()))->words;
-    for (int i = 0; i < Call::kWords; ++i) tell<HostAccess>(words + i, call.word(i, dispatch), n);
+    for (int i = 0; i < Call::kWords; ++i)
+      tell(peer, place.header_of(n, rank()), i, {call.word(i, dispatch), n});
   }
   void tell_call(const DirectionSlots& place, Epoch n, const Call& call, Epoch dispatch) const {
     for (int peer = 0; peer < size(); ++peer) tell_call(place, peer, n, call, dispatch);
@@ -69,7 +89,7 @@ class LaneMemory {
   /// What `source` tells about its operation `n`.
   std::int32_t await_call(const DirectionSlots& place, int source, Epoch n, Call::Word word,
                           const WaitContext& context) const {
-    return await_count(at<CallLine>(rank(), place.header_of(n, source))->words + word, source, n,
+    return await_count(inbox<CallLine>(place.header_of(n, source))->words + word, source, n,
                        context);
   }
   /// Throws `Error{mismatch}` if the call of `source` does not belong to this rank's.
@@ -89,7 +109,7 @@ class LaneMemory {
   template <class Sends>
   void compare_calls(const DirectionSlots& place, Epoch n, Sends sends,
                      const WaitContext& context) const {
-    const auto* own = at<CallLine>(rank(), place.header_of(n - kSlots, rank()))->words;
+    const auto* own = inbox<CallLine>(place.header_of(n - kSlots, rank()))->words;
     const bool earlier = belongs_to(HostAccess::load(own), n - kSlots);
     for (int source = 0; source < size(); ++source) {
       if (earlier) compare_call(place, source, n - kSlots, context);
@@ -100,7 +120,7 @@ class LaneMemory {
   /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.
   void grant_all(const DirectionSlots& place, Epoch n) const {
     for (int peer = 0; peer < size(); ++peer)
-      grant<HostAccess>(at<Epoch>(peer, place.consumed) + rank(), n);
+      grant<HostAccess>(outbox<Epoch>(peer, place.consumed) + rank(), n);
   }
 
  private:

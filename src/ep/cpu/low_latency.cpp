@@ -61,11 +61,11 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     memory_.tell_call(slots.dispatch, peer, n, call, n);
-    auto* counts = memory_.at<Tagged>(peer, slots.counts_of(n, memory_.rank()));
-    tell<HostAccess>(counts + slots.kRows, route.rows_to_rank[index(peer)], n);
+    const std::uint64_t counts = slots.counts_of(n, memory_.rank());
+    memory_.tell(peer, counts, slots.kRows, {route.rows_to_rank[index(peer)], n});
     for (int e = 0; e < local; ++e)
-      tell<HostAccess>(counts + slots.kHeader + e, route.rows_to_expert[index(peer * local + e)],
-                       n);
+      memory_.tell(peer, counts, slots.kHeader + e,
+                   {route.rows_to_expert[index(peer * local + e)], n});
   });
 }
 
@@ -92,7 +92,7 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
                               const Destination& to, Epoch n) const {
   const auto& slots = memory_.slots();
   const Route& route = routing_of(op).route;
-  auto* header = memory_.at<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
+  auto* header = memory_.outbox<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
   auto* selections = reinterpret_cast<Selection*>(header + 1);
   const std::int32_t* experts = route.experts_of(token);
   const float* weights = routing_of(op).weighted ? op.request.topk_weights.as<float>() +
@@ -110,7 +110,7 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
     if (op.format.scales > 0)
       std::memcpy(place + op.format.data_bytes, payload.scales, op.format.scale_bytes());
   }
-  publish<HostAccess>(memory_.at<Epoch>(to.rank, slots.row_flag_of(n, memory_.rank(), to.row)), n);
+  memory_.announce(to.rank, slots.row_flag_of(n, memory_.rank(), to.row), n);
 }
 
 // Dispatch, receive half -----------------------------------------------------------------------
@@ -125,7 +125,7 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       const std::int32_t rows = routing_of(op).rows_from[index(source)];
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
-        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.row_flag_of(n, source, row));
+        const auto* flag = memory_.inbox<Epoch>(slots.row_flag_of(n, source, row));
         wait_until(context, source, Phase::dispatch_rows, static_cast<std::uint64_t>(row),
                    [&] { return arrived<HostAccess>(flag, n); });
         expand_row(op, source, row, n);
@@ -159,7 +159,7 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
   auto* ranges = op.outputs.ranges.as<SourceRange>();
-  const auto* counts = memory_.at<Tagged>(memory_.rank(), slots.counts_of(n, source));
+  const auto* counts = memory_.inbox<Tagged>(slots.counts_of(n, source));
   auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
   memory_.compare_call(slots.dispatch, source, n, context);
   handle.rows_from[index(source)] = count(slots.kRows);
@@ -177,7 +177,7 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
 /// Copies a row to each of its experts, and notes in the handle where.
 void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const {
   const auto& slots = memory_.slots();
-  const auto* header = memory_.at<RowHeader>(memory_.rank(), slots.row_of(n, source, row));
+  const auto* header = memory_.inbox<RowHeader>(slots.row_of(n, source, row));
   const auto* selections = reinterpret_cast<const Selection*>(header + 1);
   const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
   const auto* ranges = op.outputs.ranges.as<SourceRange>();
@@ -233,15 +233,14 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
       if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
       if (weighted) {
         memory_.compare_call(slots.combine, source, n, context);
-        const auto* flag = memory_.at<Epoch>(memory_.rank(), slots.weight_flag_of(n, source));
+        const auto* flag = memory_.inbox<Epoch>(slots.weight_flag_of(n, source));
         wait_until(context, source, Phase::combine_weights, n,
                    [&] { return arrived<HostAccess>(flag, n); });
       }
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
         sum_partial(op, {source, row}, n, weighted,
-                    memory_.at<std::byte>(source, slots.partial_of(n, memory_.rank(), row)));
-        publish<HostAccess>(
-            memory_.at<Epoch>(source, slots.partial_flag_of(n, memory_.rank(), row)), n);
+                    memory_.outbox<std::byte>(source, slots.partial_of(n, memory_.rank(), row)));
+        memory_.announce(source, slots.partial_flag_of(n, memory_.rank(), row), n);
       }
     });
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
@@ -259,14 +258,14 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
     const float* given = op.request.topk_weights.as<float>() + index(t) * index(route.top_k);
     for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
       auto* weights =
-          memory_.at<float>(list[i].rank, slots.weights_of(n, memory_.rank(), list[i].row));
+          memory_.outbox<float>(list[i].rank, slots.weights_of(n, memory_.rank(), list[i].row));
       for (int k = 0; k < route.top_k; ++k)
         if (experts[k] >= 0 && route.placement.rank_of(experts[k]) == list[i].rank)
           *weights++ = given[k];
     }
   }
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    publish<HostAccess>(memory_.at<Epoch>(peer, slots.weight_flag_of(n, memory_.rank())), n);
+    memory_.announce(peer, slots.weight_flag_of(n, memory_.rank()), n);
   });
 }
 
@@ -289,9 +288,8 @@ void LowLatencyLane::sum_partial(const Combine& op, const Destination& of, Epoch
   const auto& slots = memory_.slots();
   const LowLatencyHandle& handle = routing_of(op);
   const std::size_t entry = index(handle.first_from[index(of.rank)] + of.row) * index(shape_.top_k);
-  const float* given = weighted
-                           ? memory_.at<float>(memory_.rank(), slots.weights_of(n, of.rank, of.row))
-                           : &handle.weights[entry];
+  const float* given = weighted ? memory_.inbox<float>(slots.weights_of(n, of.rank, of.row))
+                                : &handle.weights[entry];
   const void* rows[kMostTopK];
   float weights[kMostTopK];
   SumRequest sum;
@@ -346,11 +344,10 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
       rows[count] = own_partial;
       continue;
     }
-    const auto* flag =
-        memory_.at<Epoch>(memory_.rank(), slots.partial_flag_of(n, from.rank, from.row));
+    const auto* flag = memory_.inbox<Epoch>(slots.partial_flag_of(n, from.rank, from.row));
     wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                [&] { return arrived<HostAccess>(flag, n); });
-    rows[count] = memory_.at<std::byte>(memory_.rank(), slots.partial_of(n, from.rank, from.row));
+    rows[count] = memory_.inbox<std::byte>(slots.partial_of(n, from.rank, from.row));
   }
   const std::size_t offset = index(token) * shape_.row_bytes();
   SumRequest sum;

@@ -16,7 +16,7 @@ struct Saying {
 
   __device__ std::int32_t word(int i) const { return call.word(i, dispatch); }
   __device__ const Tagged* heard_from(int source, Epoch epoch) const {
-    return at<const CallLine>(context, context.rank, place.header_of(epoch, source))->words;
+    return inbox<CallLine>(context, place.header_of(epoch, source))->words;
   }
 };
 
@@ -24,8 +24,8 @@ struct Saying {
 __device__ __forceinline__ void tell_call(const Saying& s, int thread, int threads) {
 #pragma unroll 1
   for (int i = thread; i < s.context.size * Call::kWords; i += threads) {
-    auto* line = at<CallLine>(s.context, i / Call::kWords, s.place.header_of(s.n, s.context.rank));
-    tell<KernelAccess>(line->words + i % Call::kWords, s.word(i % Call::kWords), s.n);
+    const int peer = i / Call::kWords, word = i % Call::kWords;
+    tell(s.context, peer, s.place.header_of(s.n, s.context.rank), word, {s.word(word), s.n});
   }
 }
 

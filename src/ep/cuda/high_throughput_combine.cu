@@ -46,17 +46,17 @@ __device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
   for (int source = 0; p.topk_weights != nullptr && source < c.size; ++source) {
     const int first = p.routing.first_from[source];
     const int end = min(p.routing.first_from[source + 1], s.capacity[c.rank]);
-    float* home = at<float>(c, source, slots.partial_weights_of(n, c.rank, 0));
+    float* home = outbox<float>(c, source, slots.partial_weights_of(n, c.rank, 0));
     const float* mine = p.topk_weights + static_cast<std::int64_t>(first) * top_k;
     for (int i = threadIdx.x; i < (end - first) * top_k; i += blockDim.x) home[i] = mine[i];
   }
   const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    *at<CombineOffer>(c, peer, slots.offer_of(n, c.rank)) = offer;
+    *outbox<CombineOffer>(c, peer, slots.offer_of(n, c.rank)) = offer;
   tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   __syncthreads();
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    publish<KernelAccess>(at<Epoch>(c, peer, slots.offer_flag_of(n, c.rank)), n);
+    announce(c, peer, slots.offer_flag_of(n, c.rank), n);
 }
 
 /// One warp.
@@ -64,7 +64,7 @@ __device__ bool await_offers(const Params& p, Epoch n) {
   const Context& c = p.context;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
-    const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.offer_flag_of(n, peer));
+    const auto* flag = inbox<Epoch>(c, p.shape.slots.offer_flag_of(n, peer));
     good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
   }
   __syncwarp();  // what one lane acquired, all may read
@@ -72,7 +72,7 @@ __device__ bool await_offers(const Params& p, Epoch n) {
 }
 
 __device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
-  return *at<const CombineOffer>(p.context, p.context.rank, p.shape.slots.offer_of(n, rank));
+  return *inbox<CombineOffer>(p.context, p.shape.slots.offer_of(n, rank));
 }
 
 // Roles: pusher ----------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return static_cast<std::int64_t>(p.routing.first_from[home.source]) + home.row;
   };
   auto slot_of_home = [&](const HomeRow& home) {
-    return at<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row));
+    return outbox<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row));
   };
   auto piece = [&](const Cursor& at) -> Piece {
     // A row past the capacity does not exist: nothing is read for it, and it is only counted.
@@ -128,7 +128,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   ChunkTally tally;
   auto close = [&](int source, int chunk, std::uint32_t written) {
     count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
-                 at<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
+                 outbox<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
                  p.routing.rows_from[source], moving.pieces, n);
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
@@ -174,12 +174,12 @@ struct Summer {
     const std::int64_t row = static_cast<std::int64_t>(s.first_at[from.rank]) + from.row;
     if (from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
     if (offer_of(p, from.rank, n).pull != 0)
-      return at<const std::byte>(c, from.rank,
-                                 slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
-    const auto* flag = at<Epoch>(c, c.rank, slots.partial_flag_of(n, from.rank, from.row / kChunk));
+      return there<std::byte>(c, from.rank,
+                              slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
+    const auto* flag = inbox<Epoch>(c, slots.partial_flag_of(n, from.rank, from.row / kChunk));
     *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                        [&] { return arrived<KernelAccess>(flag, n); });
-    return at<const std::byte>(c, c.rank, slots.partial_of(n, from.rank, from.row));
+    return inbox<std::byte>(c, slots.partial_of(n, from.rank, from.row));
   }
 
   /// Writes the weights of a token that came home.
@@ -195,8 +195,7 @@ struct Summer {
       const int other = __shfl_sync(kAllLanes, from.rank, j);
       const int row = __shfl_sync(kAllLanes, from.row, j);
       if (rank >= 0 && other == rank && offer_of(p, rank, n).weights != 0)
-        weight = at<const float>(p.context, p.context.rank,
-                                 slots.partial_weights_of(n, rank, row))[lane];
+        weight = inbox<float>(p.context, slots.partial_weights_of(n, rank, row))[lane];
     }
     if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
   }
@@ -357,8 +356,7 @@ __device__ void release_pool(const Params& p, const Direction<KernelAccess>& lan
     good = wait_until(c, peer, Phase::release, n, [&] { return lane.has_read(peer, n); });
   if (!__syncthreads_and(good) || p.release == nullptr) return;
   const DirectionSlots& place = p.shape.slots.dispatch;
-  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    grant<KernelAccess>(at<Epoch>(c, peer, place.consumed) + c.rank, *p.release);
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x) grant(c, peer, place, *p.release);
 }
 
 template <class Element>

@@ -146,7 +146,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   };
   auto place_of = [&](int rank, std::uint32_t row) {
     const bool direct = p.out_x != nullptr && rank == c.rank;
-    return direct ? output_place(p, row) : pool.at(p, c.bases[rank], row);
+    return direct ? output_place(p, row) : pool.at(p, outbox<std::byte>(c, rank, 0), row);
   };
   auto land = [&](const Cursor& at) -> Landing {
     const Destination to = token.to;
@@ -171,7 +171,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   auto close = [&](int rank, int chunk, std::uint32_t count) {
     if (rank == c.rank) return;  // own rows are there at the end of the kernel
     count_pieces(&p.chunk_rows[rank * slots.chunks() + chunk],
-                 at<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
+                 outbox<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
@@ -204,7 +204,7 @@ __device__ __forceinline__ int receivers_of(const Params& p) {
 /// Waits for a chunk of a source; one thread.
 __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
   const Context& c = p.context;
-  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.row_flag_of(n, source, chunk));
+  const auto* flag = inbox<Epoch>(c, p.shape.slots.row_flag_of(n, source, chunk));
   return wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(chunk) * kChunk,
                     [&] { return arrived<KernelAccess>(flag, n); });
 }
@@ -264,7 +264,7 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return good;
   };
   auto place_of = [&](int i) {
-    return pool.at(p, c.bases[c.rank], __shfl_sync(kAllLanes, held, i % 32));
+    return pool.at(p, outbox<std::byte>(c, c.rank, 0), __shfl_sync(kAllLanes, held, i % 32));
   };
   auto piece = [&](const Cursor& at) {
     return piece_of(p.moving, place_of(at.row).x, p.format.data_bytes, at);

@@ -208,7 +208,7 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
       value = s.experts[peer * local + entry - Slots::kHeader - size];
     else if (entry >= Slots::kHeader)
       value = s.ranks[entry - Slots::kHeader];
-    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + entry, value, n);
+    tell(c, peer, p.shape.slots.counts_of(n, c.rank), entry, {value, n});
   }
 #pragma unroll 1
   for (int rank = threadIdx.x; rank < size; rank += kThreads)
@@ -224,7 +224,7 @@ __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < c.size * s.entries && good; i += kThreads) {
     const int source = i / s.entries;
-    const auto* counts = at<const Tagged>(c, c.rank, p.shape.slots.counts_of(n, source));
+    const auto* counts = inbox<Tagged>(c, p.shape.slots.counts_of(n, source));
     std::int32_t value = 0;
     good = await_told<1>(
         c, n, [&](int) { return counts + i % s.entries; }, [&](int) { return source; }, &value);
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   if (p.release != nullptr) {
 #pragma unroll 1
     for (int peer = threadIdx.x; peer < c.size; peer += kThreads)
-      grant<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.dispatch.consumed) + c.rank, *p.release);
+      grant(c, peer, p.shape.slots.dispatch, *p.release);
     return;
   }
   const Part own = p.cut.of(static_cast<int>(blockIdx.x));

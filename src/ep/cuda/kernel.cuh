@@ -3,8 +3,7 @@
 // What the kernels of both modes have in common: how they enter and leave, wait, and address the
 // memory of a lane.
 
-#include "ep/cuda/access.cuh"
-#include "ep/cuda/context.hpp"
+#include "ep/cuda/peer.cuh"
 #include "ep/routing.hpp"
 #include "ep/slots.hpp"
 #include "expertwire/error.hpp"
@@ -26,17 +25,6 @@ __device__ __forceinline__ std::int32_t sum_up_to(std::int32_t value, int lane) 
 __device__ __forceinline__ int source_at(const Context& context, int i) {
   const int source = context.rank + i;
   return source < context.size ? source : source - context.size;
-}
-
-template <class T>
-__device__ __forceinline__ T* at(const Context& context, int owner, std::uint64_t offset) {
-  return reinterpret_cast<T*>(context.bases[owner] + offset);
-}
-
-__device__ __forceinline__ Direction<KernelAccess> direction(const Context& context,
-                                                             const DirectionSlots& place) {
-  return {at<DirectionWords>(context, context.rank, place.words),
-          at<Epoch>(context, context.rank, place.consumed)};
 }
 
 /// Leaves a report for the host, if nobody has before, and makes all kernels of the object leave.
@@ -267,7 +255,7 @@ __device__ __forceinline__ bool await_flags(const Context& context, Phase phase,
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x) {
     if (!wanted(peer)) continue;
-    const auto* flag = at<Epoch>(context, context.rank, flag_of(peer));
+    const auto* flag = inbox<Epoch>(context, flag_of(peer));
     good = wait_until(context, peer, phase, n, [&] { return arrived<KernelAccess>(flag, n); });
   }
   return __syncthreads_and(good);
@@ -285,7 +273,7 @@ __device__ __forceinline__ bool leave_receive(const Context& context,
   if (!last) return false;
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < context.size && !keep; peer += blockDim.x)
-    grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
+    grant(context, peer, place, n);
   __syncthreads();
   if (threadIdx.x == 0) {
     lane.end_receive(n);
@@ -303,8 +291,7 @@ __device__ __forceinline__ void leave_receive_by_warp(const Context& context,
   if (!__any_sync(kAllLanes, thread == 0 && lane.last_to_receive(gridDim.x))) return;
   __syncwarp();  // what one lane acquired, all may release
 #pragma unroll 1
-  for (int peer = thread; peer < context.size; peer += 32)
-    grant<KernelAccess>(at<Epoch>(context, peer, place.consumed) + context.rank, n);
+  for (int peer = thread; peer < context.size; peer += 32) grant(context, peer, place, n);
   if (thread != 0) return;
   lane.end_receive(n);
   if (both) lane.end_send(n);

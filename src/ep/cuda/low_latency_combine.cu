@@ -107,7 +107,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
     const Destination to = p.routing.destinations[i];
     if (to.rank < 0) continue;
     const std::int64_t first = static_cast<std::int64_t>(p.shape.by_width.quotient(i)) * top_k;
-    float* weights = at<float>(c, to.rank, p.shape.slots.weights_of(n, c.rank, to.row));
+    float* weights = outbox<float>(c, to.rank, p.shape.slots.weights_of(n, c.rank, to.row));
 #pragma unroll 1
     for (int k = 0; k < top_k; ++k) {
       const std::int32_t expert = p.routing.experts[first + k];
@@ -118,7 +118,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
   __syncthreads();
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    publish<KernelAccess>(at<Epoch>(c, peer, p.shape.slots.weight_flag_of(n, c.rank)), n);
+    announce(c, peer, p.shape.slots.weight_flag_of(n, c.rank), n);
 }
 
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
@@ -142,7 +142,7 @@ __device__ bool learn_weights(const Params& p, Shared& s, Epoch n) {
 /// Waits for the weights of a source, unless its call says that it sends none; a thread a source.
 __device__ bool await_weights_of(const Params& p, Epoch n, int source) {
   const Context& c = p.context;
-  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.weight_flag_of(n, source));
+  const auto* flag = inbox<Epoch>(c, p.shape.slots.weight_flag_of(n, source));
   const Saying ours = saying(p, n);
   const Tagged* options = ours.heard_from(source, n) + Call::kKind;
   bool none = false;
@@ -183,8 +183,8 @@ __device__ void take_rows(const Params& p, Shared& s) {
 }
 
 /// Finds the expert outputs of a row; one warp.
-__device__ void find_rows(const Params& p, ExpertRows& found, int source, int row, Epoch n,
-                          bool weighted) {
+__device__ void find_rows(const Params& p, const Shared& s, ExpertRows& found, int source, int row,
+                          Epoch n) {
   const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t entry =
@@ -195,9 +195,8 @@ __device__ void find_rows(const Params& p, ExpertRows& found, int source, int ro
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
-    weight = weighted ? at<const float>(p.context, p.context.rank,
-                                        slots.weights_of(n, source, row))[lane]
-                      : p.routing.weights[entry + lane];
+    weight = s.weighted ? inbox<float>(p.context, slots.weights_of(n, source, row))[lane]
+                        : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(kAllLanes, place >= 0);  // dropped ones are left out
   if (place >= 0) {
@@ -260,8 +259,7 @@ struct Rows {
   }
   __device__ void announce(const Destination& row) const {
     const Context& c = p.context;
-    publish<KernelAccess>(at<Epoch>(c, row.rank, p.shape.slots.partial_flag_of(n, c.rank, row.row)),
-                          n);
+    cuda::announce(c, row.rank, p.shape.slots.partial_flag_of(n, c.rank, row.row), n);
   }
 };
 
@@ -278,12 +276,10 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
     const bool mine = item < rows.count;
     Destination row{-1, -1};
     if (mine) row = rows.at_item(item, i);
-    if (mine && team.first_warp())
-      find_rows(p, found, row.rank, row.row, rows.n,
-                p.tokens == 0 ? s.weighted : p.topk_weights != nullptr);
+    if (mine && team.first_warp()) find_rows(p, s, found, row.rank, row.row, rows.n);
     team.sync();
     if (mine) {
-      auto* out = at<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, c.rank, row.row));
+      auto* out = outbox<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, c.rank, row.row));
       if (team.per_block == 1)
         sum_partial<Element, 4, 2>(p, team, found, out);
       else
@@ -305,33 +301,40 @@ __device__ void announce_rows(const Rows& rows, const Team& team) {
   if (lane < team.per_block && item < rows.count) rows.announce(rows.at_item(item, i));
 }
 
-/// The rows of one block. Its first barrier is also that of credit.
-template <class Element>
-__device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>& lane, bool* good) {
+/// What comes before the rows of a block: credit, what this call is about, weights. Its first
+/// barrier is also that of credit. Not inlined, so that what it needs is not kept beside the rows.
+__device__ __noinline__ Entry open(const Params& p, Shared& s,
+                                   const Direction<KernelAccess>& lane) {
   const Context& c = p.context;
   const Peeked peeked = peek(c, lane);
   if (threadIdx.x / 32 == Block::kWorkers / 32 - 1) take_rows(p, s);  // the first have credit
-  *good = !stops(c, Phase::combine_weights) && !stops(c, Phase::credit);
-  if (!*good) return {};
-  const Entry entry = admit(c, lane, peeked);
+  if (stops(c, Phase::combine_weights) || stops(c, Phase::credit)) return {};
+  Entry entry = admit(c, lane, peeked);
   const Epoch n = entry.send;
-  *good = entry.usable;
-  if (*good && is_caller()) tell_call(saying(p, n), static_cast<int>(threadIdx.x) % 32, 32);
+  if (!entry.usable) return entry;
+  if (is_caller()) tell_call(saying(p, n), static_cast<int>(threadIdx.x) % 32, 32);
   // Not before credit: receive halves two epochs back may still wait for the flag of theirs.
-  if (*good && p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
-  if (*good && p.tokens == 0) *good = learn_weights(p, s, n);
-  if (*good && (p.tokens == 0 ? s.weighted : p.topk_weights != nullptr))
-    *good = await_weights(p, n);
-  *good = *good && !stops(c, Phase::combine_rows);
+  if (p.topk_weights != nullptr && blockIdx.x == 0) send_weights(p, n);
+  if (p.tokens == 0) entry.usable = learn_weights(p, s, n);
+  if (entry.usable && s.weighted) entry.usable = await_weights(p, n);
+  entry.usable = entry.usable && !stops(c, Phase::combine_rows);
   mark(c, kAdmitted);
-  if (!*good) return entry;
-  const Rows rows(p, s, n);
+  return entry;
+}
+
+/// The rows of one block.
+template <class Element>
+__device__ __forceinline__ Entry send(const Params& p, Shared& s,
+                                      const Direction<KernelAccess>& lane) {
+  const Entry entry = open(p, s, lane);
+  if (!entry.usable) return entry;
+  const Rows rows(p, s, entry.send);
   const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
   if (Block::sends())
     announce_rows(rows, team);
   else
     send_rows<Element>(rows, s, team);
-  mark(c, kSent, Block::kWorkers);
+  mark(p.context, kSent, Block::kWorkers);
   return entry;
 }
 
@@ -347,8 +350,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
     from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
   const bool other = from.rank >= 0 && from.rank != c.rank;
   s.parts.rows[lane] =
-      other ? at<const std::byte>(c, c.rank, p.shape.slots.partial_of(n, from.rank, from.row))
-            : nullptr;
+      other ? inbox<std::byte>(c, p.shape.slots.partial_of(n, from.rank, from.row)) : nullptr;
   const unsigned all = __ballot_sync(kAllLanes, from.rank >= 0);
   const unsigned own = __ballot_sync(kAllLanes, from.rank == c.rank);
   if (lane == 0) {
@@ -357,8 +359,8 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
   }
   __syncwarp();
   if (own != 0)
-    find_rows(p, s.own, c.rank, __shfl_sync(kAllLanes, from.row, __ffs(static_cast<int>(own)) - 1),
-              n, p.topk_weights != nullptr);
+    find_rows(p, s, s.own, c.rank,
+              __shfl_sync(kAllLanes, from.row, __ffs(static_cast<int>(own)) - 1), n);
   return from;
 }
 
@@ -366,7 +368,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
 __device__ bool await_part(const Params& p, const Destination& from, Epoch n) {
   const Context& c = p.context;
   if (from.rank < 0 || from.rank == c.rank) return true;
-  const auto* flag = at<Epoch>(c, c.rank, p.shape.slots.partial_flag_of(n, from.rank, from.row));
+  const auto* flag = inbox<Epoch>(c, p.shape.slots.partial_flag_of(n, from.rank, from.row));
   return wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                     [&] { return arrived<KernelAccess>(flag, n); });
 }
@@ -450,16 +452,16 @@ template <class Element>
 __device__ void run(const Params& p, Shared& s) {
   const Context& c = p.context;
   start(p);
+  if (threadIdx.x == 0) s.weighted = p.topk_weights != nullptr;  // seen behind the first barrier
   const auto lane = direction(c, p.shape.slots.combine);
   const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
-  bool good = true;
-  const Entry entry = sends ? send<Element>(p, s, lane, &good) : enter(c, lane);
-  if (!good || !entry.usable) return;
+  const Entry entry = sends ? send<Element>(p, s, lane) : enter(c, lane);
+  if (!entry.usable) return;
   if (!receives) return leave_send(lane, entry.send);
   const Epoch n = entry.receive;
   // Split from its send half, it has not seen the weights of the own rank's rows yet.
   if (!sends && p.topk_weights != nullptr && !await_weights(p, n)) return;
-  if (is_caller()) good = compare(p, n);
+  bool good = !is_caller() || compare(p, n);
   if (!Block::sends())
 #pragma unroll 1
     for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)

@@ -57,8 +57,8 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
     const bool count = i < placement.experts;
     const int peer = count ? placement.rank_of(i) : i - placement.experts;
     const int word = count ? LowLatencySlots::kHeader + placement.local_index(i) : 0;
-    tell<KernelAccess>(at<Tagged>(c, peer, p.shape.slots.counts_of(n, c.rank)) + word,
-                       count ? total[i] : s.total_to_rank[peer], n);
+    tell(c, peer, p.shape.slots.counts_of(n, c.rank), word,
+         {count ? total[i] : s.total_to_rank[peer], n});
   }
   tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   if (threadIdx.x == 0) *p.routing.epoch = n;
@@ -149,7 +149,7 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
 // Roles: receiver --------------------------------------------------------------------------------
 
 __device__ __forceinline__ const Tagged* counts_from(const Params& p, int source, Epoch n) {
-  return at<const Tagged>(p.context, p.context.rank, p.shape.slots.counts_of(n, source));
+  return inbox<Tagged>(p.context, p.shape.slots.counts_of(n, source));
 }
 
 /// Learns how many rows come from each source, and that its call belongs to this one; one warp. Own
@@ -369,7 +369,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
     if (team.thread == 0) {
       row.good = true;
       if (item < rows) {
-        const auto* flag = at<Epoch>(c, c.rank, slots.row_flag_of(n, source, index));
+        const auto* flag = inbox<Epoch>(c, slots.row_flag_of(n, source, index));
         row.good = wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(index),
                               [&] { return arrived<KernelAccess>(flag, n); });
       }
@@ -377,7 +377,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
     team.sync();
     good = row.good;
     const bool mine = item < rows && good;
-    const auto* header = at<const RowHeader>(c, c.rank, slots.row_of(n, source, index));
+    const auto* header = inbox<RowHeader>(c, slots.row_of(n, source, index));
     const auto* data = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
     Held held;
     if (mine) {
