@@ -8,9 +8,9 @@
 #include "backend.hpp"
 #include "base/env.hpp"
 #include "bench_cuda.hpp"
-#include "ep/object.hpp"
-#include "ep/route.hpp"
-#include "ep/row_format.hpp"
+#include "ep/front/object.hpp"
+#include "ep/front/route.hpp"
+#include "ep/protocol/row_format.hpp"
 #include "launcher.hpp"
 #include "limits.hpp"
 

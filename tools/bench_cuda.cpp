@@ -12,8 +12,8 @@
 #include "comm/shared_block.hpp"
 #include "device/limits.hpp"
 #include "device/spin.hpp"
-#include "ep/cuda/trace.hpp"
-#include "ep/row_format.hpp"
+#include "ep/cuda/runtime/trace.hpp"
+#include "ep/protocol/row_format.hpp"
 #include "nccl_peer.hpp"
 
 namespace expertwire::tools {

@@ -1,6 +1,6 @@
 #include "bench.hpp"
-#include "ep/object.hpp"
-#include "ep/row_format.hpp"
+#include "ep/front/object.hpp"
+#include "ep/protocol/row_format.hpp"
 #include "expertwire/high_throughput.hpp"
 #include "limits.hpp"
 #include "mpi_peer.hpp"

@@ -1,8 +1,8 @@
 #include <array>
 
 #include "bench.hpp"
-#include "ep/object.hpp"
-#include "ep/row_format.hpp"
+#include "ep/front/object.hpp"
+#include "ep/protocol/row_format.hpp"
 #include "expertwire/low_latency.hpp"
 #include "limits.hpp"
 

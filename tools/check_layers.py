@@ -11,7 +11,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A folder includes only what stands at or below it. Public headers follow the same order.
-LAYERS = {"base": 0, "comm": 1, "device": 1, "ep": 2, "plan": 2, "tools": 3, "python": 3}
+LAYERS = {"base": 0, "comm": 1, "device": 1, "ep": 2, "plan": 2, "reference": 3,
+          "tools": 4, "python": 4}
 PUBLIC = {
     "base": "allocator deadline dtype error host_device stream tensor version".split(),
     "comm": "bootstrap communicator connection memory memory_channel memory_channel_device topology".split(),
@@ -21,7 +22,15 @@ HEADER_LAYER = {name: layer for layer, names in PUBLIC.items() for name in names
 MOST_LINES = 600
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.M)
 # Where addresses in memory of peers are made; the last tells kernels the bases.
-PEER_ADDRESSES = {"src/ep/cuda/peer.cuh", "src/ep/cpu/lane_memory.hpp", "src/ep/cuda/runtime.cpp"}
+PEER_ADDRESSES = {"src/ep/cuda/kernel/peer.cuh", "src/ep/cpu/peer.hpp",
+                  "src/ep/cuda/runtime/runtime.cpp"}
+# Rooms of ep, and those that each may enter.
+ROOMS = {"protocol": {"protocol"},
+         "front": {"protocol", "front"},
+         "cpu": {"protocol", "front", "cpu"},
+         "cuda": {"protocol", "front", "cuda"}}
+# What every mode has in every backend.
+STEMS_OF_MODE = {"combine", "dispatch", "engine"}
 TRANSPORT_FILES = {"memory.cpp", "memory.hpp", "transport.cpp"}
 
 
@@ -66,9 +75,15 @@ def problems():
         if name.parts[:2] == ("src", "ep") and re.search(r"[.>]bases\[|region_->lane\(", text) and \
                 str(name) not in PEER_ADDRESSES:
             yield f"{name}: addresses in memory of peers are made in {', '.join(sorted(PEER_ADDRESSES))}"
-        if name.parts[0] == "src" and re.search(r"throw std::|\babort\(\)|\bexit\(", text):
+        if name.parts[:2] == ("src", "ep") and name.parts[2] in ROOMS:
+            rooms = {i.split("/")[1] for i in INCLUDE.findall(text) if i.startswith("ep/")}
+            for room in sorted(rooms - ROOMS[name.parts[2]]):
+                yield f"{name}: includes files of ep/{room}, where it must not look"
+            if name.parts[2] == "protocol" and re.search(r'#include "(comm/|cuda)', text):
+                yield f"{name}: the protocol includes nothing of comm or CUDA"
+        if name.parts[0] == "src" and name.parts[1] != "reference" and re.search(r"throw std::|\babort\(\)|\bexit\(", text):
             yield f"{name}: errors of the library are expertwire::Error"
-        if name.parts[:2] == ("tests", "reference") and re.search(r'#include "ep/', text):
+        if name.parts[:2] == ("src", "reference") and re.search(r'#include "ep/', text):
             yield f"{name}: the reference includes nothing of src/ep"
         mine = layer_of_file(path)
         if mine is None and name.parts[0] in {"include", "src"}:
@@ -78,8 +93,6 @@ def problems():
             continue
         for text_of_include in INCLUDE.findall(text):
             theirs = layer_of_include(text_of_include, path)
-            if text_of_include.startswith("reference/") and mine == "tools":
-                continue  # verify and bench compare with the oracle
             if theirs == "unlisted":
                 yield f"{name}: includes {text_of_include}, which is in no layer"
             elif theirs is not None and LAYERS[theirs] > LAYERS[mine]:
@@ -91,6 +104,11 @@ def problems():
             if files != TRANSPORT_FILES:
                 yield (f"{folder.relative_to(ROOT)}: has {sorted(files)}; every transport has "
                        f"{sorted(TRANSPORT_FILES)}")
+    for backend in ("cpu", "cuda"):
+        for mode in ("high_throughput", "low_latency"):
+            stems = {p.stem for p in (ROOT / "src/ep" / backend / mode).iterdir()}
+            for stem in sorted(STEMS_OF_MODE - stems):
+                yield f"src/ep/{backend}/{mode}: has no {stem}; every mode of every backend has"
 
 
 def main():

@@ -10,7 +10,7 @@
 #include "ep/cpu/stream_rule.hpp"
 #include "ep/cpu/team.hpp"
 #include "ep/cpu/vector_ops.hpp"
-#include "ep/route.hpp"
+#include "ep/front/route.hpp"
 #include "mpi_peer_module.hpp"
 
 namespace expertwire::tools {

@@ -9,7 +9,7 @@
 
 #include "base/cuda_event.hpp"
 #include "base/device_tensors.hpp"
-#include "ep/route.hpp"
+#include "ep/front/route.hpp"
 
 namespace expertwire::tools {
 

@@ -1,8 +1,8 @@
 // The ep layer's share of CUDA in builds without it. A communicator on a CUDA device cannot be made
 // there, so nobody comes here.
 #include "base/check.hpp"
-#include "ep/high_throughput_engine.hpp"
-#include "ep/low_latency_engine.hpp"
+#include "ep/front/high_throughput_engine.hpp"
+#include "ep/front/low_latency_engine.hpp"
 
 namespace expertwire::inline v0::ep {
 

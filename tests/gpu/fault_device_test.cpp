@@ -1,7 +1,7 @@
 // Delays before every step of the protocol in kernels, parts of it taken away, and ranks that stop
 // in the middle of an operation.
 
-#include "ep/faults.hpp"
+#include "ep/protocol/faults.hpp"
 
 #include <cuda_runtime_api.h>
 

@@ -1,14 +1,14 @@
 // The lane protocol between blocks of one GPU: every block is a rank, and runs the functions of
-// ep/lane.hpp as kernels will. Ranks are slowed down at random; what they read is checked word by
-// word. The same without credit, or without flags, must be found wrong.
+// ep/protocol/lane.hpp as kernels will. Ranks are slowed down at random; what they read is checked
+// word by word. The same without credit, or without flags, must be found wrong.
 
 #include <gtest/gtest.h>
 
 #include <cstdint>
 #include <vector>
 
-#include "ep/cuda/access.cuh"
-#include "ep/slots.hpp"
+#include "ep/cuda/kernel/access.cuh"
+#include "ep/protocol/slots.hpp"
 
 namespace expertwire::ep {
 namespace {

@@ -7,7 +7,7 @@
 #include <atomic>
 
 #include "base/device_tensors.hpp"
-#include "ep/cuda/trace.hpp"
+#include "ep/cuda/runtime/trace.hpp"
 #include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {

@@ -1,7 +1,7 @@
 // Delays before every step of the lane protocol, and parts of it taken away: with delays alone all
 // values stay right; without a part they do not.
 
-#include "ep/faults.hpp"
+#include "ep/protocol/faults.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ep/faults.hpp"
+#include "ep/protocol/faults.hpp"
 
 namespace expertwire::test {
 

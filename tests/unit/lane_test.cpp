@@ -1,4 +1,4 @@
-#include "ep/lane.hpp"
+#include "ep/protocol/lane.hpp"
 
 #include <gtest/gtest.h>
 
@@ -12,9 +12,9 @@
 namespace expertwire::ep {
 namespace {
 
-// A model of R ranks that run the real functions of ep/lane.hpp, one step at a time, in every
-// possible order. Writes of data may become visible late, up to the next release of their rank,
-// as on weakly ordered machines; taking an ordering away lets them (or reads) pass it.
+// A model of R ranks that run the real functions of ep/protocol/lane.hpp, one step at a time, in
+// every possible order. Writes of data may become visible late, up to the next release of their
+// rank, as on weakly ordered machines; taking an ordering away lets them (or reads) pass it.
 
 constexpr int kRanks = 3;
 constexpr Epoch kStart = 0xFFFFFFFD;  // the second epoch after this one is 0

@@ -1,4 +1,4 @@
-#include "ep/route.hpp"
+#include "ep/front/route.hpp"
 
 #include <gtest/gtest.h>
 

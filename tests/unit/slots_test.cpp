@@ -1,4 +1,4 @@
-#include "ep/slots.hpp"
+#include "ep/protocol/slots.hpp"
 
 #include <gtest/gtest.h>
 

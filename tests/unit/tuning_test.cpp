@@ -1,4 +1,4 @@
-#include "ep/cuda/tuning.hpp"
+#include "ep/cuda/kernel/tuning.hpp"
 
 #include <gtest/gtest.h>
 

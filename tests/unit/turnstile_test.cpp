@@ -3,7 +3,7 @@
 #include <memory>
 #include <thread>
 
-#include "ep/object.hpp"
+#include "ep/front/object.hpp"
 
 namespace expertwire::ep {
 namespace {

@@ -1,4 +1,4 @@
-#include "ep/validate.hpp"
+#include "ep/front/validate.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // The element types that sums and casts work on. The CUDA backend has the same names in
-// ep/cuda/vectors.cuh. Included by one source file for each instruction set, in an unnamed
+// ep/cuda/kernel/vectors.cuh. Included by one source file for each instruction set, in an unnamed
 // namespace.
 
 #include <bit>

@@ -10,7 +10,7 @@
 
 #include "ep/cpu/elements.hpp"
 #include "ep/cpu/vector_ops.hpp"
-#include "ep/row_format.hpp"
+#include "ep/protocol/row_format.hpp"
 
 namespace expertwire::inline v0::ep::cpu {
 namespace {

@@ -1,0 +1,446 @@
+#include "ep/front/high_throughput_engine.hpp"
+
+#include <atomic>
+#include <deque>
+
+#include "base/check.hpp"
+#include "base/env.hpp"
+#include "ep/cuda/high_throughput/kernels.hpp"
+#include "ep/cuda/kernel/tuning.hpp"
+#include "ep/cuda/runtime/runtime.hpp"
+
+namespace expertwire::inline v0::ep {
+
+namespace {
+
+using cuda::BlockPool;
+using cuda::Carver;
+using cuda::CountsMirror;
+using cuda::HighThroughputRouting;
+using cuda::Runtime;
+
+struct CudaHandle final : HighThroughputHandle {
+  std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
+  HighThroughputRouting routing{};
+  int routing_lane = 0;                     // whose pool the routing's memory comes from
+  bool cached = false;                      // the routing is an earlier dispatch's
+  std::shared_ptr<std::byte> epoch_memory;  // of a cached one; else the routing has it
+  Epoch host_epoch = 0;                     // of the dispatch, while no capture has made it unknown
+  bool has_counts = false;                  // the host has learnt them
+
+  Epoch* epoch() const {
+    return cached ? reinterpret_cast<Epoch*>(epoch_memory.get()) : routing.epoch;
+  }
+};
+
+/// High throughput on CUDA. A dispatch is a notify and a dispatch kernel, one with a cached routing
+/// the latter alone; a combine is one kernel.
+class CudaEngine final : public HighThroughputEngine {
+ public:
+  CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning);
+  bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
+
+  HandlePointer make_handle(int lane, const HandlePointer& cached,
+                            const HighThroughput::DispatchRequest& request) override;
+  void plan(const Dispatch& work) override;
+  void dispatch(const Dispatch& work) override;
+  void combine(const Combine& work) override;
+  void release(const HandlePointer& handle, const Stream& stream) override;
+  HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
+                                    std::int64_t rows) const override;
+  TensorView needed_rows(HighThroughputHandle& handle) const override {
+    return {static_cast<CudaHandle&>(handle).routing.needed, DType::int32, {1}};
+  }
+  void learn_counts(HighThroughputHandle& handle) const override;
+  void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
+  void refresh(Status& status) const override { runtime_.refresh(status, most_.top_k); }
+  Allocator default_allocator() const override { return runtime_.allocator(); }
+  bool captures(const Stream& stream) const override {
+    return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
+  }
+
+ private:
+  /// A dispatch whose credit has not been granted.
+  struct Reading {
+    std::shared_ptr<CudaHandle> handle;
+    bool done;
+  };
+  struct Lane {
+    std::shared_ptr<BlockPool> routings, epochs;
+    std::uint32_t* chunk_rows = nullptr;
+    std::uint32_t* tickets = nullptr;
+    Tagged* tallies = nullptr;
+    CountsMirror mirror{};
+    std::uint32_t ticket = 0;
+    std::uint64_t dispatches = 0;
+    bool captured = false;         // replays may have advanced the epochs since
+    std::deque<Reading> readings;  // oldest first
+  };
+
+  /// The lane of a handle's routing, if it is another than its own: that may still be on its way
+  /// there, and must not be written again before this handle's operations have read it.
+  static int other_lane_of(const CudaHandle& handle) {
+    return handle.routing_lane == handle.lane ? -1 : handle.routing_lane;
+  }
+  Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
+  std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
+  void make_lane(Lane& lane);
+  void learn_epoch(CudaHandle& handle, const Dispatch& work);
+  void read_mirror(CudaHandle& handle, const Lane& lane) const;
+  static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
+  cuda::HighThroughputShape shape_of(const MoeShape& call) const;
+
+  Runtime runtime_;
+  MoeShape most_;
+  HighThroughputSlots slots_;
+  std::int64_t pool_rows_;
+  bool bulk_;
+  Tuning tuning_;
+  double link_bytes_per_us_ = 0;
+  std::vector<Lane> lanes_;
+};
+
+/// What kernels are told of a call's shape.
+cuda::HighThroughputShape CudaEngine::shape_of(const MoeShape& call) const {
+  const auto ranks = static_cast<int>(slots_.most.ranks);
+  return {slots_.with(slot_sizes(call, ranks)),
+          {ranks, call.experts},
+          call.top_k,
+          std::min(call.top_k, ranks),
+          call.dtype};
+}
+
+CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, const Tuning& tuning)
+    : runtime_(object, make_region(object, options), options.lanes, options.sms),
+      most_(options.shape),
+      slots_(high_throughput_slots(options, object.communicator()->size())),
+      pool_rows_(pool_rows_of(options, object.communicator()->size())),
+      bulk_(runtime_.share().bulk_copies()),
+      tuning_(tuning),
+      lanes_(static_cast<std::size_t>(options.lanes)) {
+  const DeviceGuard guard(runtime_.share().device());
+  check_cuda(cuda::prepare_high_throughput_notify(), "loading notify");
+  check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
+  check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
+  for (Lane& lane : lanes_) make_lane(lane);
+  // No rows are in the pool yet, so it can be written to.
+  const SlotSizes& sizes = slots_.most;
+  link_bytes_per_us_ = runtime_.measure_links(
+      {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
+}
+
+void CudaEngine::make_lane(Lane& lane) {
+  const auto share = runtime_.shared_share();
+  const SlotSizes& sizes = slots_.most;
+  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr));
+  lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch));
+  const std::size_t values =
+      CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
+  const auto mirror = allocate_pinned((values + 1) * sizeof(std::int32_t));
+  runtime_.keep(mirror);
+  lane.mirror.values = static_cast<std::int32_t*>(mirror.get());
+  lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
+  const std::size_t chunks = sizes.ranks * slots_.chunks();
+  const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
+  const auto counters = allocate_on_device(bytes, share->device(), share->memory_stream());
+  runtime_.keep(counters);
+  lane.chunk_rows = static_cast<std::uint32_t*>(counters.get());
+  lane.tickets = lane.chunk_rows + chunks;
+  check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
+             "cudaMemsetAsync");
+  // Tallies carry an epoch, and at first the one before all.
+  const Tagged never{0, Env::get().first_epoch};
+  const std::vector<Tagged> tallies(
+      cuda::kMostTallies * (sizes.ranks + sizes.ranks * sizes.local_experts), never);
+  const std::size_t tally_bytes = tallies.size() * sizeof(Tagged);
+  const auto tally_memory =
+      allocate_on_device(tally_bytes, share->device(), share->memory_stream());
+  runtime_.keep(tally_memory);
+  lane.tallies = static_cast<Tagged*>(tally_memory.get());
+  check_cuda(cudaMemcpyAsync(lane.tallies, tallies.data(), tally_bytes, cudaMemcpyHostToDevice,
+                             share->memory_stream().get()),
+             "cudaMemcpyAsync");
+  check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
+}
+
+std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* routing) const {
+  const SlotSizes& sizes = slots_.most;
+  Carver carver(base);
+  HighThroughputRouting r{};
+  r.destinations = carver.take<Destination>(sizes.max_tokens * std::min(sizes.top_k, sizes.ranks));
+  r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+  r.epoch = carver.take<Epoch>(1);
+  r.rows_to = carver.take<std::int32_t>(sizes.ranks);
+  r.rows_from = carver.take<std::int32_t>(sizes.ranks);
+  r.first_at = carver.take<std::int32_t>(sizes.ranks);
+  r.first_from = carver.take<std::int32_t>(sizes.ranks + 1);
+  r.capacity = carver.take<std::int32_t>(sizes.ranks);
+  r.needed = carver.take<std::int32_t>(1);
+  r.overflow = carver.take<std::int32_t>(1);
+  if (routing != nullptr) *routing = r;
+  return carver.bytes();
+}
+
+// Dispatch ---------------------------------------------------------------------------------------
+
+HighThroughputEngine::HandlePointer CudaEngine::make_handle(
+    int number, const HandlePointer& cached, const HighThroughput::DispatchRequest& request) {
+  Lane& lane = lanes_[static_cast<std::size_t>(number)];
+  const cuda::StreamPlace place(runtime_.stream_of({number, request.stream, {}, 0, "", true}));
+  auto handle = std::make_shared<CudaHandle>();
+  if (cached) {
+    handle->epoch_memory = lane.epochs->take(place, request.allocator);
+    const auto& from = static_cast<const CudaHandle&>(*cached);
+    handle->routing_memory = from.routing_memory;
+    handle->routing = from.routing;
+    handle->routing_lane = from.routing_lane;
+    handle->cached = true;
+    if (place.captured() && !request.allocator)
+      cuda::keep_with_graph(place, handle->routing_memory);
+  } else {
+    handle->routing_lane = number;
+    handle->routing_memory = lane.routings->take(place, request.allocator);
+    carve_routing(handle->routing_memory.get(), &handle->routing);
+  }
+  lane.captured = lane.captured || place.captured();
+  handle->host_epoch = Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
+  ++lane.dispatches;
+  return handle;
+}
+
+/// Learns the epoch of a dispatch to the pool, which says where its rows will be. After a capture
+/// replays have advanced it unseen; then the counts bring it, or, without counts, it is read from
+/// the device, once all that the host gave to the lane is done.
+void CudaEngine::learn_epoch(CudaHandle& handle, const Dispatch& work) {
+  const bool told = !work.cached && (!work.request.capacity || !work.request.stream.present());
+  if (!handle.in_pool || !lane_of(handle).captured || told) return;
+  const Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
+                           work.request.sms, "high-throughput dispatch", false};
+  handle.host_epoch = runtime_.read_epoch(call, slots_.dispatch.words) + 1;
+}
+
+void CudaEngine::plan(const Dispatch& work) {
+  auto& handle = static_cast<CudaHandle&>(*work.handle);
+  learn_epoch(handle, work);
+  Lane& lane = lane_of(handle);
+  Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
+                     work.request.sms, "high-throughput dispatch", false};
+  if (work.cached) {
+    const auto& cached = static_cast<const CudaHandle&>(*work.cached);
+    handle.needed = cached.needed;
+    handle.overflow = cached.overflow;
+    handle.rows_per_source = cached.rows_per_source;
+    handle.rows_per_expert = cached.rows_per_expert;
+    handle.has_counts = cached.has_counts;
+    return;
+  }
+  const bool told = work.eager() || !work.request.stream.present();
+  cuda::NotifyParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_of(handle.shape);
+  p.routing = handle.routing;
+  p.tokens = handle.tokens;
+  p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
+  p.strict = work.eager();
+  p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format.dtype);
+  p.format = handle.format;
+  p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
+  if (told) p.mirror = lane.mirror;
+  p.ticket = ++lane.ticket;
+  p.tallies = lane.tallies;
+  const int blocks = runtime_.budget_of(call);
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");
+  });
+  if (!told) return;
+  runtime_.watch(call, [&] {
+    return std::atomic_ref(*lane.mirror.ticket).load(std::memory_order_acquire) == p.ticket;
+  });
+  read_mirror(handle, lane);
+}
+
+void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
+  const std::int32_t* values = lane.mirror.values;
+  handle.needed = values[CountsMirror::kNeeded];
+  handle.overflow = values[CountsMirror::kOverflow] != 0;
+  handle.host_epoch = static_cast<Epoch>(values[CountsMirror::kEpoch]);
+  const std::int32_t* sources = values + CountsMirror::kHeader;
+  const std::int32_t* experts = sources + slots_.most.ranks;
+  handle.rows_per_source.assign(sources, experts);
+  handle.rows_per_expert.assign(
+      experts, experts + handle.shape.experts / static_cast<int>(slots_.most.ranks));
+  handle.has_counts = true;
+}
+
+void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
+  auto& mine = static_cast<CudaHandle&>(handle);
+  if (mine.has_counts) return;
+  // A cached dispatch of a handle whose counts stayed on the device; it is done.
+  const cudaStream_t stream = runtime_.share().memory_stream().get();
+  mine.rows_per_source.resize(slots_.most.ranks);
+  check_cuda(cudaMemcpyAsync(mine.rows_per_source.data(), mine.routing.rows_from,
+                             mine.rows_per_source.size() * sizeof(std::int32_t),
+                             cudaMemcpyDeviceToHost, stream),
+             "cudaMemcpyAsync");
+  check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
+void CudaEngine::dispatch(const Dispatch& work) {
+  auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
+  Lane& lane = lane_of(*handle);
+  const Runtime::Call call{handle->lane,          work.request.stream,        work.request.timeout,
+                           work.request.sms,      "high-throughput dispatch", true,
+                           other_lane_of(*handle)};
+  lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
+  cuda::HighThroughputDispatchParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_of(handle->shape);
+  p.routing = handle->routing;
+  p.format = handle->format;
+  const bool owned = work.outputs.x.present();
+  const int blocks = runtime_.budget_of(call);
+  const cuda::Sending sending =
+      asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
+  p.senders = sending.warps;
+  // Receivers need rings, too, if they copy.
+  const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
+  p.moving = cuda::plan_moving(
+      {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
+  p.call = handle->call(handle->cached ? Call::kCached : 0, p.format.dtype);
+  p.call.lane = handle->routing_lane;
+  p.tokens = handle->tokens;
+  p.keep = settle(lane, nullptr) != handle;
+  p.epoch = handle->epoch();
+  p.chunk_rows = lane.chunk_rows;
+  p.tickets = lane.tickets;
+  p.x = work.request.x.as<std::byte>();
+  p.x_scales = work.request.x_scales.as<float>();
+  p.topk_weights =
+      work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
+  if (work.outputs.x.present()) {
+    p.out_x = work.outputs.x.as<std::byte>();
+    p.out_tokens = work.outputs.source_tokens.as<std::int32_t>();
+    p.out_experts = work.outputs.topk_experts.as<std::int32_t>();
+    p.out_weights = work.outputs.topk_weights.as<float>();
+    p.out_scales = work.outputs.scales.as<float>();
+  }
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
+  });
+}
+
+/// Notes that a dispatch's rows have been read, and returns the latest whose credit can be granted
+/// now, or null. A credit covers all epochs up to it, so a later one waits for an earlier.
+std::shared_ptr<CudaHandle> CudaEngine::settle(Lane& lane, const CudaHandle* finished) {
+  for (Reading& reading : lane.readings)
+    if (reading.handle.get() == finished) reading.done = true;
+  std::shared_ptr<CudaHandle> latest;
+  while (!lane.readings.empty() && lane.readings.front().done) {
+    latest = lane.readings.front().handle;
+    lane.readings.pop_front();
+  }
+  return latest;
+}
+
+// Combine ----------------------------------------------------------------------------------------
+
+void CudaEngine::combine(const Combine& work) {
+  auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
+  Lane& lane = lane_of(*handle);
+  const Runtime::Call call{handle->lane,          work.request.stream,       work.request.timeout,
+                           work.request.sms,      "high-throughput combine", true,
+                           other_lane_of(*handle)};
+  const int warps = cuda::kHighThroughputWarps;
+  cuda::HighThroughputCombineParams p{};
+  p.context = runtime_.context_of(call);
+  MoeShape shape = handle->shape;
+  shape.dtype = work.request.y.dtype();
+  p.shape = shape_of(shape);
+  p.routing = handle->routing;
+  const auto row_bytes = static_cast<std::uint32_t>(shape.row_bytes());
+  p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
+  p.summing = cuda::plan_moving(
+      {row_bytes, warps, p.shape.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
+  p.call = handle->call(0, work.request.y.dtype());
+  p.tokens = handle->tokens;
+  p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
+  p.epoch = handle->epoch();
+  std::shared_ptr<CudaHandle> released;
+  if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
+  if (released) p.release = released->epoch();
+  p.chunk_rows = lane.chunk_rows;
+  p.tickets = lane.tickets;
+  p.y = work.request.y.as<std::byte>();
+  p.topk_weights =
+      work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
+  p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
+  p.out = work.out.as<std::byte>();
+  p.out_topk_weights =
+      work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
+  const int blocks = runtime_.budget_of(call);
+  runtime_.run(call, [&](cudaStream_t stream) {
+    check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
+  });
+}
+
+void CudaEngine::release(const HandlePointer& pointer, const Stream& stream) {
+  auto handle = std::static_pointer_cast<CudaHandle>(pointer);
+  const auto released = settle(lane_of(*handle), handle.get());
+  if (!released) return;
+  const Runtime::Call call{handle->lane, stream, {}, 0, "release", true};
+  cuda::NotifyParams p{};
+  p.context = runtime_.context_of(call);
+  p.shape = shape_of(most_);
+  p.release = released->epoch();
+  runtime_.run(call, [&](cudaStream_t on) {
+    check_cuda(cuda::launch(p, {1, on}), "launch of notify");
+  });
+}
+
+HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle,
+                                              std::int64_t rows) const {
+  const auto& mine = static_cast<const CudaHandle&>(handle);
+  const HighThroughputSlots& slots = slots_;
+  const Epoch n = mine.host_epoch;
+  std::byte* base = runtime_.lane_base(handle.lane);
+  const RowFormat& format = handle.format;
+  const auto view = [&](std::uint64_t offset, DType dtype, std::int64_t width) {
+    const TensorView all = width == 0 ? TensorView(base + offset, dtype, {rows})
+                                      : TensorView(base + offset, dtype, {rows, width});
+    return all.on(runtime_.share().device());
+  };
+  return {view(slots.pool_row_of(n, 0, 0), format.dtype, mine.shape.hidden),
+          view(slots.pool_token_of(n, 0), DType::int32, 0),
+          view(slots.pool_experts_of(n, 0), DType::int32, mine.shape.top_k),
+          view(slots.pool_weights_of(n, 0), DType::fp32, mine.shape.top_k),
+          format.scales > 0 ? view(slots.pool_scales_of(n, 0), DType::fp32, format.scales)
+                            : TensorView()};
+}
+
+/// What was asked for, by the caller or the environment.
+Tuning checked_tuning(Tuning tuning) {
+  const Env& env = Env::get();
+  if (tuning.sender_warps == 0) tuning.sender_warps = env.sender_warps;
+  if (tuning.ring_bytes == 0) tuning.ring_bytes = env.ring_bytes;
+  check_argument(tuning.sender_warps >= 0 && tuning.sender_warps < cuda::kHighThroughputWarps,
+                 "tuning.sender_warps (or EXPERTWIRE_SENDER_WARPS) is {}; it must be from 1 to {}, "
+                 "or 0",
+                 tuning.sender_warps, cuda::kHighThroughputWarps - 1);
+  constexpr int kMost = static_cast<int>(cuda::kRingBytes);
+  constexpr int kFewest = static_cast<int>(cuda::kFewestRingBytes);
+  check_argument(
+      tuning.ring_bytes == 0 || (tuning.ring_bytes >= kFewest && tuning.ring_bytes <= kMost),
+      "tuning.ring_bytes (or EXPERTWIRE_RING_BYTES) is {}; it must be from {} to {}, or 0",
+      tuning.ring_bytes, kFewest, kMost);
+  return tuning;
+}
+
+}  // namespace
+
+std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
+                                                       const HighThroughputOptions& options) {
+  cuda::check_limits(object, options.shape);
+  return std::make_unique<CudaEngine>(object, options, checked_tuning(options.tuning));
+}
+
+}  // namespace expertwire::ep

@@ -1,0 +1,125 @@
+#pragma once
+
+// The kernels of the high-throughput mode, as the host launches them.
+
+#include <cuda_runtime_api.h>
+
+#include "ep/cuda/kernel/context.hpp"
+#include "ep/cuda/kernel/tuning.hpp"
+#include "ep/protocol/routing.hpp"
+#include "ep/protocol/row_format.hpp"
+#include "ep/protocol/slots.hpp"
+#include "expertwire/dtype.hpp"
+
+namespace expertwire::inline v0::ep::cuda {
+
+/// Routing of one dispatch, in device memory; handles of cached dispatches share it.
+struct HighThroughputRouting {
+  Destination* destinations;  ///< [M, width] of this rank's tokens, ascending ranks, -1 ends
+  std::int32_t* experts;      ///< [M, K] of this rank's tokens, -1 where there is none
+  Epoch* epoch;               ///< [1] of the dispatch that made it
+  std::int32_t* rows_to;      ///< [R] rows that this rank sends
+  std::int32_t* rows_from;    ///< [R] rows that come
+  std::int32_t* first_at;     ///< [R] this rank's first row at each rank
+  std::int32_t* first_from;   ///< [R + 1] each source's first row here
+  std::int32_t* capacity;     ///< [R] rows that each rank's output has room for
+  std::int32_t* needed;       ///< [1] rows that came, or would have
+  std::int32_t* overflow;     ///< [1] some rank's pool is too small: nothing is sent
+};
+
+/// What the host learns of the counts: int32 [kHeader + R + L] in pinned memory.
+struct CountsMirror {
+  static constexpr int kNeeded = 0, kOverflow = 1, kEpoch = 2, kHeader = 3;
+  std::int32_t* values;   ///< header, rows per source, rows per expert
+  std::uint32_t* ticket;  ///< released last
+};
+
+struct HighThroughputShape {
+  HighThroughputSlots slots;
+  Placement placement;
+  std::int32_t top_k;
+  std::int32_t width;  ///< most destinations of a token: min(K, R)
+  DType dtype;
+};
+
+/// Blocks of notify that own tokens.
+inline constexpr int kMostTallies = 32;
+
+/// Counts, plans and tells all ranks; or, if `release` is set, only gives pool rows back.
+struct NotifyParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  Call call;
+  std::int32_t tokens;
+  Cut cut;                ///< of the tokens, made at the launch: none for the first of many blocks
+  std::int32_t capacity;  ///< rows that this rank's output has room for
+  bool strict;            ///< no rank has given a capacity: needing more is an overflow
+  RowFormat format;
+  ExpertIds ids;
+  CountsMirror mirror;  ///< values null: nobody waits
+  std::uint32_t ticket;
+  Tagged* tallies;       ///< [kMostTallies, R + E] what blocks of one grid tell each other
+  const Epoch* release;  ///< epoch up to which pool rows are given back
+};
+
+/// Work that warps share out: rows that are sent, and tokens that are summed.
+enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
+
+struct HighThroughputDispatchParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  Moving moving;
+  Call call;  ///< told here if the routing is an earlier dispatch's; else notify has
+  std::int32_t tokens;
+  std::int32_t senders;       ///< warps of a block; the others receive
+  bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
+  Epoch* epoch;               ///< of the handle: set to this dispatch's
+  std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
+  std::uint32_t* tickets;     ///< [kTickets]; zero between calls
+  RowFormat format;           ///< of the rows
+  const std::byte* x;         ///< [T, H]
+  const float* x_scales;      ///< [T, scales] or null
+  const float* topk_weights;  ///< [T, K] or null
+  std::byte* out_x;           ///< [N, H], or null: rows stay in the pool
+  float* out_scales;          ///< [N, scales] or null
+  std::int32_t* out_tokens;
+  std::int32_t* out_experts;
+  float* out_weights;
+};
+
+struct HighThroughputCombineParams {
+  Context context;
+  HighThroughputShape shape;
+  HighThroughputRouting routing;
+  Moving pushing, summing;
+  Call call;
+  std::int32_t tokens;
+  bool pull;             ///< y lies in the pool: peers read it there
+  const Epoch* epoch;    ///< of the dispatch
+  const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
+  std::uint32_t* chunk_rows;
+  std::uint32_t* tickets;
+  const std::byte* y;         ///< [N, H]
+  const float* topk_weights;  ///< [N, K] or null
+  const std::byte* bias;      ///< [T, H] or null
+  std::byte* out;             ///< [T, H]
+  float* out_topk_weights;    ///< [T, K] or null
+};
+
+struct HighThroughputLaunch {
+  int blocks;
+  cudaStream_t stream;
+};
+/// `launch.blocks` is the most that it may take.
+cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launch);
+cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch);
+cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch);
+
+/// Load the kernels and let them have their shared memory; `bulk` if rings are used.
+cudaError_t prepare_high_throughput_notify();
+cudaError_t prepare_high_throughput_dispatch(bool bulk);
+cudaError_t prepare_high_throughput_combine(bool bulk);
+
+}  // namespace expertwire::ep::cuda

@@ -1,0 +1,124 @@
+#include "ep/cuda/runtime/device_share.hpp"
+
+#include <algorithm>
+
+#include "base/check.hpp"
+#include "base/env.hpp"
+#include "comm/communicator_access.hpp"
+#include "ep/front/object.hpp"
+#include "ep/protocol/slots.hpp"
+
+namespace expertwire::inline v0::ep::cuda {
+
+std::shared_ptr<DeviceShare> DeviceShare::of(Communicator& communicator) {
+  return std::static_pointer_cast<DeviceShare>(CommunicatorAccess::shared_state(
+      communicator, [&] { return std::make_shared<DeviceShare>(communicator); }));
+}
+
+namespace {
+
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+int sms_of(const Communicator& communicator) {
+  const int sms = attribute_of(communicator.cuda_device(), cudaDevAttrMultiProcessorCount);
+  const int ranks = communicator.topology().ranks_on_gpu(communicator.rank());
+  check(ranks <= sms, ErrorCode::unsupported, "{} ranks share a GPU of {} SMs; at most {} can",
+        ranks, sms, sms);
+  return sms / ranks;
+}
+
+/// What kernels declare in their code: a few words.
+constexpr std::uint32_t kOwnSharedBytes = 1024;
+
+}  // namespace
+
+DeviceShare::DeviceShare(const Communicator& communicator)
+    : device_(communicator.cuda_device()),
+      sms_(sms_of(communicator)),
+      bulk_copies_(attribute_of(device_, cudaDevAttrComputeCapabilityMajor) >= 9 &&
+                   Env::get().cuda_copies != "vector"),
+      shared_bytes_(static_cast<std::uint32_t>(
+                        attribute_of(device_, cudaDevAttrMaxSharedMemoryPerBlockOptin)) -
+                    kOwnSharedBytes),
+      memory_stream_(make_cuda_stream(device_)),
+      order_(device_) {}
+
+void DeviceShare::join(int sms) {
+  std::lock_guard lock(order_mutex_);
+  joined_ += sms;
+}
+
+void DeviceShare::leave(int sms) {
+  std::lock_guard lock(order_mutex_);
+  joined_ -= sms;
+}
+
+std::shared_ptr<CUstream_st> DeviceShare::take_stream() {
+  std::shared_ptr<CUstream_st> stream;
+  {
+    std::lock_guard lock(streams_mutex_);
+    if (!free_streams_.empty()) {
+      stream = std::move(free_streams_.back());
+      free_streams_.pop_back();
+    }
+  }
+  if (stream == nullptr) stream = make_cuda_stream(device_);
+  cudaStream_t taken = stream.get();
+  return {taken, [share = shared_from_this(), stream](cudaStream_t) {
+            std::lock_guard lock(share->streams_mutex_);
+            share->free_streams_.push_back(stream);
+          }};
+}
+
+void DeviceShare::enter_order(const StreamPlace& place) {
+  if (joined_ > sms_) order_.enter(place);
+}
+
+/// Always noted: the next call may be of an object with which the lanes do not fit any more.
+void DeviceShare::leave_order(const StreamPlace& place) { order_.leave(place); }
+
+// BlockPool --------------------------------------------------------------------------------------
+
+BlockPool::BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes)
+    : share_(std::move(share)), bytes_(align_up(bytes, 256)) {
+  add(kFewest);
+}
+
+/// Memory is taken on a stream apart, which a capture allows.
+void BlockPool::add(int count) {
+  owned_.push_back(allocate_on_device(bytes_ * static_cast<std::size_t>(count), share_->device(),
+                                      share_->memory_stream()));
+  for (int i = 0; i < count; ++i)
+    free_.push_back(static_cast<std::byte*>(owned_.back().get()) +
+                    bytes_ * static_cast<std::size_t>(i));
+  blocks_ += count;
+}
+
+std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place) {
+  std::byte* taken = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (free_.empty()) add(std::max(blocks_, kFewest));
+    taken = free_.back();
+    free_.pop_back();
+  }
+  std::shared_ptr<std::byte> block(taken, [pool = shared_from_this()](std::byte* p) {
+    std::lock_guard back(pool->mutex_);
+    pool->free_.push_back(p);
+  });
+  if (place.captured()) keep_with_graph(place, block);
+  return block;
+}
+
+std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place, const Allocator& given) {
+  if (!given) return take(place);
+  OutputMaker maker(given);
+  const TensorView memory = maker.make("handle", DType::uint8, {static_cast<std::int64_t>(bytes_)});
+  return {maker.owner(), memory.as<std::byte>()};
+}
+
+}  // namespace expertwire::ep::cuda

@@ -1,0 +1,163 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/cuda.hpp"
+#include "comm/watcher.hpp"
+#include "ep/cuda/kernel/context.hpp"
+#include "ep/cuda/runtime/device_share.hpp"
+#include "ep/front/object.hpp"
+#include "ep/protocol/slots.hpp"
+
+namespace expertwire::inline v0::ep::cuda {
+
+/// What an object of the CUDA backend needs whatever its mode: words, order, launching, failure.
+/// Graphs that captured its operations keep the memory that they work in: it goes back, also at the
+/// peers, when the object and all its graphs have been destroyed.
+class Runtime final : private Watcher::Client {
+ public:
+  /// `sms` is the object's budget as asked for; 0: the rank's share.
+  Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int sms);
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+  /// After drain().
+  ~Runtime() override;
+
+  DeviceShare& share() const { return *share_; }
+  const std::shared_ptr<DeviceShare>& shared_share() const { return share_; }
+  /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first
+  /// call.
+  void keep(std::shared_ptr<void> memory) { kept_->memory.push_back(std::move(memory)); }
+  /// Memory of the device.
+  Allocator allocator() const;
+
+  struct Call {
+    int lane = 0;
+    Stream stream;
+    std::optional<std::chrono::milliseconds> timeout;
+    int sms = 0;
+    const char* operation = "";
+    bool wait = true;  ///< without a stream: return when done
+    /// Another lane whose memory the call reads: what that lane is given later waits for it.
+    int other_lane = -1;
+  };
+  cudaStream_t stream_of(const Call& call) const;
+  /// SMs that the object has.
+  int sms() const { return sms_; }
+  /// SMs for a call, whose wish has been checked.
+  int budget_of(const Call& call) const { return call.sms == 0 ? sms_ : call.sms; }
+  Context context_of(const Call& call) const;
+
+  /// Memory at the same place of lane 0 of every rank that holds nothing yet.
+  struct Scratch {
+    std::uint64_t offset;
+    std::size_t bytes;
+  };
+  /// The speed of the links, in bytes a microsecond: what EXPERTWIRE_LINK_GBPS says, else what was
+  /// measured when one of the communicator's objects was made, else measured now, if there is
+  /// enough memory for it. Collective; all ranks have the same scratch.
+  double measure_links(const Scratch& scratch);
+
+  /// This rank's part of a lane.
+  std::byte* lane_base(int lane) const;
+  /// The `sent` counter of a direction, once everything given to the lane and to the call's stream
+  /// is done. Throws what went wrong meanwhile.
+  Epoch read_epoch(const Call& call, std::uint64_t words);
+
+  /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns
+  /// when the work is done, or throws what went wrong.
+  template <class Launch>
+  void run(const Call& call, Launch launch) {
+    const DeviceGuard guard(share_->device());
+    const StreamPlace place(stream_of(call));
+    object_.note_timeout(object_.budget(call.timeout));
+    {
+      std::lock_guard order(share_->order());
+      begin(call, place);
+      launch(place.stream);
+      end(call, place);
+    }
+    if (!call.stream.present() && call.wait) await_stream(call, place.stream);
+  }
+  /// Polls `done()`; throws what went wrong.
+  template <class Done>
+  void watch(const Call& call, Done done) {
+    Patience patience(object_.wait_context(call.timeout, call.operation));
+    // Kernels keep the deadline themselves; the host's comes a little later, in case one is gone.
+    const Deadline late = object_.late_deadline(call.timeout);
+    while (!done()) {
+      throw_failure(call.operation);
+      if (patience.pause() && late.expired() && !done()) give_up(call.operation, late);
+    }
+    throw_failure(call.operation);
+  }
+
+  /// Throws what kernels have reported, if they have.
+  void throw_failure(const char* operation) const;
+  /// What kernels have noticed, for status().
+  void refresh(Status& status, int top_k) const;
+  /// Waits for what was given to the lanes, but for what was captured; false if it did not end by
+  /// the deadline, nor after kernels were told to leave.
+  bool drain(Deadline deadline);
+
+ private:
+  /// What kernels of the object work in.
+  struct Kept {
+    std::shared_ptr<Region> region;
+    std::shared_ptr<DeviceShare> share;
+    std::vector<std::shared_ptr<void>> memory;
+  };
+
+  bool awaits(int peer) override;
+  void lose(const Error& lost) override;
+
+  double time_copies(const Scratch& scratch) const;
+  void begin(const Call& call, const StreamPlace& place);
+  void end(const Call& call, const StreamPlace& place);
+  void keep_for_capture(const StreamPlace& place);
+  void await_stream(const Call& call, cudaStream_t stream);
+  bool idle_by(Deadline deadline) const;
+  /// What kernels reported, as an error of `operation`.
+  Error reported(const char* operation) const;
+  std::string describe_failure(const char* operation) const;
+  [[noreturn]] void give_up(const char* operation, const Deadline& deadline);
+
+  Object& object_;
+  std::shared_ptr<Region> region_;
+  std::shared_ptr<DeviceShare> share_;
+  std::shared_ptr<Kept> kept_;
+  unsigned long long kept_for_ = 0;  // the last capture that keeps it
+  HostWords* words_;
+  KernelWords* kernel_words_;
+  Notices* notices_;  // pinned: the last that were asked for
+  mutable std::mutex mutex_;
+  std::optional<Error> lost_;  // guarded by mutex_
+  int sms_;
+  // By lane.
+  std::vector<std::unique_ptr<Chain>> chains_;
+  std::vector<std::shared_ptr<CUstream_st>> streams_;  // for calls without one
+  std::vector<Context> contexts_;                      // what is the same in all calls
+};
+
+/// What the CUDA backend cannot do, said before anything is made.
+void check_limits(const Object& object, const MoeShape& shape);
+
+/// Places arrays one behind the other in a block of device memory.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <class T>
+  T* take(std::size_t count) {
+    auto* result = reinterpret_cast<T*>(base_ + placer_.take(count * sizeof(T)));
+    return result;
+  }
+  std::size_t bytes() const { return placer_.bytes(); }
+
+ private:
+  std::byte* base_;
+  Placer placer_;
+};
+
+}  // namespace expertwire::ep::cuda

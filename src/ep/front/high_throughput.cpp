@@ -1,0 +1,377 @@
+#include "expertwire/high_throughput.hpp"
+
+#include <array>
+
+#include "base/check.hpp"
+#include "ep/front/high_throughput_engine.hpp"
+#include "ep/front/validate.hpp"
+
+namespace expertwire::inline v0 {
+
+namespace ep {
+
+std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
+  return options.pool_rows > 0 ? options.pool_rows
+                               : static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
+}
+
+HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks) {
+  SlotSizes sizes = slot_sizes(options.shape, ranks);
+  sizes.pool_rows = static_cast<std::uint64_t>(pool_rows_of(options, ranks));
+  return HighThroughputSlots::place(sizes);
+}
+
+std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options) {
+  const int ranks = object.communicator()->size();
+  Agreement agreement = agreement_on(1, options.shape, options.lanes);
+  agreement.pool_rows = pool_rows_of(options, ranks);
+  return std::make_shared<Region>(
+      object.communicator(), Region::Request::of(agreement, high_throughput_slots(options, ranks)));
+}
+
+}  // namespace ep
+
+namespace {
+
+using ep::HighThroughputHandle;
+
+void check_options(const HighThroughputOptions& options, int ranks) {
+  ep::check_shape(options.shape, ranks);
+  ep::check_lanes(options.lanes);
+  check_argument(options.pool_rows >= 0 && options.pool_rows <= INT32_MAX,
+                 "pool_rows is {}; it must be from 0 to {}", options.pool_rows, INT32_MAX);
+}
+
+}  // namespace
+
+struct HighThroughput::Impl {
+  /// What the calling thread knows of the dispatches given to a lane.
+  struct Lane {
+    std::uint64_t dispatches = 0;
+    std::array<std::shared_ptr<HighThroughputHandle>, ep::kSlots> last;  // by slot of the pool
+  };
+
+  ep::Object object;
+  HighThroughputOptions options;
+  std::unique_ptr<ep::HighThroughputEngine> engine;
+  std::vector<Lane> lanes;
+  std::uint64_t dispatches = 0;
+
+  Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts)
+      : object(communicator, "HighThroughput"),
+        options(opts),
+        engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
+                                                : ep::make_cpu_engine(object, options)),
+        lanes(static_cast<std::size_t>(options.lanes)) {}
+
+  int ranks() const { return object.communicator()->size(); }
+  std::int64_t pool_rows() const { return ep::pool_rows_of(options, ranks()); }
+  Allocator allocator_of(const Allocator& given) const {
+    return given ? given : engine->default_allocator();
+  }
+
+  ep::RowFormat check_dispatch(const DispatchRequest& request, ep::Geometry& geometry) const;
+  void check_pool_slot(Lane& lane, const Stream& stream);
+  std::shared_ptr<HighThroughputHandle> start_dispatch(
+      const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
+  /// What outputs follow from.
+  struct OutputSizes {
+    const MoeShape& shape;
+    const ep::RowFormat& format;
+    std::int64_t rows;
+  };
+  static Outputs make_outputs(const Outputs& given, const OutputSizes& sizes,
+                              ep::OutputMaker& maker);
+  void check_combine(const CombineRequest& request, const HighThroughputHandle& handle) const;
+};
+
+HighThroughput::HighThroughput(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HighThroughput::~HighThroughput() { ep::let_go(std::move(impl_)); }
+
+std::unique_ptr<HighThroughput> HighThroughput::create(
+    const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& options) {
+  check_argument(communicator != nullptr, "HighThroughput::create: communicator is null");
+  check_options(options, communicator->size());
+  return std::unique_ptr<HighThroughput>(
+      new HighThroughput(std::make_unique<Impl>(communicator, options)));
+}
+
+std::size_t HighThroughput::memory_bytes(const HighThroughputOptions& options, int ranks) {
+  check_options(options, ranks);
+  return ep::high_throughput_slots(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
+}
+
+Status HighThroughput::status() const {
+  Status status = impl_->object.status();
+  impl_->engine->refresh(status);
+  return status;
+}
+
+// Dispatch -------------------------------------------------------------------------------------
+
+/// Fills in the sizes of the call; returns the format of the rows.
+ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& request,
+                                                   ep::Geometry& geometry) const {
+  const ep::RowFormat format = ep::check_rows_in(geometry, {request.x, request.x_scales, false});
+  if (request.cached.valid()) {
+    const auto cached = object.own_handle<HighThroughputHandle>(request.cached);
+    check_argument(!request.topk_idx.present(),
+                   "topk_idx and cached are both given; a cached dispatch takes its routing from "
+                   "the handle");
+    check_argument(!request.capacity.has_value(),
+                   "capacity and cached are both given; a cached dispatch has the handle's");
+    check_argument(
+        request.experts == 0 || request.experts == cached->shape.experts,
+        "experts is {}, but the cached handle has {}; a cached dispatch has the handle's",
+        request.experts, cached->shape.experts);
+    geometry.call.experts = cached->shape.experts;
+    geometry.call.top_k = cached->shape.top_k;
+    ep::check_rows("x", request.x, request.x.dtype(), {cached->tokens, geometry.call.hidden});
+    if (request.topk_weights.present())
+      ep::check_tensor("topk_weights", request.topk_weights, DType::fp32,
+                       {cached->tokens, cached->shape.top_k});
+  } else {
+    ep::check_experts(geometry, request.experts);
+    ep::check_routing(geometry, request.x.size(0), request.topk_idx, request.topk_weights);
+  }
+  ep::check_stream(*object.communicator(), request.stream);
+  engine->check_sms(request.sms);
+  if (engine->captures(request.stream)) {
+    check(request.cached.valid() || request.capacity.has_value(), ErrorCode::invalid_usage,
+          "dispatch on a capturing stream needs a capacity: without one the host waits for counts");
+    check(request.output == Output::owned, ErrorCode::invalid_usage,
+          "dispatch on a capturing stream needs Output::owned: the pool's rows change places from "
+          "one replay to the next");
+  }
+  if (request.capacity)
+    check_argument(*request.capacity >= 0 && *request.capacity <= pool_rows(),
+                   "capacity is {}; it must be from 0 to the {} rows of a pool", *request.capacity,
+                   pool_rows());
+  const Outputs& given = request.outputs;
+  const bool any = given.x.present() || given.source_tokens.present() ||
+                   given.topk_experts.present() || given.topk_weights.present() ||
+                   given.scales.present();
+  check_argument(!any || request.output == Output::owned,
+                 "outputs are given with Output::pool; the pool is the output");
+  check_argument(!any || request.capacity.has_value() || request.cached.valid(),
+                 "outputs are given without a capacity; their number of rows must be known before "
+                 "the counts are");
+  return format;
+}
+
+/// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
+void HighThroughput::Impl::check_pool_slot(Lane& lane, const Stream& stream) {
+  // What is captured is done again by every replay; credit for these rows is granted once.
+  if (engine->captures(stream))
+    for (const auto& earlier : lane.last) {
+      if (!earlier || !earlier->in_pool || earlier->release_called) continue;
+      check(earlier->held.expired(), ErrorCode::invalid_usage,
+            "pool rows of an earlier dispatch of this lane are still held; combine or release them "
+            "before a capture");
+      earlier->release_called = true;
+      engine->release(earlier, {});  // now, not by every replay
+    }
+  auto& before_last = lane.last[lane.dispatches % ep::kSlots];
+  if (!before_last || !before_last->in_pool || before_last->release_called) return;
+  // If no caller has the handle any more, nobody can release it either.
+  check(before_last->held.expired(), ErrorCode::invalid_usage,
+        "the pool rows of the dispatch before last of this lane are still held; combine or "
+        "release that handle first, or use more lanes");
+  before_last->release_called = true;
+  engine->release(before_last, stream);
+}
+
+std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
+    const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached) {
+  const int number = static_cast<int>(dispatches % lanes.size());
+  Lane& lane = lanes[static_cast<std::size_t>(number)];
+  check_pool_slot(lane, request.stream);
+  auto handle = engine->make_handle(number, cached, request);
+  handle->object = object.id();
+  handle->lane = number;
+  handle->tokens = static_cast<int>(request.x.size(0));
+  handle->in_pool = request.output == Output::pool;
+  // Handles of owned output are the caller's alone: their memory goes back when the caller's do.
+  auto& last = lane.last[lane.dispatches % ep::kSlots];
+  last = handle->in_pool ? handle : nullptr;
+  ++lane.dispatches;
+  ++dispatches;
+  return handle;
+}
+
+HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
+                                                           const OutputSizes& sizes,
+                                                           ep::OutputMaker& maker) {
+  const auto& [shape, format, rows] = sizes;
+  if (!given.x.present())
+    return {maker.make("x", format.dtype, {rows, shape.hidden}),
+            maker.make("source_tokens", DType::int32, {rows}),
+            maker.make("topk_experts", DType::int32, {rows, shape.top_k}),
+            maker.make("topk_weights", DType::fp32, {rows, shape.top_k}),
+            format.scales > 0 ? maker.make("scales", DType::fp32, {rows, format.scales})
+                              : TensorView()};
+  ep::check_rows("outputs.x", given.x, format.dtype, {rows, shape.hidden});
+  ep::check_scales_out(given.scales, format, {rows, format.scales});
+  ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {rows});
+  ep::check_tensor("outputs.topk_experts", given.topk_experts, DType::int32, {rows, shape.top_k});
+  ep::check_tensor("outputs.topk_weights", given.topk_weights, DType::fp32, {rows, shape.top_k});
+  return given;
+}
+
+namespace {
+
+void check_outputs_apart(const HighThroughput::Outputs& out,
+                         const HighThroughput::DispatchRequest& request) {
+  ep::check_apart({{"outputs.x", out.x},
+                   {"outputs.source_tokens", out.source_tokens},
+                   {"outputs.topk_experts", out.topk_experts},
+                   {"outputs.topk_weights", out.topk_weights},
+                   {"outputs.scales", out.scales}},
+                  {{"x", request.x},
+                   {"x_scales", request.x_scales},
+                   {"topk_idx", request.topk_idx},
+                   {"topk_weights", request.topk_weights}});
+}
+
+}  // namespace
+
+HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& request) {
+  Impl& self = *impl_;
+  self.object.check_usable();
+  ep::Geometry geometry(self.options.shape, self.ranks());
+  const ep::RowFormat format = self.check_dispatch(request, geometry);
+  const MoeShape& shape = geometry.call;
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
+  DispatchResult result;
+  // With a known number of rows outputs are made before anything is sent: bad ones cost nothing.
+  const bool owned = request.output == Output::owned;
+  std::shared_ptr<HighThroughputHandle> cached;
+  std::optional<std::int64_t> rows = request.capacity;
+  if (request.cached.valid()) {
+    cached = self.object.own_handle<HighThroughputHandle>(request.cached);
+    rows = cached->output_rows;
+  }
+  if (owned && rows) {
+    result.outputs = Impl::make_outputs(request.outputs, {shape, format, *rows}, maker);
+    check_outputs_apart(result.outputs, request);
+  }
+  const Outputs& out = result.outputs;
+  ep::check_places(*self.object.communicator(), {{"x", request.x},
+                                                 {"x_scales", request.x_scales},
+                                                 {"topk_idx", request.topk_idx},
+                                                 {"topk_weights", request.topk_weights},
+                                                 {"outputs.x", out.x},
+                                                 {"outputs.source_tokens", out.source_tokens},
+                                                 {"outputs.topk_experts", out.topk_experts},
+                                                 {"outputs.topk_weights", out.topk_weights},
+                                                 {"outputs.scales", out.scales}});
+
+  auto handle = self.start_dispatch(request, cached);
+  handle->format = format;
+  handle->shape = shape;
+  ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
+  work.request.cached = {};  // queued work is no caller that holds rows
+  self.engine->plan(work);
+  handle->output_rows = rows.value_or(handle->needed);
+  std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
+  if (owned && !rows && !handle->overflow) {
+    try {
+      result.outputs = Impl::make_outputs({}, {shape, format, handle->output_rows}, maker);
+    } catch (...) {
+      refused = std::current_exception();
+    }
+  }
+  work.outputs = result.outputs;
+  self.engine->dispatch(work);
+  if (refused) std::rethrow_exception(refused);
+  check(rows || !handle->overflow, ErrorCode::capacity,
+        "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "
+        "needs {}); raise pool_rows or give a capacity",
+        self.pool_rows(), handle->needed);
+
+  if (!owned) result.outputs = self.engine->pool_view(*handle, handle->output_rows);
+  result.owner = maker.owner();
+  result.handle = ep::HandleAccess::make(handle);
+  result.needed_rows = self.engine->needed_rows(*handle);
+  if (rows && !request.stream.present()) self.engine->learn_counts(*handle);
+  result.rows_per_expert = handle->rows_per_expert;
+  result.rows_per_source = handle->rows_per_source;
+  return result;
+}
+
+// Combine --------------------------------------------------------------------------------------
+
+void HighThroughput::Impl::check_combine(const CombineRequest& request,
+                                         const HighThroughputHandle& handle) const {
+  const MoeShape& shape = handle.shape;
+  check(!(handle.in_pool && handle.release_called &&
+          request.y.data() == engine->pool_view(handle, 0).x.data()),
+        ErrorCode::invalid_usage,
+        "y lies in pool rows that this handle has released already; combine such rows once");
+  const std::int64_t rows = handle.output_rows;
+  const DType dtype = ep::check_rows_home(options.shape, request.y, {rows, shape.hidden});
+  if (request.topk_weights.present())
+    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
+  if (request.bias.present())
+    ep::check_rows("bias", request.bias, dtype, {handle.tokens, shape.hidden});
+  if (request.out.present())
+    ep::check_rows("out", request.out, dtype, {handle.tokens, shape.hidden});
+  if (request.out_topk_weights.present())
+    ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
+                     {handle.tokens, shape.top_k});
+  // A sum may take the place of its initial value.
+  const bool over_bias = request.out.data() == request.bias.data();
+  ep::check_apart({{"out", request.out}, {"out_topk_weights", request.out_topk_weights}},
+                  {{"y", request.y},
+                   {"topk_weights", request.topk_weights},
+                   {"bias", over_bias ? ConstTensorView() : request.bias}});
+  ep::check_stream(*object.communicator(), request.stream);
+  engine->check_sms(request.sms);
+  check(!handle.in_pool || !engine->captures(request.stream), ErrorCode::invalid_usage,
+        "combine of a pool dispatch on a capturing stream: its rows are given back once, not by "
+        "every replay; use Output::owned in captures");
+}
+
+HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& request) {
+  Impl& self = *impl_;
+  self.object.check_usable();
+  auto handle = self.object.own_handle<HighThroughputHandle>(request.handle);
+  const MoeShape& shape = handle->shape;
+  self.check_combine(request, *handle);
+
+  ep::OutputMaker maker(self.allocator_of(request.allocator));
+  CombineResult result;
+  result.out = request.out.present()
+                   ? request.out
+                   : maker.make("out", request.y.dtype(), {handle->tokens, shape.hidden});
+  result.topk_weights = request.out_topk_weights;
+  if (request.topk_weights.present() && !result.topk_weights.present())
+    result.topk_weights =
+        maker.make("out_topk_weights", DType::fp32, {handle->tokens, shape.top_k});
+  result.owner = maker.owner();
+  ep::check_places(*self.object.communicator(), {{"y", request.y},
+                                                 {"topk_weights", request.topk_weights},
+                                                 {"bias", request.bias},
+                                                 {"out", result.out},
+                                                 {"out_topk_weights", result.topk_weights}});
+  ep::HighThroughputEngine::Combine work{request, handle, result.out, result.topk_weights,
+                                         result.owner};
+  work.request.handle = {};  // as in dispatch
+  self.engine->combine(work);
+  handle->release_called = true;
+  return result;
+}
+
+void HighThroughput::release(const Handle& handle, const Stream& stream) {
+  Impl& self = *impl_;
+  self.object.check_usable();
+  ep::check_stream(*self.object.communicator(), stream);
+  auto state = self.object.own_handle<HighThroughputHandle>(handle);
+  if (!state->in_pool || state->release_called) return;
+  check(!self.engine->captures(stream), ErrorCode::invalid_usage,
+        "release on a capturing stream; pool rows are given back once, not by every replay");
+  state->release_called = true;
+  self.engine->release(state, stream);
+}
+
+}  // namespace expertwire

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/shared_block.hpp"
+#include "ep/protocol/row_format.hpp"
+#include "ep/protocol/slots.hpp"
+#include "expertwire/communicator.hpp"
+#include "expertwire/shape.hpp"
+
+namespace expertwire::inline v0::ep {
+
+/// What ranks must agree on when they make an object together.
+struct Agreement {
+  std::int32_t mode;  ///< 0 low latency, 1 high throughput
+  std::int32_t hidden, experts, top_k, max_tokens, dtype;
+  std::int32_t lanes;
+  std::uint32_t first_epoch;
+  std::int64_t pool_rows;
+};
+
+/// What both modes' layouts and agreements take from the options.
+SlotSizes slot_sizes(const MoeShape& shape, int ranks);
+Agreement agreement_on(int mode, const MoeShape& shape, int lanes);
+
+/// The part of every rank's arena that one object uses: `lanes` pieces of equal layout.
+class Region {
+ public:
+  struct Request {
+    /// For a layout of either mode.
+    template <class Slots>
+    static Request of(const Agreement& agreement, const Slots& slots) {
+      return {
+          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}};
+    }
+
+    Agreement agreement;
+    std::uint64_t lane_bytes;
+    std::uint64_t flag_bytes;             ///< at the start of each lane, set to the first epoch
+    std::vector<std::uint64_t> counters;  ///< offsets of the DirectionWords among them
+  };
+
+  /// Collective. Throws `Error{mismatch}` that names the first thing ranks disagree on.
+  Region(const std::shared_ptr<Communicator>& communicator, const Request& request);
+
+  Communicator& communicator() const { return block_.communicator(); }
+  /// Start of `lane` in the memory of `rank`.
+  std::byte* lane(int rank, int lane) const {
+    return block_.base(rank) + static_cast<std::uint64_t>(lane) * lane_bytes_;
+  }
+
+ private:
+  SharedBlock block_;
+  std::uint64_t lane_bytes_;
+};
+
+}  // namespace expertwire::ep
