@@ -11,8 +11,6 @@ namespace {
 
 constexpr auto kChunkRows = static_cast<std::int64_t>(HighThroughputSlots::kChunkRows);
 
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
 }  // namespace
 
 // Send half ------------------------------------------------------------------------------------

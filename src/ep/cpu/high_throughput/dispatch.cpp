@@ -12,12 +12,10 @@ namespace {
 
 constexpr auto kChunkRows = static_cast<std::int64_t>(HighThroughputSlots::kChunkRows);
 
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
 }  // namespace
 
 HighThroughputLane::HighThroughputLane(Memory memory, const MoeShape& shape, int workers)
-    : memory_(std::move(memory)), places_(memory_.slots()), shape_(shape), team_(workers) {
+    : Lane(std::move(memory), shape, workers), places_(memory_.slots()) {
   const std::size_t chunks = index(memory_.size()) * memory_.slots().chunks();
   chunk_rows_ = std::make_unique<std::atomic<std::int32_t>[]>(chunks);
   first_epoch_ = memory_.direction(memory_.slots().dispatch).sending();

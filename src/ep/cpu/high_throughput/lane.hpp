@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "comm/wait.hpp"
-#include "ep/cpu/peer.hpp"
-#include "ep/cpu/team.hpp"
+#include "ep/cpu/lane.hpp"
 #include "ep/front/high_throughput_engine.hpp"
 
 namespace expertwire::inline v0::ep::cpu {
@@ -37,11 +36,6 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   }
 };
 
-template <class Operation>
-HighThroughputHandle& routing_of(const Operation& op) {
-  return static_cast<HighThroughputHandle&>(*op.handle);
-}
-
 /// One lane of the high-throughput mode on the CPU.
 ///
 /// Roles: a worker of a send half owns contiguous tokens (dispatch) or every W-th chunk of rows
@@ -57,10 +51,8 @@ HighThroughputHandle& routing_of(const Operation& op) {
 ///
 /// Cost: dispatch writes each row once (owned: twice); combine copies nothing when rows lie in the
 /// pool, else each row once; every token is summed once.
-class HighThroughputLane {
+class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughputHandle> {
  public:
-  using Memory = LaneMemory<HighThroughputSlots>;
-
   HighThroughputLane(Memory memory, const MoeShape& shape, int workers);
 
   /// First part of a dispatch that has a new route: fills the handle's counts. `capacity` is what
@@ -86,14 +78,6 @@ class HighThroughputLane {
   HighThroughput::Outputs pool_view(const HighThroughputHandle& handle, std::int64_t rows) const;
   /// Epoch of the n-th dispatch to come, counted from 0.
   Epoch epoch_after(std::uint64_t dispatches) const;
-
-  Turnstile& turnstile() { return turnstile_; }
-  /// An operation, or half of one, begins: its H, E, K and M, and the dtype of its rows.
-  void use(const MoeShape& shape, DType dtype) {
-    shape_ = shape;
-    shape_.dtype = dtype;
-    memory_.use(shape_);
-  }
 
  private:
   /// Where one row goes, with what belongs to it.
@@ -126,11 +110,7 @@ class HighThroughputLane {
   void sum_tokens(const Combine& op, int worker, Epoch n, const WaitContext& context) const;
   void settle();
 
-  Memory memory_;
   const HighThroughputSlots places_;  // for callers, who do not wait for the lane's turn
-  MoeShape shape_;                    // of the operation that runs
-  Team team_;
-  Turnstile turnstile_;
   std::unique_ptr<std::atomic<std::int32_t>[]> chunk_rows_;  // [R, chunks] rows written so far
   Epoch first_epoch_;
   struct Reading {

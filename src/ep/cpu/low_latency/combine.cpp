@@ -7,12 +7,6 @@
 
 namespace expertwire::inline v0::ep::cpu {
 
-namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
-
 // Combine, send half ---------------------------------------------------------------------------
 
 void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {

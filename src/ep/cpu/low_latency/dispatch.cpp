@@ -7,15 +7,6 @@
 
 namespace expertwire::inline v0::ep::cpu {
 
-namespace {
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
-
-LowLatencyLane::LowLatencyLane(Memory memory, const MoeShape& shape, int workers)
-    : memory_(std::move(memory)), shape_(shape), team_(workers) {}
-
 // Dispatch, send half --------------------------------------------------------------------------
 
 void LowLatencyLane::send_dispatch(const Dispatch& op, WaitContext context) {

@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "comm/wait.hpp"
-#include "ep/cpu/peer.hpp"
-#include "ep/cpu/team.hpp"
+#include "ep/cpu/lane.hpp"
 #include "ep/front/low_latency_engine.hpp"
 #include "ep/protocol/slots.hpp"
 
@@ -24,11 +23,6 @@ struct LowLatencyHandle final : ep::LowLatencyHandle {
   Epoch epoch = 0;                ///< of the dispatch
 };
 
-template <class Operation>
-LowLatencyHandle& routing_of(const Operation& op) {
-  return static_cast<LowLatencyHandle&>(*op.handle);
-}
-
 /// One lane of the low-latency mode on the CPU.
 ///
 /// Roles: each half runs on all workers of the team. A worker of a send half owns contiguous
@@ -44,11 +38,9 @@ LowLatencyHandle& routing_of(const Operation& op) {
 ///
 /// Cost: dispatch T * (distinct ranks) rows over the wire and T * K rows written by receivers;
 /// combine the same number of rows back.
-class LowLatencyLane {
+class LowLatencyLane final : public Lane<LowLatencySlots, LowLatencyHandle> {
  public:
-  using Memory = LaneMemory<LowLatencySlots>;
-
-  LowLatencyLane(Memory memory, const MoeShape& shape, int workers);
+  using Lane::Lane;
 
   using Dispatch = LowLatencyDispatch;  ///< its handle has its route
   void send_dispatch(const Dispatch& op, WaitContext context);
@@ -57,14 +49,6 @@ class LowLatencyLane {
   using Combine = LowLatencyCombine;
   void send_combine(const Combine& op, WaitContext context);
   void receive_combine(const Combine& op, WaitContext context);
-
-  Turnstile& turnstile() { return turnstile_; }
-  /// An operation, or half of one, begins: its H, E, K and M, and the dtype of its rows.
-  void use(const MoeShape& shape, DType dtype) {
-    shape_ = shape;
-    shape_.dtype = dtype;
-    memory_.use(shape_);
-  }
 
  private:
   /// A row as it travels: scales behind data, or apart where the caller has them apart.
@@ -86,11 +70,6 @@ class LowLatencyLane {
                    std::byte* out) const;
   void sum_token(const Combine& op, int token, Epoch n, std::byte* own_partial,
                  const WaitContext& context) const;
-
-  Memory memory_;
-  MoeShape shape_;
-  Team team_;
-  Turnstile turnstile_;
 };
 
 }  // namespace expertwire::ep::cpu
