@@ -56,7 +56,7 @@ class CudaEngine final : public HighThroughputEngine {
   void refresh(Status& status) const override { runtime_.refresh(status, most_.top_k); }
   Allocator default_allocator() const override { return runtime_.allocator(); }
   bool captures(const Stream& stream) const override {
-    return cuda::StreamPlace(runtime_.stream_of({0, stream, {}, 0, "", true})).captured();
+    return cuda::StreamPlace(runtime_.stream_of(0, stream)).captured();
   }
 
  private:
@@ -186,7 +186,7 @@ std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* ro
 HighThroughputEngine::HandlePointer CudaEngine::make_handle(
     int number, const HandlePointer& cached, const HighThroughput::DispatchRequest& request) {
   Lane& lane = lanes_[static_cast<std::size_t>(number)];
-  const cuda::StreamPlace place(runtime_.stream_of({number, request.stream, {}, 0, "", true}));
+  const cuda::StreamPlace place(runtime_.stream_of(number, request.stream));
   auto handle = std::make_shared<CudaHandle>();
   if (cached) {
     handle->epoch_memory = lane.epochs->take(place, request.allocator);
@@ -214,17 +214,16 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(
 void CudaEngine::learn_epoch(CudaHandle& handle, const Dispatch& work) {
   const bool told = !work.cached && (!work.request.capacity || !work.request.stream.present());
   if (!handle.in_pool || !lane_of(handle).captured || told) return;
-  const Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
-                           work.request.sms, "high-throughput dispatch", false};
-  handle.host_epoch = runtime_.read_epoch(call, slots_.dispatch.words) + 1;
+  const auto job = Runtime::Job::of(handle.lane, "high-throughput dispatch", work.request);
+  handle.host_epoch = runtime_.read_epoch(job, slots_.dispatch.words) + 1;
 }
 
 void CudaEngine::plan(const Dispatch& work) {
   auto& handle = static_cast<CudaHandle&>(*work.handle);
   learn_epoch(handle, work);
   Lane& lane = lane_of(handle);
-  Runtime::Call call{handle.lane,      work.request.stream,        work.request.timeout,
-                     work.request.sms, "high-throughput dispatch", false};
+  auto job = Runtime::Job::of(handle.lane, "high-throughput dispatch", work.request);
+  job.wait = false;
   if (work.cached) {
     const auto& cached = static_cast<const CudaHandle&>(*work.cached);
     handle.needed = cached.needed;
@@ -236,7 +235,7 @@ void CudaEngine::plan(const Dispatch& work) {
   }
   const bool told = work.eager() || !work.request.stream.present();
   cuda::NotifyParams p{};
-  p.context = runtime_.context_of(call);
+  p.context = runtime_.context_of(job);
   p.shape = shape_of(handle.shape);
   p.routing = handle.routing;
   p.tokens = handle.tokens;
@@ -248,12 +247,12 @@ void CudaEngine::plan(const Dispatch& work) {
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
   p.tallies = lane.tallies;
-  const int blocks = runtime_.budget_of(call);
-  runtime_.run(call, [&](cudaStream_t stream) {
+  const int blocks = runtime_.budget_of(job);
+  runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");
   });
   if (!told) return;
-  runtime_.watch(call, [&] {
+  runtime_.watch(job, [&] {
     return std::atomic_ref(*lane.mirror.ticket).load(std::memory_order_acquire) == p.ticket;
   });
   read_mirror(handle, lane);
@@ -288,17 +287,16 @@ void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
 void CudaEngine::dispatch(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{handle->lane,          work.request.stream,        work.request.timeout,
-                           work.request.sms,      "high-throughput dispatch", true,
-                           other_lane_of(*handle)};
+  auto job = Runtime::Job::of(handle->lane, "high-throughput dispatch", work.request);
+  job.other_lane = other_lane_of(*handle);
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
-  p.context = runtime_.context_of(call);
+  p.context = runtime_.context_of(job);
   p.shape = shape_of(handle->shape);
   p.routing = handle->routing;
   p.format = handle->format;
   const bool owned = work.outputs.x.present();
-  const int blocks = runtime_.budget_of(call);
+  const int blocks = runtime_.budget_of(job);
   const cuda::Sending sending =
       asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
   p.senders = sending.warps;
@@ -324,7 +322,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
     p.out_weights = work.outputs.topk_weights.as<float>();
     p.out_scales = work.outputs.scales.as<float>();
   }
-  runtime_.run(call, [&](cudaStream_t stream) {
+  runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
   });
 }
@@ -347,12 +345,11 @@ std::shared_ptr<CudaHandle> CudaEngine::settle(Lane& lane, const CudaHandle* fin
 void CudaEngine::combine(const Combine& work) {
   auto handle = std::static_pointer_cast<CudaHandle>(work.handle);
   Lane& lane = lane_of(*handle);
-  const Runtime::Call call{handle->lane,          work.request.stream,       work.request.timeout,
-                           work.request.sms,      "high-throughput combine", true,
-                           other_lane_of(*handle)};
+  auto job = Runtime::Job::of(handle->lane, "high-throughput combine", work.request);
+  job.other_lane = other_lane_of(*handle);
   const int warps = cuda::kHighThroughputWarps;
   cuda::HighThroughputCombineParams p{};
-  p.context = runtime_.context_of(call);
+  p.context = runtime_.context_of(job);
   MoeShape shape = handle->shape;
   shape.dtype = work.request.y.dtype();
   p.shape = shape_of(shape);
@@ -377,8 +374,8 @@ void CudaEngine::combine(const Combine& work) {
   p.out = work.out.as<std::byte>();
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
-  const int blocks = runtime_.budget_of(call);
-  runtime_.run(call, [&](cudaStream_t stream) {
+  const int blocks = runtime_.budget_of(job);
+  runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
   });
 }
@@ -387,12 +384,12 @@ void CudaEngine::release(const HandlePointer& pointer, const Stream& stream) {
   auto handle = std::static_pointer_cast<CudaHandle>(pointer);
   const auto released = settle(lane_of(*handle), handle.get());
   if (!released) return;
-  const Runtime::Call call{handle->lane, stream, {}, 0, "release", true};
+  const Runtime::Job job{.lane = handle->lane, .operation = "release", .stream = stream};
   cuda::NotifyParams p{};
-  p.context = runtime_.context_of(call);
+  p.context = runtime_.context_of(job);
   p.shape = shape_of(most_);
   p.release = released->epoch();
-  runtime_.run(call, [&](cudaStream_t on) {
+  runtime_.run(job, [&](cudaStream_t on) {
     check_cuda(cuda::launch(p, {1, on}), "launch of notify");
   });
 }

@@ -51,7 +51,7 @@ class CudaEngine final : public LowLatencyEngine {
   std::shared_ptr<LowLatencyHandle> make_handle(
       int lane, const LowLatency::DispatchRequest& request) override {
     auto handle = std::make_shared<CudaHandle>();
-    const cuda::StreamPlace place(runtime_.stream_of({lane, request.stream, {}, 0, "", true}));
+    const cuda::StreamPlace place(runtime_.stream_of(lane, request.stream));
     handle->memory = pools_[static_cast<std::size_t>(lane)]->take(place, request.allocator);
     carve_routing(handle->memory.get(), &handle->routing);
     return handle;
@@ -59,10 +59,9 @@ class CudaEngine final : public LowLatencyEngine {
 
   void dispatch(const Dispatch& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{handle.lane,      work.request.stream,    work.request.timeout,
-                             work.request.sms, "low-latency dispatch", true};
+    const auto job = Runtime::Job::of(handle.lane, "low-latency dispatch", work.request);
     cuda::LowLatencyDispatchParams p{};
-    p.context = runtime_.context_of(call);
+    p.context = runtime_.context_of(job);
     p.shape = shape_of(handle.shape);
     p.routing = handle.routing;
     p.call = handle.call(0, work.format.dtype);
@@ -80,18 +79,17 @@ class CudaEngine final : public LowLatencyEngine {
     p.ranges = work.outputs.ranges.as<SourceRange>();
     p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_scales = work.outputs.scales.as<float>();
-    const int blocks = runtime_.budget_of(call);
-    runtime_.run(call, [&](cudaStream_t stream) {
+    const int blocks = runtime_.budget_of(job);
+    runtime_.run(job, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
     });
   }
 
   void combine(const Combine& work, Half half) override {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
-    const Runtime::Call call{handle.lane,      work.request.stream,   work.request.timeout,
-                             work.request.sms, "low-latency combine", true};
+    const auto job = Runtime::Job::of(handle.lane, "low-latency combine", work.request);
     cuda::LowLatencyCombineParams p{};
-    p.context = runtime_.context_of(call);
+    p.context = runtime_.context_of(job);
     MoeShape shape = handle.shape;
     shape.dtype = work.request.y.dtype();
     p.shape = shape_of(shape);
@@ -105,8 +103,8 @@ class CudaEngine final : public LowLatencyEngine {
         work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
     p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
     p.out = work.out.as<std::byte>();
-    const int blocks = runtime_.budget_of(call);
-    runtime_.run(call, [&](cudaStream_t stream) {
+    const int blocks = runtime_.budget_of(job);
+    runtime_.run(job, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
     });
   }

@@ -79,15 +79,15 @@ bool Runtime::drain(Deadline deadline) {
 
 // Calls ------------------------------------------------------------------------------------------
 
-cudaStream_t Runtime::stream_of(const Call& call) const {
-  return call.stream.present() ? static_cast<cudaStream_t>(call.stream.cuda_handle())
-                               : streams_[static_cast<std::size_t>(call.lane)].get();
+cudaStream_t Runtime::stream_of(int lane, const Stream& stream) const {
+  return stream.present() ? static_cast<cudaStream_t>(stream.cuda_handle())
+                          : streams_[static_cast<std::size_t>(lane)].get();
 }
 
-Context Runtime::context_of(const Call& call) const {
-  Context context = contexts_[static_cast<std::size_t>(call.lane)];
-  context.trace = Trace::next(call.operation);
-  const auto timeout = call.timeout.value_or(object_.communicator()->timeout());
+Context Runtime::context_of(const Job& job) const {
+  Context context = contexts_[static_cast<std::size_t>(job.lane)];
+  context.trace = Trace::next(job.operation);
+  const auto timeout = job.timeout.value_or(object_.communicator()->timeout());
   context.timeout_ns = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count());
 #if defined(EXPERTWIRE_TEST_FAULTS)
@@ -143,14 +143,14 @@ std::byte* Runtime::lane_base(int lane) const {
   return region_->lane(object_.communicator()->rank(), lane);
 }
 
-Epoch Runtime::read_epoch(const Call& call, std::uint64_t words) {
+Epoch Runtime::read_epoch(const Job& job, std::uint64_t words) {
   const DeviceGuard guard(share_->device());
   // Replays on this stream may be on their way, and advance the epoch that is read.
-  const cudaStream_t stream = stream_of(call);
-  await_stream(call, stream);
-  watch(call, [&] { return chains_[static_cast<std::size_t>(call.lane)]->idle(); });
+  const cudaStream_t stream = stream_of(job.lane, job.stream);
+  await_stream(job, stream);
+  watch(job, [&] { return chains_[static_cast<std::size_t>(job.lane)]->idle(); });
   DirectionWords value{};
-  check_cuda(cudaMemcpyAsync(&value, lane_base(call.lane) + words, sizeof(value),
+  check_cuda(cudaMemcpyAsync(&value, lane_base(job.lane) + words, sizeof(value),
                              cudaMemcpyDeviceToHost, share_->memory_stream().get()),
              "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(share_->memory_stream().get()), "cudaStreamSynchronize");
@@ -165,17 +165,17 @@ void check_limits(const Object& object, const MoeShape& shape) {
         "shape.experts is {}; the CUDA backend takes at most {}", shape.experts, kMostExperts);
 }
 
-void Runtime::begin(const Call& call, const StreamPlace& place) {
-  throw_failure(call.operation);
-  chains_[static_cast<std::size_t>(call.lane)]->enter(place);
-  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->enter(place);
+void Runtime::begin(const Job& job, const StreamPlace& place) {
+  throw_failure(job.operation);
+  chains_[static_cast<std::size_t>(job.lane)]->enter(place);
+  if (job.other_lane >= 0) chains_[static_cast<std::size_t>(job.other_lane)]->enter(place);
   share_->enter_order(place);
 }
 
-void Runtime::end(const Call& call, const StreamPlace& place) {
+void Runtime::end(const Job& job, const StreamPlace& place) {
   share_->leave_order(place);
-  chains_[static_cast<std::size_t>(call.lane)]->leave(place);
-  if (call.other_lane >= 0) chains_[static_cast<std::size_t>(call.other_lane)]->leave(place);
+  chains_[static_cast<std::size_t>(job.lane)]->leave(place);
+  if (job.other_lane >= 0) chains_[static_cast<std::size_t>(job.other_lane)]->leave(place);
   if (place.captured()) keep_for_capture(place);
 }
 
@@ -185,8 +185,8 @@ void Runtime::keep_for_capture(const StreamPlace& place) {
   kept_for_ = place.capture;
 }
 
-void Runtime::await_stream(const Call& call, cudaStream_t stream) {
-  watch(call, [stream] {
+void Runtime::await_stream(const Job& job, cudaStream_t stream) {
+  watch(job, [stream] {
     const cudaError_t state = cudaStreamQuery(stream);
     if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
     return state == cudaSuccess;

@@ -28,27 +28,38 @@ class Runtime final : private Watcher::Client {
   DeviceShare& share() const { return *share_; }
   const std::shared_ptr<DeviceShare>& shared_share() const { return share_; }
   /// Keeps `memory`, which kernels of the object use, as long as they can run. Before the first
-  /// call.
+  /// job.
   void keep(std::shared_ptr<void> memory) { kept_->memory.push_back(std::move(memory)); }
   /// Memory of the device.
   Allocator allocator() const;
 
-  struct Call {
+  /// What a request asks of the runtime.
+  struct Job {
     int lane = 0;
+    const char* operation = "";
     Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
     int sms = 0;
-    const char* operation = "";
     bool wait = true;  ///< without a stream: return when done
     /// Another lane whose memory the call reads: what that lane is given later waits for it.
     int other_lane = -1;
+
+    template <class Request>
+    static Job of(int lane, const char* operation, const Request& request) {
+      return {.lane = lane,
+              .operation = operation,
+              .stream = request.stream,
+              .timeout = request.timeout,
+              .sms = request.sms};
+    }
   };
-  cudaStream_t stream_of(const Call& call) const;
+  /// The caller's stream, or that of the lane.
+  cudaStream_t stream_of(int lane, const Stream& stream) const;
   /// SMs that the object has.
   int sms() const { return sms_; }
   /// SMs for a call, whose wish has been checked.
-  int budget_of(const Call& call) const { return call.sms == 0 ? sms_ : call.sms; }
-  Context context_of(const Call& call) const;
+  int budget_of(const Job& job) const { return job.sms == 0 ? sms_ : job.sms; }
+  Context context_of(const Job& job) const;
 
   /// Memory at the same place of lane 0 of every rank that holds nothing yet.
   struct Scratch {
@@ -64,34 +75,34 @@ class Runtime final : private Watcher::Client {
   std::byte* lane_base(int lane) const;
   /// The `sent` counter of a direction, once everything given to the lane and to the call's stream
   /// is done. Throws what went wrong meanwhile.
-  Epoch read_epoch(const Call& call, std::uint64_t words);
+  Epoch read_epoch(const Job& job, std::uint64_t words);
 
   /// Runs `launch(stream)` in the order of the lane and the device. Without a stream it returns
   /// when the work is done, or throws what went wrong.
   template <class Launch>
-  void run(const Call& call, Launch launch) {
+  void run(const Job& job, Launch launch) {
     const DeviceGuard guard(share_->device());
-    const StreamPlace place(stream_of(call));
-    object_.note_timeout(object_.budget(call.timeout));
+    const StreamPlace place(stream_of(job.lane, job.stream));
+    object_.note_timeout(object_.budget(job.timeout));
     {
       std::lock_guard order(share_->order());
-      begin(call, place);
+      begin(job, place);
       launch(place.stream);
-      end(call, place);
+      end(job, place);
     }
-    if (!call.stream.present() && call.wait) await_stream(call, place.stream);
+    if (!job.stream.present() && job.wait) await_stream(job, place.stream);
   }
   /// Polls `done()`; throws what went wrong.
   template <class Done>
-  void watch(const Call& call, Done done) {
-    Patience patience(object_.wait_context(call.timeout, call.operation));
+  void watch(const Job& job, Done done) {
+    Patience patience(object_.wait_context(job.timeout, job.operation));
     // Kernels keep the deadline themselves; the host's comes a little later, in case one is gone.
-    const Deadline late = object_.late_deadline(call.timeout);
+    const Deadline late = object_.late_deadline(job.timeout);
     while (!done()) {
-      throw_failure(call.operation);
-      if (patience.pause() && late.expired() && !done()) give_up(call.operation, late);
+      throw_failure(job.operation);
+      if (patience.pause() && late.expired() && !done()) give_up(job.operation, late);
     }
-    throw_failure(call.operation);
+    throw_failure(job.operation);
   }
 
   /// Throws what kernels have reported, if they have.
@@ -114,10 +125,10 @@ class Runtime final : private Watcher::Client {
   void lose(const Error& lost) override;
 
   double time_copies(const Scratch& scratch) const;
-  void begin(const Call& call, const StreamPlace& place);
-  void end(const Call& call, const StreamPlace& place);
+  void begin(const Job& job, const StreamPlace& place);
+  void end(const Job& job, const StreamPlace& place);
   void keep_for_capture(const StreamPlace& place);
-  void await_stream(const Call& call, cudaStream_t stream);
+  void await_stream(const Job& job, cudaStream_t stream);
   bool idle_by(Deadline deadline) const;
   /// What kernels reported, as an error of `operation`.
   Error reported(const char* operation) const;
