@@ -11,8 +11,10 @@
 #   late    the same while one rank is late (1)
 #   sweep   other numbers of SMs, formulas against a sweep, NCCL in the same runs (4)
 #   kill    ranks that are killed or stopped, 100 times each on streams and in replays (6)
+#   ab      this commit and an older one in turn, each row three times (4); the older one's command is
+#           packed if EXPERTWIRE_PACK_OLD names its commit
 #
-# Without stages, all of them. --resume FILE goes on from the gpu_check.tar.gz of an earlier run of the
+# Without stages, all of them but ab. --resume FILE goes on from the gpu_check.tar.gz of an earlier run of the
 # same commit: steps that ended well are not run again. --quick verifies for 10 s in place of 60, and
 # kills 10 times.
 set -uo pipefail
@@ -26,8 +28,8 @@ while [ $# -gt 0 ]; do
   case $1 in
     --quick) seconds=10 rounds=10 ;;
     --resume) resume=$2; shift ;;
-    check | bench | late | sweep | kill) stages+=("$1") ;;
-    *) sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+    check | bench | late | sweep | kill | ab) stages+=("$1") ;;
+    *) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -95,17 +97,21 @@ stage_bench() {
   bench ht_owned_fp8 ht --fp8 --output owned --iters 30
   bench ll_combine ll --weights combine --iters 200
   for tokens in 1 8 32 256; do bench "ll_$tokens" ll --tokens $tokens --iters 200; done
-  for sms in 24 48 64 96; do bench "ht_owned_$sms" ht --sms $sms --output owned --iters 30; done
-  for sms in 24 16 8; do bench "ht_pool_$sms" ht --sms $sms --iters 30; done
-  bench ht_fp8_24 ht --sms 24 --fp8 --iters 30
+  # What the rows above compare with the oracle, these take as right: it takes longer than they do.
+  for sms in 24 48 64 96; do
+    bench "ht_owned_$sms" ht --sms $sms --output owned --iters 30 --no-verify
+  done
+  for sms in 24 16 8; do bench "ht_pool_$sms" ht --sms $sms --iters 30 --no-verify; done
+  bench ht_fp8_24 ht --sms 24 --fp8 --iters 30 --no-verify
 }
 
 stage_late() {
   for late in 1ms 3ms; do
-    bench "late_${late}_ht_pool" ht --late $late --iters 30
-    bench "late_${late}_ht_owned" ht --late $late --output owned --iters 30
-    bench "late_${late}_ht_owned_1024" ht --late $late --output owned --tokens 1024 --iters 30
-    bench "late_${late}_ll" ll --late $late --iters 100
+    bench "late_${late}_ht_pool" ht --late $late --iters 30 --no-verify
+    bench "late_${late}_ht_owned" ht --late $late --output owned --iters 30 --no-verify
+    bench "late_${late}_ht_owned_1024" ht --late $late --output owned --tokens 1024 --iters 30 \
+      --no-verify
+    bench "late_${late}_ll" ll --late $late --iters 100 --no-verify
   done
 }
 
@@ -123,6 +129,28 @@ stage_sweep() {
     bench ht_nccl ht --peer nccl --iters 15 --no-verify
     bench ll_nccl ll --peer nccl --iters 100 --no-verify
   fi
+}
+
+ab() { # ab NAME ARGUMENTS...: both commits in turn
+  local name=$1 round version
+  shift
+  for round in 1 2 3; do
+    for version in expertwire_old expertwire; do
+      step "ab_${name}_${version}_$round" 60 "$bin/$version" bench "$@" --device cuda --no-verify \
+        --json "$OUT/ab_${name}_${version}_$round.json"
+    done
+  done
+}
+
+stage_ab() {
+  [ -x "$bin/expertwire_old" ] || { echo "gpu_check: no older command; see --help" >&2; return; }
+  ab ll ll --iters 200
+  ab ll_fp8 ll --fp8 --iters 200
+  ab ll_combine ll --weights combine --iters 200
+  for tokens in 1 8 32 256; do ab "ll_$tokens" ll --tokens $tokens --iters 200; done
+  ab ht_pool ht --iters 20
+  ab ht_owned_24 ht --sms 24 --output owned --iters 20
+  ab ht_fp8 ht --fp8 --iters 20
 }
 
 stage_kill() {

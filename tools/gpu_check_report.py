@@ -8,6 +8,8 @@ Exits 1 unless every step ended well, every test passed and no value was wrong.
 
 import json
 import pathlib
+import re
+import statistics
 import subprocess
 import sys
 
@@ -62,6 +64,23 @@ def bench_of(file):
     return row
 
 
+def ab_of(folder):
+    """Both commits' p50s by row and moment, and the ratio of their medians."""
+    rows = {}
+    for file in sorted(folder.glob("ab_*.json")):
+        name, old = re.fullmatch(r"ab_(.+)_expertwire(_old)?_\d", file.stem).groups()
+        which = "old" if old else "new"
+        for moment, value in json.loads(file.read_text())["times"].items():
+            rows.setdefault(name, {}).setdefault(moment, {}).setdefault(which, []).append(
+                round(value["p50_us"], 2))
+    for moments in rows.values():
+        for both in moments.values():
+            if len(both) == 2:
+                both["new_over_old"] = round(
+                    statistics.median(both["new"]) / statistics.median(both["old"]), 4)
+    return rows
+
+
 def sweep_of(file):
     return [{**{k: p[k] for k in ("sms", "sender_warps", "ring_bytes")},
              **{k: round(p[k]["p50_us"], 1) for k in ("dispatch", "combine")},
@@ -84,6 +103,7 @@ def collect(folder, stages):
     return {"commit": (folder / "commit").read_text().strip(), "gpus": gpu_names(),
             "stages": stages, "passed": passed, "steps": steps, "said": said,
             "wrong_values_without": removals, "tests": tests, "benches": benches,
+            "old_and_new": ab_of(folder),
             "sweeps": {file.stem[6:]: sweep_of(file) for file in sorted(folder.glob("sweep_*.json"))}}
 
 
@@ -113,6 +133,9 @@ def print_table(folder, report):
         print(f"{name:<24} {b['kernel_dispatch_p50']:>9} {b['kernel_combine_p50']:>9} "
               f"{b['host_pair_p50']:>10} {b.get('graph_pair_p50', '-'):>10} "
               f"{b['dispatch_burst_us']:>8.1f} {b['burst_us']:>8.1f}")
+    for name, moments in report["old_and_new"].items():
+        ratios = {m: both["new_over_old"] for m, both in moments.items() if "new_over_old" in both}
+        print(f"{name:<24} new over old: " + ", ".join(f"{m} {r:.3f}" for m, r in ratios.items()))
     for step in ("sweep_ll", "tune_ht"):
         if step in report["steps"]:
             for line in log_of(folder, step):

@@ -9,9 +9,10 @@
 #   .pack/include/   CLI11, fmt, spdlog, nlohmann, GoogleTest (with sources), UCX, OpenSSL headers
 #   .pack/lib.tar.xz static GoogleTest and libcrypto
 #
+# EXPERTWIRE_PACK_OLD names a commit whose command is packed, too, to be measured beside this one's.
 # Kernels are packed for Hopper alone; EXPERTWIRE_PACK_ARCHITECTURES names others.
 set -euo pipefail
-[ "${1:-}" = "--help" ] && { sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//'; exit 0; }
+[ "${1:-}" = "--help" ] && { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; exit 0; }
 cd "$(dirname "$0")/.."
 most_mib=60
 
@@ -28,6 +29,14 @@ done
 for program in gpu_tests gpu_fault_tests kill_soak; do
   [ -x "build/portable/tests/gpu/$program" ] && install -s "build/portable/tests/gpu/$program" .pack/bin/
 done
+if [ -n "${EXPERTWIRE_PACK_OLD:-}" ]; then
+  git worktree add --force --detach build/old "$EXPERTWIRE_PACK_OLD" >/dev/null
+  (cd build/old && cmake --preset portable \
+    -DCMAKE_CUDA_ARCHITECTURES="${EXPERTWIRE_PACK_ARCHITECTURES:-90-real}" >/dev/null &&
+    cmake --build --preset portable --target expertwire_cli)
+  install -s build/old/build/portable/bin/expertwire .pack/bin/expertwire_old
+  git worktree remove --force build/old
+fi
 git describe --always --dirty --abbrev=40 --exclude '*' >.pack/commit
 
 for header in CLI fmt spdlog nlohmann gtest gmock ucp ucs uct ucm openssl; do
