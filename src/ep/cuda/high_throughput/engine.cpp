@@ -7,6 +7,7 @@
 #include "base/env.hpp"
 #include "ep/cuda/high_throughput/kernels.hpp"
 #include "ep/cuda/kernel/tuning.hpp"
+#include "ep/cuda/runtime/block_pool.hpp"
 #include "ep/cuda/runtime/runtime.hpp"
 
 namespace expertwire::inline v0::ep {

@@ -4,6 +4,7 @@
 
 #include "base/check.hpp"
 #include "ep/cuda/low_latency/kernels.hpp"
+#include "ep/cuda/runtime/block_pool.hpp"
 #include "ep/cuda/runtime/runtime.hpp"
 
 namespace expertwire::inline v0::ep {

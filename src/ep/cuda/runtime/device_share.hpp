@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "ep/cuda/runtime/chain.hpp"
-#include "expertwire/allocator.hpp"
 #include "expertwire/communicator.hpp"
 
 namespace expertwire::inline v0::ep::cuda {
@@ -58,30 +57,6 @@ class DeviceShare : public std::enable_shared_from_this<DeviceShare> {
   std::mutex order_mutex_;
   int joined_ = 0;  // guarded by order_mutex_, as the chain
   Chain order_;
-};
-
-/// Blocks of device memory of one size, for the routing of handles; used again in the order of
-/// their lane. A block that a capture uses is the graph's as long as that exists.
-class BlockPool : public std::enable_shared_from_this<BlockPool> {
- public:
-  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes);
-  /// A block for work on `place`: from the caller's allocator, who then says how long it lasts, or
-  /// of the pool, which grows as it must.
-  std::shared_ptr<std::byte> take(const StreamPlace& place, const Allocator& given);
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  static constexpr int kFewest = 8;
-
-  std::shared_ptr<std::byte> take(const StreamPlace& place);
-  void add(int count);
-
-  std::shared_ptr<DeviceShare> share_;
-  std::size_t bytes_;
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<void>> owned_;
-  std::vector<std::byte*> free_;
-  int blocks_ = 0;
 };
 
 }  // namespace expertwire::ep::cuda

@@ -37,8 +37,8 @@ class Runtime final : private Watcher::Client {
   struct Job {
     int lane = 0;
     const char* operation = "";
-    Stream stream;
-    std::optional<std::chrono::milliseconds> timeout;
+    Stream stream = {};
+    std::optional<std::chrono::milliseconds> timeout = {};
     int sms = 0;
     bool wait = true;  ///< without a stream: return when done
     /// Another lane whose memory the call reads: what that lane is given later waits for it.
