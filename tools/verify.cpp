@@ -34,21 +34,51 @@ struct Case {
   std::uint64_t number = 0;
   bool high_throughput = false;
   WorkloadSpec spec;
+  std::vector<MoeShape> shapes;  ///< that calls of one object have in turn; the first is the spec's
   int lanes = 1;
   int threads = 1;
   int steps = 1;
 
   std::string describe() const {
     const MoeShape& s = spec.shape;
-    return fmt::format("{} R {} H {} E {} K {} M {} {} routing {} lanes {} threads {}",
-                       high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k,
-                       s.max_tokens, to_string(s.dtype), spec.routing.text(), lanes, threads);
+    return fmt::format(
+        "{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {} "
+        "threads {}",
+        high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k, s.max_tokens,
+        to_string(s.dtype), shapes.size() - 1, spec.routing.text(), lanes, threads);
+  }
+  /// The least that all of them fit into.
+  MoeShape most() const {
+    MoeShape all{0, 0, 0, 0, DType::bf16};
+    std::size_t row_bytes = 0;
+    for (const MoeShape& s : shapes) {
+      row_bytes = std::max(row_bytes, s.row_bytes());
+      all.experts = std::max(all.experts, s.experts);
+      all.top_k = std::max(all.top_k, s.top_k);
+      all.max_tokens = std::max(all.max_tokens, s.max_tokens);
+    }
+    all.hidden = static_cast<int>(row_bytes / size_of(all.dtype));
+    return all;
   }
 };
 
 constexpr std::array kPatterns = {"uniform",     "balanced",    "lognormal:1.0", "powerlaw:1.01",
                                   "zipf:0.8",    "hotrank:0.7", "grouped:4,2",   "masked:0.3",
                                   "hotrank:1.0", "masked:1.0"};
+
+MoeShape draw_shape(Random& random, int ranks) {
+  MoeShape shape;
+  shape.dtype = random.chance(0.6) ? DType::bf16 : random.chance(0.5) ? DType::fp16 : DType::fp32;
+  shape.hidden =
+      random.chance(0.3)
+          ? models()[static_cast<std::size_t>(random.below(static_cast<int>(models().size())))]
+                .hidden
+          : 8 * (1 + random.below(200));
+  shape.experts = ranks * (1 + random.below(40));
+  shape.top_k = 1 + random.below(random.chance(0.2) ? 32 : 10);
+  shape.max_tokens = 1 + random.below(shape.hidden > 2048 ? 24 : 150);
+  return shape;
+}
 
 Case draw_case(std::uint64_t number, int ranks) {
   Random random{number, 4242};
@@ -61,23 +91,16 @@ Case draw_case(std::uint64_t number, int ranks) {
   c.spec.repeats = random.chance(0.2) ? 0.3 : 0;
   c.spec.routing = reference::RoutingPattern::parse(
       kPatterns[static_cast<std::size_t>(random.below(kPatterns.size()))]);
-  MoeShape& shape = c.spec.shape;
-  shape.dtype = random.chance(0.6) ? DType::bf16 : random.chance(0.5) ? DType::fp16 : DType::fp32;
-  shape.hidden =
-      random.chance(0.3)
-          ? models()[static_cast<std::size_t>(random.below(static_cast<int>(models().size())))]
-                .hidden
-          : 8 * (1 + random.below(200));
-  shape.experts = c.spec.ranks * (1 + random.below(40));
-  shape.top_k = 1 + random.below(random.chance(0.2) ? 32 : 10);
-  shape.max_tokens = 1 + random.below(shape.hidden > 2048 ? 24 : 150);
+  const int others = random.chance(0.5) ? 1 + random.below(2) : 0;
+  for (int i = 0; i <= others; ++i) c.shapes.push_back(draw_shape(random, c.spec.ranks));
+  c.spec.shape = c.shapes[0];
   c.lanes = 1 + random.below(3);
   c.threads = 1 + random.below(3);
   c.steps = 2 + random.below(4);
   return c;
 }
 
-RoundTripOptions draw_options(const Case& c, int step) {
+RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step) {
   using Weights = RoundTripOptions::Weights;
   Random random{c.number, 99, static_cast<std::uint64_t>(step)};
   RoundTripOptions options;
@@ -94,7 +117,7 @@ RoundTripOptions draw_options(const Case& c, int step) {
   options.in_place = random.chance(0.5);
   options.weights_home = random.chance(0.5);
   options.cached = random.chance(0.3);
-  if (c.spec.shape.hidden % 16 == 0 && random.chance(0.4))
+  if (shape.hidden % 16 == 0 && random.chance(0.4))
     options.payload = c.high_throughput || random.chance(0.5) ? RoundTripOptions::Payload::fp8
                                                               : RoundTripOptions::Payload::cast;
   return options;
@@ -103,17 +126,25 @@ RoundTripOptions draw_options(const Case& c, int step) {
 template <class Object, class Options>
 Report run_steps(const std::shared_ptr<Communicator>& communicator, const Case& c,
                  const Options& object_options) {
-  const Workload workload(c.spec);
+  std::vector<Workload> workloads;
+  for (const MoeShape& shape : c.shapes) {
+    WorkloadSpec spec = c.spec;
+    spec.shape = shape;
+    workloads.emplace_back(spec);
+  }
   auto object = Object::create(communicator, object_options);
   Report report;
-  for (int step = 0; step < c.steps; ++step)
-    report += round_trip(*object, *communicator, workload, step, draw_options(c, step));
+  for (int step = 0; step < c.steps; ++step) {
+    const std::size_t turn = static_cast<std::size_t>(step) % workloads.size();
+    report += round_trip(*object, *communicator, workloads[turn], step,
+                         draw_options(c, c.shapes[turn], step));
+  }
   return report;
 }
 
 /// One rank's part of one case.
 Report run_case(const std::shared_ptr<Communicator>& communicator, const Case& c) {
-  const MoeShape& shape = c.spec.shape;
+  const MoeShape shape = c.most();
   if (c.high_throughput)
     return run_steps<HighThroughput>(communicator, c,
                                      HighThroughputOptions{shape, c.lanes, 0, c.threads});

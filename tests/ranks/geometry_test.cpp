@@ -103,6 +103,54 @@ TEST(Geometry, HandlesKeepTheirs) {
   });
 }
 
+/// fp8 rows as wide as the object's rows have bytes bring more scales than its own H would.
+TEST(Geometry, ScalesOfTheWidestRowsFit) {
+  constexpr int kWide = 1200, kScales = 10;
+  const MoeShape wide{kWide, 48, 4, 40, DType::bf16};
+  const Workload workload({wide, kRanks, 5, RoutingPattern::parse("uniform")});
+  const auto byte_of = [](int rank, std::int64_t token, std::int64_t i) {
+    return static_cast<std::uint8_t>(rank * 71 + token * 13 + i);
+  };
+  const auto scale_of = [](int rank, std::int64_t token, std::int64_t i) {
+    return static_cast<float>(rank * 10000 + token * 100 + i);
+  };
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ht = HighThroughput::create(communicator, {kMost});
+    const auto input = workload.input(communicator->rank(), 0);
+    const std::int64_t tokens = input.tokens;
+    std::vector<std::uint8_t> x;
+    std::vector<float> scales;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      for (int i = 0; i < kWide; ++i) x.push_back(byte_of(communicator->rank(), t, i));
+      for (int i = 0; i < kScales; ++i) scales.push_back(scale_of(communicator->rank(), t, i));
+    }
+    reference::Tensors tensors(*communicator);
+    HighThroughput::DispatchRequest request;
+    request.x = tensors.upload({x.data(), DType::fp8_e4m3, {tokens, kWide}});
+    request.x_scales = tensors.upload({scales.data(), DType::fp32, {tokens, kScales}});
+    request.topk_idx = tensors.upload({input.topk_idx.data(), DType::int64, {tokens, 4}});
+    for (const auto output : {HighThroughput::Output::pool, HighThroughput::Output::owned}) {
+      request.output = output;
+      const auto result = ht->dispatch(request);
+      const TensorView rows = tensors.download(result.outputs.x);
+      const TensorView beside = tensors.download(result.outputs.scales);
+      const reference::Oracle oracle(workload, 0);
+      const auto& expected = oracle.token_major(communicator->rank());
+      ASSERT_EQ(rows.size(0), static_cast<std::int64_t>(expected.size()));
+      for (std::size_t row = 0; row < expected.size(); ++row) {
+        const auto& from = expected[row];
+        for (std::size_t i = 0; i < kWide; ++i)
+          ASSERT_EQ(rows.as<std::uint8_t>()[row * kWide + i],
+                    byte_of(from.source, from.token, static_cast<std::int64_t>(i)));
+        for (std::size_t i = 0; i < kScales; ++i)
+          ASSERT_EQ(beside.as<float>()[row * kScales + i],
+                    scale_of(from.source, from.token, static_cast<std::int64_t>(i)));
+      }
+      ht->release(result.handle);
+    }
+  });
+}
+
 TEST(Geometry, WhatIsTooLargeIsRefused) {
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
     auto ll = LowLatency::create(communicator, {kMost});

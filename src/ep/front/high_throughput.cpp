@@ -18,6 +18,7 @@ std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
 HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks) {
   SlotSizes sizes = slot_sizes(options.shape, ranks);
   sizes.pool_rows = static_cast<std::uint64_t>(pool_rows_of(options, ranks));
+  sizes.scales = scales_of(static_cast<int>(sizes.row_bytes));  // of fp8 rows that fill a row
   return HighThroughputSlots::place(sizes);
 }
 
