@@ -27,7 +27,7 @@ using reference::RoundTripOptions;
 using reference::Workload;
 using reference::WorkloadSpec;
 
-constexpr std::size_t kArena = std::size_t{512} << 20;  // of a rank, for any case that is drawn
+constexpr std::size_t kArena = std::size_t{1} << 30;  // of a rank, for any case that is drawn
 
 /// One configuration; everything follows from its number.
 struct Case {
