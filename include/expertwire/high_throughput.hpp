@@ -78,7 +78,7 @@ class HighThroughput {
     /// is in use until the last copy of the handle is gone and what uses it has run. See
     /// allocator.hpp if empty; handles then come from memory of the object's, which grows.
     Allocator allocator;
-    /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
+    /// None: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// the call returns before rows move, but without a capacity or a cached handle it waits for
     /// counts. Inputs and outputs must live until the stream is synchronized, and the object's
     /// destructor waits for what is queued. A CUDA stream may be capturing if there is a capacity

@@ -69,7 +69,7 @@ class LowLatency {
     /// is in use until the last copy of the handle is gone and what uses it has run. See
     /// allocator.hpp if empty; handles then come from memory of the object's, which grows.
     Allocator allocator;
-    /// Null: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
+    /// None: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// inputs and outputs must live until the stream is synchronized, and the object's destructor
     /// waits for what is queued. A CUDA stream may be capturing: give outputs then, or an
     /// allocator of the graph's own memory, and order replays with other calls of the communicator

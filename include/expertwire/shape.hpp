@@ -7,7 +7,8 @@
 
 namespace expertwire::inline v0 {
 
-/// The shape of one MoE layer's communication; the same on every rank.
+/// The shape of one MoE layer's communication, or the most that calls of an object bring; the same
+/// on every rank.
 struct MoeShape {
   int hidden = 0;  ///< H, 1 to 2^20; a row of `hidden` elements is a multiple of 16 bytes
   /// E over all ranks, 1 to 2^20; a multiple of the number of ranks; CUDA: at most 8192

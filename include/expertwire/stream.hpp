@@ -34,8 +34,8 @@ class Queue {
 class Stream {
  public:
   Stream() = default;
-  Stream(Queue& queue)
-      : kind_(Kind::queue), target_(&queue) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Stream(Queue& queue) : kind_(Kind::queue), target_(&queue) {}
   /// A `cudaStream_t`, null for the default stream. It may be capturing.
   static Stream cuda(void* stream) {
     Stream result;

@@ -203,8 +203,8 @@ TEST(Calls, ARankWithoutTokensHasNoSayAboutWeights) {
   });
 }
 
-/// Ranks that exchange no row compare two operations later.
-TEST(Calls, AlsoOfRanksThatExchangeNoRow) {
+/// Ranks that exchange no row compare two operations later, whatever those are.
+void expect_found_two_operations_later(bool with_new_routings) {
   const MoeShape shape{64, 4, 1, 8, DType::fp32};
   CommunicatorOptions impatient = small_arena();
   impatient.timeout = std::chrono::milliseconds(5000);
@@ -218,18 +218,26 @@ TEST(Calls, AlsoOfRanksThatExchangeNoRow) {
         const std::vector<float> values(8 * 64, 1.0F);
         HighThroughput::DispatchRequest request;
         request.x = tensors.upload({values.data(), DType::fp32, {8, 64}});
-        request.topk_idx = tensors.upload({experts.data(), DType::int32, {8, 1}});
+        const ConstTensorView ids = tensors.upload({experts.data(), DType::int32, {8, 1}});
+        request.topk_idx = ids;
         const auto first = ht->dispatch(request), second = ht->dispatch(request);
         request.topk_idx = {};
         expect_mismatch(*ht, *communicator, {"at dispatch 1", "at dispatch 2"}, [&] {
+          request.topk_idx = {};
           request.cached = is_odd(*communicator) ? second.handle : first.handle;
           for (int i = 0; i < 3; ++i) {
             const auto result = ht->dispatch(request);
-            request.cached = first.handle;  // the same on both ranks
+            request.cached = with_new_routings ? Handle() : first.handle;  // the same on both ranks
+            if (with_new_routings) request.topk_idx = ids;
           }
         });
       },
       impatient);
+}
+
+TEST(Calls, AlsoOfRanksThatExchangeNoRow) {
+  expect_found_two_operations_later(false);
+  expect_found_two_operations_later(true);
 }
 
 }  // namespace

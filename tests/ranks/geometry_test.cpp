@@ -175,7 +175,7 @@ TEST(Geometry, WhatIsTooLargeIsRefused) {
     refuse({324, 48, 6, 40, DType::fp32}, "rows of 1296 bytes with their scales", 0, 0);
     refuse({648, 48, 6, 40, DType::bf16}, "at most 1280 (shape.hidden 320 of fp32)", 0, 0);
     refuse({64, 48, 7, 40, DType::bf16}, "K must be from 1 to shape.top_k = 6", 0, 0);
-    refuse({64, 48, 6, 41, DType::bf16}, "at most shape.max_tokens = 40", 0, 0);
+    refuse({64, 48, 6, 41, DType::bf16}, "at most max_tokens = 40", 0, 0);
     refuse({64, 48, 6, 40, DType::bf16}, "experts is 51", 51, 0);
     refuse({64, 48, 6, 40, DType::bf16}, "experts is 46", 46, 0);
     refuse({64, 48, 6, 40, DType::bf16}, "at most max_tokens = 39", 0, 39);

@@ -6,6 +6,7 @@
 
 #include "ep/cpu/peer.hpp"
 #include "ep/cpu/team.hpp"
+#include "ep/cpu/vector_ops.hpp"
 #include "ep/front/object.hpp"
 
 namespace expertwire::inline v0::ep::cpu {
@@ -31,6 +32,27 @@ class Lane {
   }
 
  protected:
+  /// The rows of a token that came home, in the order in which they are added.
+  struct HomeRows {
+    const void* const* rows;
+    int count;
+    bool stream = false;  ///< write past the caches
+  };
+  /// Adds them to the token's bias, if there is one, into its output.
+  template <class Combine>
+  void sum_home(const Combine& op, int token, const HomeRows& home) const {
+    const std::size_t offset = index(token) * shape_.row_bytes();
+    const ConstTensorView& bias = op.request.bias;
+    SumRequest sum;
+    sum.dtype = shape_.dtype;
+    sum.elements = index(shape_.hidden);
+    sum.rows = home.rows;
+    sum.count = home.count;
+    sum.init = bias.present() ? bias.as<std::byte>() + offset : nullptr;
+    sum.out = op.out.template as<std::byte>() + offset;
+    sum.stream = home.stream;
+    vector_ops().sum(sum);
+  }
   /// The routing of an operation, as this backend has it.
   template <class Operation>
   static Handle& routing_of(const Operation& op) {

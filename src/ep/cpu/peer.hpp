@@ -27,7 +27,6 @@ class LaneMemory {
   void use(const MoeShape& shape) { slots_ = slots_.with(slot_sizes(shape, size())); }
   int rank() const { return region_->communicator().rank(); }
   int size() const { return region_->communicator().size(); }
-  Region& region() const { return *region_; }
 
   // Addresses in memory of peers are made here alone, as in ep/cuda/kernel/peer.cuh.
 

@@ -219,23 +219,6 @@ HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
   return given;
 }
 
-namespace {
-
-void check_outputs_apart(const HighThroughput::Outputs& out,
-                         const HighThroughput::DispatchRequest& request) {
-  ep::check_apart({{"outputs.x", out.x},
-                   {"outputs.source_tokens", out.source_tokens},
-                   {"outputs.topk_experts", out.topk_experts},
-                   {"outputs.topk_weights", out.topk_weights},
-                   {"outputs.scales", out.scales}},
-                  {{"x", request.x},
-                   {"x_scales", request.x_scales},
-                   {"topk_idx", request.topk_idx},
-                   {"topk_weights", request.topk_weights}});
-}
-
-}  // namespace
-
 HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& request) {
   Impl& self = *impl_;
   self.object.check_usable();
@@ -252,20 +235,19 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     cached = self.object.own_handle<HighThroughputHandle>(request.cached);
     rows = cached->output_rows;
   }
-  if (owned && rows) {
+  if (owned && rows)
     result.outputs = Impl::make_outputs(request.outputs, {shape, format, *rows}, maker);
-    check_outputs_apart(result.outputs, request);
-  }
   const Outputs& out = result.outputs;
-  ep::check_places(*self.object.communicator(), {{"x", request.x},
-                                                 {"x_scales", request.x_scales},
-                                                 {"topk_idx", request.topk_idx},
-                                                 {"topk_weights", request.topk_weights},
-                                                 {"outputs.x", out.x},
-                                                 {"outputs.source_tokens", out.source_tokens},
-                                                 {"outputs.topk_experts", out.topk_experts},
-                                                 {"outputs.topk_weights", out.topk_weights},
-                                                 {"outputs.scales", out.scales}});
+  ep::check_memory(*self.object.communicator(),
+                   {{"outputs.x", out.x},
+                    {"outputs.source_tokens", out.source_tokens},
+                    {"outputs.topk_experts", out.topk_experts},
+                    {"outputs.topk_weights", out.topk_weights},
+                    {"outputs.scales", out.scales}},
+                   {{"x", request.x},
+                    {"x_scales", request.x_scales},
+                    {"topk_idx", request.topk_idx},
+                    {"topk_weights", request.topk_weights}});
 
   auto handle = self.start_dispatch(request, cached);
   handle->format = format;
@@ -320,12 +302,6 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
   if (request.out_topk_weights.present())
     ep::check_tensor("out_topk_weights", request.out_topk_weights, DType::fp32,
                      {handle.tokens, shape.top_k});
-  // A sum may take the place of its initial value.
-  const bool over_bias = request.out.data() == request.bias.data();
-  ep::check_apart({{"out", request.out}, {"out_topk_weights", request.out_topk_weights}},
-                  {{"y", request.y},
-                   {"topk_weights", request.topk_weights},
-                   {"bias", over_bias ? ConstTensorView() : request.bias}});
   ep::check_stream(*object.communicator(), request.stream);
   engine->check_sms(request.sms);
   check(!handle.in_pool || !engine->captures(request.stream), ErrorCode::invalid_usage,
@@ -350,11 +326,13 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
     result.topk_weights =
         maker.make("out_topk_weights", DType::fp32, {handle->tokens, shape.top_k});
   result.owner = maker.owner();
-  ep::check_places(*self.object.communicator(), {{"y", request.y},
-                                                 {"topk_weights", request.topk_weights},
-                                                 {"bias", request.bias},
-                                                 {"out", result.out},
-                                                 {"out_topk_weights", result.topk_weights}});
+  // A sum may take the place of its initial value.
+  const bool over_bias = result.out.data() == request.bias.data();
+  ep::check_memory(*self.object.communicator(),
+                   {{"out", result.out}, {"out_topk_weights", result.topk_weights}},
+                   {{"y", request.y},
+                    {"topk_weights", request.topk_weights},
+                    {"bias", over_bias ? ConstTensorView() : request.bias}});
   ep::HighThroughputEngine::Combine work{request, handle, result.out, result.topk_weights,
                                          result.owner};
   work.request.handle = {};  // as in dispatch

@@ -138,9 +138,6 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
       ep::check_rows_in(geometry, {request.x, request.x_scales, request.cast_to_fp8});
   ep::check_experts(geometry, request.experts);
   ep::check_max_tokens(geometry, request.max_tokens);
-  check_argument(request.x.size(0) <= shape.max_tokens,
-                 "x has {} tokens; it must have at most max_tokens = {}", request.x.size(0),
-                 shape.max_tokens);
   ep::check_routing(geometry, request.x.size(0), request.topk_idx, request.topk_weights);
   ep::check_stream(*self.object.communicator(), request.stream);
   self.engine->check_sms(request.sms);
@@ -153,26 +150,16 @@ LowLatency::DispatchResult LowLatency::dispatch(const DispatchRequest& request) 
   result.outputs = self.make_outputs(request.outputs, shape, format, maker);
   result.owner = maker.owner();
   const Outputs& out = result.outputs;
-  ep::check_apart({{"outputs.x", out.x},
-                   {"outputs.tokens_per_expert", out.tokens_per_expert},
-                   {"outputs.ranges", out.ranges},
-                   {"outputs.source_tokens", out.source_tokens},
-                   {"outputs.scales", out.scales}},
-                  {{"x", request.x},
-                   {"x_scales", request.x_scales},
-                   {"topk_idx", request.topk_idx},
-                   {"topk_weights", request.topk_weights}});
-
-  ep::check_places(*self.object.communicator(),
-                   {{"x", request.x},
-                    {"x_scales", request.x_scales},
-                    {"topk_idx", request.topk_idx},
-                    {"topk_weights", request.topk_weights},
-                    {"outputs.x", out.x},
+  ep::check_memory(*self.object.communicator(),
+                   {{"outputs.x", out.x},
                     {"outputs.tokens_per_expert", out.tokens_per_expert},
                     {"outputs.ranges", out.ranges},
                     {"outputs.source_tokens", out.source_tokens},
-                    {"outputs.scales", out.scales}});
+                    {"outputs.scales", out.scales}},
+                   {{"x", request.x},
+                    {"x_scales", request.x_scales},
+                    {"topk_idx", request.topk_idx},
+                    {"topk_weights", request.topk_weights}});
 
   auto handle = self.engine->make_handle(number, request);
   handle->object = self.object.id();
@@ -205,13 +192,8 @@ void LowLatency::Impl::check_combine(const CombineRequest& request,
   }
   if (request.bias.present())
     ep::check_rows("bias", request.bias, dtype, {handle.tokens, shape.hidden});
-  if (!request.out.present()) return;
-  ep::check_rows("out", request.out, dtype, {handle.tokens, shape.hidden});
-  // A sum may take the place of its initial value.
-  const bool over_bias = request.out.data() == request.bias.data();
-  ep::check_apart({{"out", request.out}}, {{"y", request.y},
-                                           {"topk_weights", request.topk_weights},
-                                           {"bias", over_bias ? ConstTensorView() : request.bias}});
+  if (request.out.present())
+    ep::check_rows("out", request.out, dtype, {handle.tokens, shape.hidden});
 }
 
 LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
@@ -230,10 +212,12 @@ LowLatency::CombineResult LowLatency::combine(const CombineRequest& request) {
                    ? request.out
                    : maker.make("out", request.y.dtype(), {handle->tokens, handle->shape.hidden});
   result.owner = maker.owner();
-  ep::check_places(*self.object.communicator(), {{"y", request.y},
-                                                 {"topk_weights", request.topk_weights},
-                                                 {"bias", request.bias},
-                                                 {"out", result.out}});
+  // A sum may take the place of its initial value.
+  const bool over_bias = result.out.data() == request.bias.data();
+  ep::check_memory(*self.object.communicator(), {{"out", result.out}},
+                   {{"y", request.y},
+                    {"topk_weights", request.topk_weights},
+                    {"bias", over_bias ? ConstTensorView() : request.bias}});
 
   ep::LowLatencyCombine work{request, result.out, handle, result.owner};
   work.request.handle = {};  // an open half lies in it

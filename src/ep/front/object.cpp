@@ -135,7 +135,8 @@ WaitContext Object::wait_context(std::optional<std::chrono::milliseconds> timeou
   return {communicator_.get(), Deadline::after(budget(timeout)), operation, spins_};
 }
 
-void Object::execute(const Execution& how, Turnstile& turnstile, std::function<void()> work) {
+void Object::execute(const Execution& how, Turnstile& turnstile,
+                     std::function<void(const WaitContext&)> work) {
   const std::chrono::milliseconds most = budget(how.timeout);
   note_timeout(most);
   auto guarded = [this, operation = how.operation, most, work = std::move(work),
@@ -149,7 +150,7 @@ void Object::execute(const Execution& how, Turnstile& turnstile, std::function<v
                                 "stream of that one held up by other work?",
                                 operation, most.count()),
                     {communicator_->rank(), -1, Phase::none});
-      work();
+      work(wait_context(most, operation));
     } catch (const Error& error) {
       fail(error);
       throw;

@@ -128,15 +128,16 @@ class Object {
   WaitContext wait_context(std::optional<std::chrono::milliseconds> timeout,
                            const char* operation) const;
 
-  /// Runs `work` in its turn at the lane, on the stream, or now if there is none. If it throws, the
-  /// object has failed, and what is queued behind it leaves at once. So it has if the turn does not
-  /// come before the deadline.
+  /// Runs `work` in its turn at the lane, on the stream, or now if there is none; its deadline
+  /// begins with its turn. If it throws, the object has failed, and what is queued behind it leaves
+  /// at once. So it has if the turn does not come before the deadline.
   struct Execution {
     const char* operation;
     Stream stream;
     std::optional<std::chrono::milliseconds> timeout;
   };
-  void execute(const Execution& how, Turnstile& turnstile, std::function<void()> work);
+  void execute(const Execution& how, Turnstile& turnstile,
+               std::function<void(const WaitContext&)> work);
 
   /// The handle if it is one of this object; throws `Error{invalid_usage}` otherwise.
   template <class State>

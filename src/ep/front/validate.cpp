@@ -126,44 +126,41 @@ bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
          begin(b) < begin(a) + a.bytes();
 }
 
-}  // namespace
-
-void check_apart(std::initializer_list<NamedTensor> outputs,
-                 std::initializer_list<NamedTensor> inputs) {
-  const auto require = [](const NamedTensor& output, const NamedTensor& other) {
-    check_argument(
-        !overlap(output.tensor, other.tensor),
-        "{} at {} ({} bytes) and {} at {} ({} bytes) overlap; outputs must lie apart from "
-        "inputs and from each other",
-        output.name, fmt::ptr(output.tensor.data()), output.tensor.bytes(), other.name,
-        fmt::ptr(other.tensor.data()), other.tensor.bytes());
-  };
-  for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
-    for (const NamedTensor& input : inputs) require(*output, input);
-    for (const NamedTensor* other = output + 1; other != outputs.end(); ++other)
-      require(*output, *other);
-  }
+void check_apart(const NamedTensor& output, const NamedTensor& other) {
+  check_argument(!overlap(output.tensor, other.tensor),
+                 "{} at {} ({} bytes) and {} at {} ({} bytes) overlap; outputs must lie apart from "
+                 "inputs and from each other",
+                 output.name, fmt::ptr(output.tensor.data()), output.tensor.bytes(), other.name,
+                 fmt::ptr(other.tensor.data()), other.tensor.bytes());
 }
-
-namespace {
 
 std::string describe_place(int device) {
   return device == kHost ? "the host" : fmt::format("CUDA device {}", device);
 }
 
+void check_place(const Communicator& communicator, const NamedTensor& named) {
+  const ConstTensorView& tensor = named.tensor;
+  if (tensor.bytes() == 0) return;
+  const int device = communicator.cuda_device() >= 0 ? communicator.cuda_device() : kHost;
+  int lies = tensor.device();
+  if (lies == kUnknownDevice)
+    lies = device == kHost ? kHost : device_of_memory(tensor.data(), device);
+  if (lies == device) return;
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{} lies in memory of {}; the communicator's backend works on {}",
+                          named.name, describe_place(lies), describe_place(device)));
+}
+
 }  // namespace
 
-void check_places(const Communicator& communicator, std::initializer_list<NamedTensor> tensors) {
-  const int device = communicator.cuda_device() >= 0 ? communicator.cuda_device() : kHost;
-  for (const NamedTensor& named : tensors) {
-    const ConstTensorView& tensor = named.tensor;
-    if (tensor.bytes() == 0) continue;
-    int lies = tensor.device();
-    if (lies == kUnknownDevice)
-      lies = device == kHost ? kHost : device_of_memory(tensor.data(), device);
-    check_argument(lies == device,
-                   "{} lies in memory of {}; the communicator's backend works on {}", named.name,
-                   describe_place(lies), describe_place(device));
+void check_memory(const Communicator& communicator, std::initializer_list<NamedTensor> outputs,
+                  std::initializer_list<NamedTensor> inputs) {
+  for (const NamedTensor& input : inputs) check_place(communicator, input);
+  for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
+    check_place(communicator, *output);
+    for (const NamedTensor& input : inputs) check_apart(*output, input);
+    for (const NamedTensor* other = output + 1; other != outputs.end(); ++other)
+      check_apart(*output, *other);
   }
 }
 
@@ -214,9 +211,6 @@ RowFormat check_rows_in(Geometry& geometry, const RowsIn& rows) {
                  describe(rows.x), width);
   check_row_bytes("x", most, std::max<std::size_t>(width, format.data_bytes + format.scale_bytes()),
                   rows.x);
-  check_argument(rows.x.size(0) <= most.max_tokens,
-                 "x has {} tokens; it must have at most shape.max_tokens = {}", rows.x.size(0),
-                 most.max_tokens);
   if (given) check_tensor("x_scales", rows.x_scales, DType::fp32, {rows.x.size(0), format.scales});
   return format;
 }
@@ -240,6 +234,9 @@ void check_max_tokens(Geometry& geometry, int max_tokens) {
 
 void check_routing(Geometry& geometry, std::int64_t tokens, const ConstTensorView& topk_idx,
                    const ConstTensorView& topk_weights) {
+  check_argument(tokens <= geometry.call.max_tokens,
+                 "x has {} tokens; it must have at most max_tokens = {}", tokens,
+                 geometry.call.max_tokens);
   check_topk_idx(topk_idx);
   const std::int64_t top_k = topk_idx.size(1);
   check_argument(top_k >= 1 && top_k <= geometry.most.top_k,

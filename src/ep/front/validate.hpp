@@ -30,7 +30,7 @@ struct Geometry {
 
   Geometry(const MoeShape& capacity, int size) : most(capacity), ranks(size), call(capacity) {}
 };
-/// The rows of a dispatch: any number up to M. Takes their H and, if it is a row type, their dtype.
+/// The rows of a dispatch. Takes their H and, if it is a row type, their dtype.
 /// Returns what will travel.
 struct RowsIn {
   ConstTensorView x, x_scales;
@@ -41,7 +41,7 @@ RowFormat check_rows_in(Geometry& geometry, const RowsIn& rows);
 void check_experts(Geometry& geometry, int experts);
 /// M of a call; 0: the most.
 void check_max_tokens(Geometry& geometry, int max_tokens);
-/// The routing of `tokens` tokens. Takes K.
+/// The routing of `tokens` tokens, at most the M of the call. Takes K.
 void check_routing(Geometry& geometry, std::int64_t tokens, const ConstTensorView& topk_idx,
                    const ConstTensorView& topk_weights);
 /// Rows that combine takes: of any row type, as long as they are no larger than the object's.
@@ -55,18 +55,17 @@ void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
 void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
                 std::initializer_list<std::int64_t> shape);
 
-/// Outputs are written while inputs are still read, here and for other ranks, so their memory must
-/// be apart from that of the inputs and of each other. Absent and empty tensors do not count.
+/// Where tensors lie. Outputs are written while inputs are still read, here and for other ranks, so
+/// their memory must be apart from that of the inputs and of each other. All lie where the
+/// communicator's backend works: on its device, or on the host. What a view says of that is
+/// believed; of one that says nothing, the CUDA backend asks the driver. Absent and empty tensors
+/// do not count.
 struct NamedTensor {
   const char* name;
   ConstTensorView tensor;
 };
-void check_apart(std::initializer_list<NamedTensor> outputs,
-                 std::initializer_list<NamedTensor> inputs);
-
-/// Tensors must lie where the communicator's backend works: on its device, or on the host. What a
-/// view says is believed; of one that says nothing, the CUDA backend asks the driver.
-void check_places(const Communicator& communicator, std::initializer_list<NamedTensor> tensors);
+void check_memory(const Communicator& communicator, std::initializer_list<NamedTensor> outputs,
+                  std::initializer_list<NamedTensor> inputs);
 
 /// An output for scales: given for fp8 rows, and for no others.
 void check_scales_out(const ConstTensorView& scales, const RowFormat& format,

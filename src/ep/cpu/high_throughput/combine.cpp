@@ -171,16 +171,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
             route.placement.rank_of(route.experts_of(t)[k]) == list[i].rank)
           home[k] = weights[k];
     }
-    const std::size_t offset = index(t) * shape_.row_bytes();
-    SumRequest sum;
-    sum.dtype = shape_.dtype;
-    sum.elements = index(shape_.hidden);
-    sum.rows = rows;
-    sum.count = count;
-    sum.init = op.request.bias.present() ? op.request.bias.as<std::byte>() + offset : nullptr;
-    sum.out = op.out.as<std::byte>() + offset;
-    sum.stream = stream;
-    vector_ops().sum(sum);
+    sum_home(op, t, {rows, count, stream});
   }
 }
 

@@ -238,9 +238,10 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   const auto lane = memory_.direction(slots.dispatch);
   const Epoch n = lane.receiving();
   const HighThroughputHandle& handle = routing_of(op);
+  const bool cached = op.cached != nullptr;  // else they have been compared with the counts
   memory_.compare_calls(
-      slots.dispatch, n, [&](int peer) { return handle.rows_between(peer, memory_.rank()) > 0; },
-      context);
+      slots.dispatch, n,
+      [&](int peer) { return cached && handle.rows_between(peer, memory_.rank()) > 0; }, context);
   const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool copy = op.outputs.x.present();
   const bool stream = passes_caches(index(handle.came) * handle.format.data_bytes);

@@ -44,9 +44,7 @@ class CpuEngine final : public HighThroughputEngine {
   void dispatch(const Dispatch& op) override {
     HighThroughputLane& lane = lane_of(*op.handle);
     object_.execute({"high-throughput dispatch", op.request.stream, op.request.timeout},
-                    lane.turnstile(), [this, &lane, op] {
-                      const auto context =
-                          object_.wait_context(op.request.timeout, "high-throughput dispatch");
+                    lane.turnstile(), [&lane, op](const WaitContext& context) {
                       lane.use(op.handle->shape, op.handle->shape.dtype);
                       lane.send_rows(op);
                       lane.receive_rows(op, context);
@@ -55,9 +53,7 @@ class CpuEngine final : public HighThroughputEngine {
   void combine(const Combine& op) override {
     HighThroughputLane& lane = lane_of(*op.handle);
     object_.execute({"high-throughput combine", op.request.stream, op.request.timeout},
-                    lane.turnstile(), [this, &lane, op] {
-                      const auto context =
-                          object_.wait_context(op.request.timeout, "high-throughput combine");
+                    lane.turnstile(), [&lane, op](const WaitContext& context) {
                       lane.use(op.handle->shape, op.request.y.dtype());
                       lane.send_combine(op, context);
                       lane.receive_combine(op, context);
@@ -67,7 +63,7 @@ class CpuEngine final : public HighThroughputEngine {
     const auto& mine = static_cast<const CpuHandle&>(*handle);
     HighThroughputLane& lane = lane_of(mine);
     object_.execute({"release", stream, {}}, lane.turnstile(),
-                    [&lane, epoch = mine.epoch] { lane.release_pool(epoch); });
+                    [&lane, epoch = mine.epoch](const WaitContext&) { lane.release_pool(epoch); });
   }
 
   HighThroughput::Outputs pool_view(const HighThroughputHandle& handle,
@@ -114,8 +110,7 @@ void CpuEngine::plan(const Dispatch& work) {
   // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
   object_.execute(
       {"high-throughput dispatch", work.request.stream, work.request.timeout}, lane.turnstile(),
-      [this, &lane, handle, promise = std::move(promise), work] {
-        const auto context = object_.wait_context(work.request.timeout, "high-throughput dispatch");
+      [this, &lane, handle, promise = std::move(promise), work](const WaitContext& context) {
         lane.use(handle->shape, handle->shape.dtype);
         if (work.cached) {
           handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);

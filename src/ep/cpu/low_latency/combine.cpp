@@ -143,15 +143,7 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
                [&] { return arrived<HostAccess>(flag, n); });
     rows[count] = memory_.inbox<std::byte>(slots.partial_of(n, from.rank, from.row));
   }
-  const std::size_t offset = index(token) * shape_.row_bytes();
-  SumRequest sum;
-  sum.dtype = shape_.dtype;
-  sum.elements = index(shape_.hidden);
-  sum.rows = rows;
-  sum.count = count;
-  sum.init = op.request.bias.present() ? op.request.bias.as<std::byte>() + offset : nullptr;
-  sum.out = op.out.as<std::byte>() + offset;
-  vector_ops().sum(sum);
+  sum_home(op, token, {rows, count});
 }
 
 }  // namespace expertwire::ep::cpu

@@ -34,9 +34,7 @@ class CpuEngine final : public LowLatencyEngine {
   void dispatch(const Dispatch& op, Half half) override {
     LowLatencyLane& lane = lane_of(*op.handle);
     object_.execute({"low-latency dispatch", op.request.stream, op.request.timeout},
-                    lane.turnstile(), [this, &lane, op, half] {
-                      const auto context =
-                          object_.wait_context(op.request.timeout, "low-latency dispatch");
+                    lane.turnstile(), [this, &lane, op, half](const WaitContext& context) {
                       lane.use(op.handle->shape, op.handle->shape.dtype);
                       if (half != Half::receive) {
                         plan(op);
@@ -52,9 +50,7 @@ class CpuEngine final : public LowLatencyEngine {
   void combine(const Combine& op, Half half) override {
     LowLatencyLane& lane = lane_of(*op.handle);
     object_.execute({"low-latency combine", op.request.stream, op.request.timeout},
-                    lane.turnstile(), [this, &lane, op, half] {
-                      const auto context =
-                          object_.wait_context(op.request.timeout, "low-latency combine");
+                    lane.turnstile(), [&lane, op, half](const WaitContext& context) {
                       lane.use(op.handle->shape, op.request.y.dtype());
                       if (half != Half::receive) lane.send_combine(op, context);
                       if (half != Half::send) lane.receive_combine(op, context);

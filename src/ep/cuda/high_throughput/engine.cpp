@@ -243,7 +243,6 @@ void CudaEngine::plan(const Dispatch& work) {
   p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
   p.strict = work.eager();
   p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format.dtype);
-  p.format = handle.format;
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;

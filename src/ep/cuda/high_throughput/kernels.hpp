@@ -55,7 +55,6 @@ struct NotifyParams {
   Cut cut;                ///< of the tokens, made at the launch: none for the first of many blocks
   std::int32_t capacity;  ///< rows that this rank's output has room for
   bool strict;            ///< no rank has given a capacity: needing more is an overflow
-  RowFormat format;
   ExpertIds ids;
   CountsMirror mirror;  ///< values null: nobody waits
   std::uint32_t ticket;

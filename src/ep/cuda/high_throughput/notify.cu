@@ -232,7 +232,8 @@ __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
   }
   // From the last thread on: the first have counts to wait for.
   const int source = kThreads - 1 - static_cast<int>(threadIdx.x);
-  if (source < c.size) good = good && compare_call(saying(p, n), source);
+  if (source < c.size)
+    good = good && compare_earlier_call(saying(p, n), source) && compare_call(saying(p, n), source);
   return __syncthreads_and(good);
 }
 

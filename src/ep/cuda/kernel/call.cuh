@@ -56,7 +56,7 @@ __device__ __forceinline__ bool compare_earlier_call(const Saying& s, int source
   const Epoch earlier = s.n - kSlots;
   const Tagged* theirs = s.heard_from(source, earlier);
   const Tagged* ours = s.heard_from(s.context.rank, earlier);
-#pragma unroll 1
+#pragma unroll  // all loads together
   for (int i = 0; i < Call::kWords; ++i) {
     const Tagged a = KernelAccess::load(theirs + i), b = KernelAccess::load(ours + i);
     if (!belongs_to(a, earlier) || !belongs_to(b, earlier) || Call::agree(i, a.value, b.value))

@@ -247,20 +247,6 @@ __device__ __forceinline__ bool await_told(const Context& context, Epoch n, Word
   });
 }
 
-/// Waits for flags that have one word a peer, `flag_of(peer)` apart. All threads call.
-template <class FlagOf, class Wanted>
-__device__ __forceinline__ bool await_flags(const Context& context, Phase phase, Epoch n,
-                                            FlagOf flag_of, Wanted wanted) {
-  bool good = true;
-#pragma unroll 1
-  for (int peer = threadIdx.x; peer < context.size && good; peer += blockDim.x) {
-    if (!wanted(peer)) continue;
-    const auto* flag = inbox<Epoch>(context, flag_of(peer));
-    good = wait_until(context, peer, phase, n, [&] { return arrived<KernelAccess>(flag, n); });
-  }
-  return __syncthreads_and(good);
-}
-
 /// The end of a receive half. All threads of all blocks call; the last block tells every peer that
 /// epoch `n` has been read (unless `keep`, when a later release does), and advances the counter; of
 /// the send half too, if the kernel did `both`. Returns true in all threads of that last block.

@@ -62,12 +62,9 @@ class CudaEngine final : public LowLatencyEngine {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
     const auto job = Runtime::Job::of(handle.lane, "low-latency dispatch", work.request);
     cuda::LowLatencyDispatchParams p{};
-    p.context = runtime_.context_of(job);
+    fill(p, job, handle, half);
     p.shape = shape_of(handle.shape);
-    p.routing = handle.routing;
     p.call = handle.call(0, work.format.dtype);
-    p.tokens = handle.tokens;
-    p.halves = halves_of(half);
     p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
     p.format = work.format;
     p.cast = work.request.cast_to_fp8;
@@ -90,15 +87,11 @@ class CudaEngine final : public LowLatencyEngine {
     const auto& handle = static_cast<const CudaHandle&>(*work.handle);
     const auto job = Runtime::Job::of(handle.lane, "low-latency combine", work.request);
     cuda::LowLatencyCombineParams p{};
-    p.context = runtime_.context_of(job);
+    fill(p, job, handle, half);
     MoeShape shape = handle.shape;
     shape.dtype = work.request.y.dtype();
     p.shape = shape_of(shape);
-    p.routing = handle.routing;
-    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0,
-                         work.request.y.dtype());
-    p.tokens = handle.tokens;
-    p.halves = halves_of(half);
+    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0, shape.dtype);
     p.y = work.request.y.as<std::byte>();
     p.topk_weights =
         work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
@@ -116,6 +109,14 @@ class CudaEngine final : public LowLatencyEngine {
   Allocator default_allocator() const override { return runtime_.allocator(); }
 
  private:
+  /// What follows from the job and its handle.
+  void fill(cuda::LowLatencyParams& p, const Runtime::Job& job, const CudaHandle& handle,
+            Half half) const {
+    p.context = runtime_.context_of(job);
+    p.routing = handle.routing;
+    p.tokens = handle.tokens;
+    p.halves = halves_of(half);
+  }
   /// What kernels are told of a call's shape.
   cuda::LowLatencyShape shape_of(const MoeShape& call) const {
     cuda::LowLatencyShape shape = shape_;

@@ -38,13 +38,17 @@ struct LowLatencyShape {
   bool bulk;                   ///< there is a copy engine, and it may be used
 };
 
-struct LowLatencyDispatchParams {
+/// What both operations are told of a call.
+struct LowLatencyParams {
   Context context;
   LowLatencyShape shape;
   LowLatencyRouting routing;
   Call call;
   std::int32_t tokens;
   std::int32_t halves;
+};
+
+struct LowLatencyDispatchParams : LowLatencyParams {
   // Made at the launch.
   Cut cut;  ///< of the tokens: none for the first block where they are few
   Images images;
@@ -63,13 +67,7 @@ struct LowLatencyDispatchParams {
   float* out_scales;                ///< [L, R*M, scales] or null
 };
 
-struct LowLatencyCombineParams {
-  Context context;
-  LowLatencyShape shape;
-  LowLatencyRouting routing;
-  Call call;
-  std::int32_t tokens;
-  std::int32_t halves;
+struct LowLatencyCombineParams : LowLatencyParams {
   const std::byte* y;         ///< [L, R*M, H]
   const float* topk_weights;  ///< [T, K], if dispatch had none; or null
   const std::byte* bias;      ///< [T, H] or null
