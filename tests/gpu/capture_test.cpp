@@ -345,6 +345,7 @@ TEST(Capture, ARefusedCallChangesNothing) {
     const auto want = rank.buffers.download(rank.out);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
+    communicator->barrier();  // while one captures globally, others must not download
     check_cuda(cudaStreamBeginCapture(rank.buffers.stream(), cudaStreamCaptureModeGlobal), "begin");
     auto refused = [&](auto change) {
       auto bad = rank.request();
@@ -356,9 +357,9 @@ TEST(Capture, ARefusedCallChangesNothing) {
     refused([](auto& r) { r.x = {}; });
     rank.run(*object);
     check_cuda(cudaStreamEndCapture(rank.buffers.stream(), &graph), "cudaStreamEndCapture");
+    communicator->barrier();
     check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
     cudaGraphDestroy(graph);
-    communicator->barrier();
     rank.buffers.poison(rank.out);
     check_cuda(cudaGraphLaunch(executable, rank.buffers.stream()), "cudaGraphLaunch");
     EXPECT_EQ(rank.buffers.download(rank.out), want);

@@ -155,13 +155,13 @@ void check_place(const Communicator& communicator, const NamedTensor& named) {
 
 void check_memory(const Communicator& communicator, std::initializer_list<NamedTensor> outputs,
                   std::initializer_list<NamedTensor> inputs) {
-  for (const NamedTensor& input : inputs) check_place(communicator, input);
   for (const NamedTensor* output = outputs.begin(); output != outputs.end(); ++output) {
-    check_place(communicator, *output);
     for (const NamedTensor& input : inputs) check_apart(*output, input);
     for (const NamedTensor* other = output + 1; other != outputs.end(); ++other)
       check_apart(*output, *other);
   }
+  for (const NamedTensor& input : inputs) check_place(communicator, input);
+  for (const NamedTensor& output : outputs) check_place(communicator, output);
 }
 
 void check_scales_out(const ConstTensorView& scales, const RowFormat& format,

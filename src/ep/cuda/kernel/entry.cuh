@@ -160,10 +160,13 @@ __device__ __forceinline__ Entry enter(const Context& context,
   return entry;
 }
 
-/// Test builds: whether this rank is to vanish here.
+/// Test builds: whether this rank is to vanish here. Its later kernels vanish, too: they would work
+/// on what this one has not written.
 __device__ __forceinline__ bool stops(const Context& context, Phase phase) {
 #if defined(EXPERTWIRE_TEST_FAULTS)
-  return context.stop_at == static_cast<std::int32_t>(phase);
+  const bool stop = context.stop_at == static_cast<std::int32_t>(phase);
+  if (stop) device::store_release_system(&context.words->failed, 1);
+  return stop;
 #else
   return false;
 #endif
