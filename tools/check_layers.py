@@ -21,7 +21,7 @@ PUBLIC = {
 HEADER_LAYER = {name: layer for layer, names in PUBLIC.items() for name in names}
 MOST_LINES = 600
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.M)
-# Where addresses in memory of peers are made; the last tells kernels the bases.
+# Where addresses in memory of peers are made; the last tells kernels their peers.
 PEER_ADDRESSES = {"src/ep/cuda/kernel/peer.cuh", "src/ep/cpu/peer.hpp",
                   "src/ep/cuda/runtime/runtime.cpp"}
 # Rooms of ep, and those that each may enter.
@@ -72,7 +72,7 @@ def problems():
         if re.search(r"\basm\b", text) and name.parts[:2] != ("src", "device") and \
                 str(name) != "src/comm/wait.cpp":
             yield f"{name}: assembly belongs in src/device/"
-        if name.parts[:2] == ("src", "ep") and re.search(r"[.>]bases\[|region_->lane\(", text) and \
+        if name.parts[:2] == ("src", "ep") and re.search(r"[.>]peers\[|region_->peer\(", text) and \
                 str(name) not in PEER_ADDRESSES:
             yield f"{name}: addresses in memory of peers are made in {', '.join(sorted(PEER_ADDRESSES))}"
         if name.parts[:2] == ("src", "ep") and name.parts[2] in ROOMS:

@@ -2,9 +2,11 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "expertwire/bootstrap.hpp"
 #include "expertwire/connection.hpp"
@@ -27,6 +29,18 @@ struct CommunicatorOptions {
 
 /// CUDA devices that this process sees; 0 in builds without CUDA and where there is no driver.
 int cuda_device_count() noexcept;
+
+enum class PathKind : std::uint8_t {
+  mapped = 0,  ///< its memory is loaded from and stored to
+};
+std::string_view to_string(PathKind kind) noexcept;
+
+/// How a rank reaches a peer.
+struct Path {
+  PathKind kind = PathKind::mapped;
+  std::string transport;
+  std::string why;  ///< a few words: what made it possible
+};
 
 /// The ranks of a job, how they reach each other, and the memory they share.
 ///
@@ -55,11 +69,14 @@ class Communicator {
   int cuda_device() const noexcept;
   /// What operations work in: host memory, or memory of the CUDA device.
   Arena& arena() noexcept;
-  /// Host memory of all ranks of this domain, for words by which hosts tell each other things. The
-  /// same as arena() on the CPU backend.
+  /// Host memory of all ranks that are reached by load and store, for words by which hosts tell
+  /// each other things. The same as arena() on the CPU backend.
   Arena& host_arena() noexcept;
   /// How this rank writes to `peer`; `peer` may be this rank.
   Connection& connection(int peer);
+  /// How operations reach `peer`, which may be this rank: asked for when the communicator was made,
+  /// pair by pair.
+  const Path& path(int peer) const;
   /// The deadline of every wait that names none.
   std::chrono::milliseconds timeout() const noexcept;
 

@@ -38,7 +38,7 @@ class Memory {
   MemoryKind kind_ = MemoryKind::host;
 };
 
-/// One block of memory a rank, mapped by all ranks of its domain when the communicator is made.
+/// One block of memory a rank, mapped by all ranks that reach it when the communicator is made.
 ///
 /// Objects carve what they need out of their own rank's part; that is a local call. On the CPU the
 /// block is a sparse memfd, so pages exist only once they are touched and nothing has a name in the

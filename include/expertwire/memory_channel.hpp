@@ -37,7 +37,8 @@ struct MemoryChannelDevice {
 #endif
 };
 
-/// A pair of buffers between this rank and one peer of its domain, written by load and store.
+/// A pair of buffers between this rank and one peer that it reaches by load and store, written by
+/// load and store.
 ///
 /// `put` writes into the peer's inbox; `signal` tells the peer; `wait` waits for one signal of the
 /// peer. A signal is seen only after every earlier put of this channel. One thread at a time may
@@ -46,8 +47,8 @@ struct MemoryChannelDevice {
 class MemoryChannel {
  public:
   /// Collective over the communicator: opens a channel to every rank, with inboxes of `bytes`.
-  /// Element i is the channel to rank i. Throws `Error{unsupported}` if a rank is outside this
-  /// rank's domain, `Error{mismatch}` if ranks want other sizes, `Error{capacity}` if the arena is
+  /// Element i is the channel to rank i. Throws `Error{unsupported}` if a rank's memory is not
+  /// mapped here, `Error{mismatch}` if ranks want other sizes, `Error{capacity}` if the arena is
   /// too small.
   static std::vector<MemoryChannel> open_all(const std::shared_ptr<Communicator>& communicator,
                                              std::size_t bytes);

@@ -17,25 +17,24 @@ struct RankPlace {
   int cuda_device = -1;                 ///< ordinal in its process; -1 on the CPU backend
   std::array<unsigned char, 16> gpu{};  ///< UUID of that device
   int node = 0;                         ///< index of the node, ascending from 0 with the rank
-  int domain = 0;                       ///< ranks of one domain reach each other by load and store
 };
 
 /// Where all ranks run; the same on every rank.
 ///
-/// A *domain* is what can share memory (a host). A *node* is what the user calls one: a host, or
-/// `ranks_per_node` consecutive ranks where that is set, so that one machine can stand for several.
+/// A *node* is what the user calls one: a host, or `ranks_per_node` consecutive ranks where that is
+/// set, so that one machine can stand for several. Who reaches whom, and how, does not follow from
+/// it: see Communicator::path().
 class Topology {
  public:
   Topology() = default;
-  /// Derives nodes and domains. `ranks_per_node` 0 makes every host a node.
+  /// Derives nodes. `ranks_per_node` 0 makes every host a node.
   Topology(std::vector<RankPlace> places, int ranks_per_node);
 
   int size() const noexcept { return static_cast<int>(places_.size()); }
   const RankPlace& place(int rank) const { return places_[static_cast<std::size_t>(rank)]; }
   int nodes() const noexcept { return nodes_; }
-  int domains() const noexcept { return domains_; }
+  int hosts() const noexcept { return hosts_; }
   int node_of(int rank) const { return place(rank).node; }
-  bool same_domain(int a, int b) const { return place(a).domain == place(b).domain; }
   /// Ranks on the host of `rank`, itself included.
   int ranks_on_host(int rank) const;
   /// Ranks whose GPU is that of `rank`, itself included; 0 on the CPU backend.
@@ -44,10 +43,10 @@ class Topology {
  private:
   std::vector<RankPlace> places_;
   int nodes_ = 0;
-  int domains_ = 0;
+  int hosts_ = 0;
 };
 
-/// Where this process runs (node and domain are left 0).
+/// Where this process runs (node is left 0).
 RankPlace local_place();
 
 }  // namespace expertwire

@@ -57,6 +57,7 @@ struct Communicator::Impl {
   std::unique_ptr<Links> links;
   std::unique_ptr<Watcher> watcher;
   std::vector<std::unique_ptr<Transport>> transports = make_transports();
+  std::vector<Path> paths;  // by rank, as the next
   std::vector<std::unique_ptr<Connection>> connections;
   std::unique_ptr<Arena> host_arena;
   std::unique_ptr<Arena> device_arena;
@@ -203,6 +204,7 @@ void Communicator::Impl::connect_all() {
     connections.push_back(wire->connect(self(), peer.rank));
     log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),
         why);
+    paths.push_back({PathKind::mapped, std::string(wire->name()), std::move(why)});
   }
   host_arena = std::make_unique<Arena>(std::move(host_parts), rank());
   if (on_cuda()) device_arena = std::make_unique<Arena>(std::move(device_parts), rank());
@@ -215,20 +217,18 @@ void Communicator::Impl::connect_all() {
 void Communicator::Impl::make_banner() {
   struct Wire {
     int ranks = 0;
-    std::string why;
+    std::string_view why;
   };
   std::map<std::string_view, Wire> wires;
-  for (const Endpoint& peer : endpoints) {
-    std::string why;
-    const MemoryKind kind = on_cuda() ? MemoryKind::cuda : MemoryKind::host;
-    Wire& wire = wires[transport_to(peer, kind, &why).name()];
+  for (const Path& path : paths) {
+    Wire& wire = wires[path.transport];
     ++wire.ranks;
-    wire.why = why;
+    wire.why = path.why;
   }
   banner = fmt::format("expertwire {}: {} backend, {} rank{} on {} node{} ({} host{}), {}; wires:",
                        kVersion, on_cuda() ? "CUDA" : "CPU", size(), size() == 1 ? "" : "s",
-                       topology.nodes(), topology.nodes() == 1 ? "" : "s", topology.domains(),
-                       topology.domains() == 1 ? "" : "s", bootstrap->kind());
+                       topology.nodes(), topology.nodes() == 1 ? "" : "s", topology.hosts(),
+                       topology.hosts() == 1 ? "" : "s", bootstrap->kind());
   const char* separator = " ";
   for (const auto& [name, wire] : wires) {
     banner += fmt::format("{}{} to {} rank{} ({})", separator, name, wire.ranks,
@@ -271,6 +271,20 @@ Arena& Communicator::arena() noexcept {
 }
 std::chrono::milliseconds Communicator::timeout() const noexcept { return impl_->timeout; }
 const std::string& Communicator::banner() const noexcept { return impl_->banner; }
+
+std::string_view to_string(PathKind kind) noexcept {
+  switch (kind) {
+    case PathKind::mapped:
+      return "mapped";
+  }
+  return "?";
+}
+
+const Path& Communicator::path(int peer) const {
+  check_argument(peer >= 0 && peer < size(), "path: peer is {}; it must be from 0 to {}", peer,
+                 size() - 1);
+  return impl_->paths[static_cast<std::size_t>(peer)];
+}
 
 Connection& Communicator::connection(int peer) {
   check_argument(peer >= 0 && peer < size(), "connection: peer is {}; it must be from 0 to {}",

@@ -22,12 +22,9 @@ namespace expertwire::inline v0 {
 
 Topology::Topology(std::vector<RankPlace> places, int ranks_per_node) : places_(std::move(places)) {
   std::map<std::string, int> hosts;
-  for (RankPlace& place : places_) {
-    place.domain = hosts.try_emplace(place.host, static_cast<int>(hosts.size())).first->second;
-    place.node = place.domain;
-  }
-  domains_ = static_cast<int>(hosts.size());
-  nodes_ = domains_;
+  for (RankPlace& place : places_)
+    place.node = hosts.try_emplace(place.host, static_cast<int>(hosts.size())).first->second;
+  nodes_ = hosts_ = static_cast<int>(hosts.size());
   if (ranks_per_node > 0) {
     check_argument(size() % ranks_per_node == 0,
                    "ranks_per_node is {}; it must divide the number of ranks, {}", ranks_per_node,

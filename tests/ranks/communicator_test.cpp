@@ -194,7 +194,10 @@ TEST(Communicator, OfThreadsSharesOneMapping) {
     use_communicator(communicator, "loopback");
     EXPECT_NE(communicator->banner().find("5 ranks"), std::string::npos);
     EXPECT_NE(communicator->banner().find(kVersion), std::string::npos);
-    EXPECT_EQ(communicator->topology().domains(), 1);
+    EXPECT_EQ(communicator->topology().hosts(), 1);
+    EXPECT_EQ(communicator->path(4).kind, PathKind::mapped);
+    EXPECT_EQ(communicator->path(4).transport, "loopback");
+    EXPECT_THROW(communicator->path(5), Error);
   });
 }
 

@@ -21,31 +21,46 @@ void expect_disjoint(std::vector<Piece> pieces, std::uint64_t end) {
   }
 }
 
+/// What every pair has, and must have among its words.
+std::vector<Piece> words_of(const DirectionSlots& d) {
+  std::vector<Piece> pieces{{d.consumed, sizeof(Epoch)}};
+  for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
+    pieces.push_back({d.header_of(n), sizeof(CallLine)});
+  return pieces;
+}
+
+/// Own words and pairs lie side by side in a lane of three ranks.
+template <class Slots>
+void expect_pairs(const Slots& s, std::uint64_t end) {
+  std::vector<Piece> pieces{{s.dispatch.words, sizeof(DirectionWords)},
+                            {s.combine.words, sizeof(DirectionWords)}};
+  for (int writer = 0; writer < 3; ++writer) pieces.push_back({s.pairs.of(writer), s.pairs.bytes});
+  expect_disjoint(pieces, end);
+  EXPECT_EQ(s.pairs.of(1) % kAlignment, 0U);
+}
+
 TEST(Slots, LowLatencyPiecesDoNotOverlap) {
   const SlotSizes sizes{3, 5, 7, 4, 5760, 0};
   const LowLatencySlots s = LowLatencySlots::place(sizes);
-  std::vector<Piece> pieces;
-  for (const DirectionSlots& d : {s.dispatch, s.combine}) {
-    pieces.push_back({d.words, sizeof(DirectionWords)});
-    pieces.push_back({d.consumed, 3 * sizeof(Epoch)});
-    for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
-      for (int peer = 0; peer < 3; ++peer)
-        pieces.push_back({d.header_of(n, peer), sizeof(CallLine)});
-  }
-  for (Epoch n : {0U, 1U})
-    for (int peer = 0; peer < 3; ++peer) {
-      pieces.push_back({s.counts_of(n, peer), (s.kHeader + 5) * sizeof(Tagged)});
-      pieces.push_back({s.weight_flag_of(n, peer), sizeof(Epoch)});
-      for (int row = 0; row < 7; ++row) {
-        pieces.push_back({s.row_of(n, peer, row), s.header_bytes + 5760});
-        pieces.push_back({s.row_flag_of(n, peer, row), sizeof(Epoch)});
-        pieces.push_back({s.weights_of(n, peer, row), 4 * sizeof(float)});
-        pieces.push_back({s.partial_of(n, peer, row), 5760});
-        pieces.push_back({s.partial_flag_of(n, peer, row), sizeof(Epoch)});
-      }
+  expect_pairs(s, s.bytes);
+  std::vector<Piece> words, rows;
+  for (const DirectionSlots& d : {s.dispatch, s.combine})
+    for (const Piece& piece : words_of(d)) words.push_back(piece);
+  for (Epoch n : {0U, 1U}) {
+    words.push_back({s.counts_of(n), (s.kHeader + 5) * sizeof(Tagged)});
+    words.push_back({s.weight_flag_of(n), sizeof(Epoch)});
+    for (int row = 0; row < 7; ++row) {
+      words.push_back({s.row_flag_of(n, row), sizeof(Epoch)});
+      words.push_back({s.partial_flag_of(n, row), sizeof(Epoch)});
+      rows.push_back({s.row_of(n, row), s.header_bytes + 5760});
+      rows.push_back({s.weights_of(n, row), 4 * sizeof(float)});
+      rows.push_back({s.partial_of(n, row), 5760});
     }
-  expect_disjoint(pieces, s.bytes);
-  EXPECT_EQ(s.row_of(1, 2, 3) % 64, 0U);
+  }
+  expect_disjoint(words, s.pairs.word_bytes);
+  rows.push_back({0, s.pairs.word_bytes});
+  expect_disjoint(rows, s.pairs.bytes);
+  EXPECT_EQ(s.row_of(1, 3) % 64, 0U);
   EXPECT_GE(s.header_bytes, sizeof(RowHeader) + 4 * sizeof(Selection));
 }
 
@@ -53,37 +68,34 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
   const SlotSizes sizes{3, 5, 70, 4, 80, 100, 2};
   const HighThroughputSlots s = HighThroughputSlots::place(sizes);
   EXPECT_EQ(s.chunks(), 3U);
-  std::vector<Piece> pieces;
-  for (const DirectionSlots& d : {s.dispatch, s.combine}) {
-    pieces.push_back({d.words, sizeof(DirectionWords)});
-    pieces.push_back({d.consumed, 3 * sizeof(Epoch)});
-    for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
-      for (int peer = 0; peer < 3; ++peer)
-        pieces.push_back({d.header_of(n, peer), sizeof(CallLine)});
-  }
+  expect_pairs(s, s.bytes);
+  std::vector<Piece> words, rows, pool{{0, s.pairs.of(3)}};
+  for (const DirectionSlots& d : {s.dispatch, s.combine})
+    for (const Piece& piece : words_of(d)) words.push_back(piece);
   for (Epoch n : {0U, 1U}) {
     for (int row = 0; row < 100; ++row) {
-      pieces.push_back({s.pool_row_of(n, row, 80), 80});
-      pieces.push_back({s.pool_token_of(n, row), 4});
-      pieces.push_back({s.pool_experts_of(n, row), 16});
-      pieces.push_back({s.pool_weights_of(n, row), 16});
-      pieces.push_back({s.pool_scales_of(n, row), 8});
+      pool.push_back({s.pool_row_of(n, row, 80), 80});
+      pool.push_back({s.pool_token_of(n, row), 4});
+      pool.push_back({s.pool_experts_of(n, row), 16});
+      pool.push_back({s.pool_weights_of(n, row), 16});
+      pool.push_back({s.pool_scales_of(n, row), 8});
     }
-    for (int peer = 0; peer < 3; ++peer) {
-      pieces.push_back({s.counts_of(n, peer), (s.kHeader + 8) * sizeof(Tagged)});
-      pieces.push_back({s.offer_of(n, peer), sizeof(CombineOffer)});
-      pieces.push_back({s.offer_flag_of(n, peer), sizeof(Epoch)});
-      for (int chunk = 0; chunk < 3; ++chunk) {
-        pieces.push_back({s.row_flag_of(n, peer, chunk), sizeof(Epoch)});
-        pieces.push_back({s.partial_flag_of(n, peer, chunk), sizeof(Epoch)});
-      }
-      for (int row = 0; row < 70; ++row) {
-        pieces.push_back({s.partial_of(n, peer, row), 80});
-        pieces.push_back({s.partial_weights_of(n, peer, row), 16});
-      }
+    words.push_back({s.counts_of(n), (s.kHeader + 8) * sizeof(Tagged)});
+    words.push_back({s.offer_flag_of(n), sizeof(Epoch)});
+    rows.push_back({s.offer_of(n), sizeof(CombineOffer)});
+    for (int chunk = 0; chunk < 3; ++chunk) {
+      words.push_back({s.row_flag_of(n, chunk), sizeof(Epoch)});
+      words.push_back({s.partial_flag_of(n, chunk), sizeof(Epoch)});
+    }
+    for (int row = 0; row < 70; ++row) {
+      rows.push_back({s.partial_of(n, row), 80});
+      rows.push_back({s.partial_weights_of(n, row), 16});
     }
   }
-  expect_disjoint(pieces, s.bytes);
+  expect_disjoint(words, s.pairs.word_bytes);
+  rows.push_back({0, s.pairs.word_bytes});
+  expect_disjoint(rows, s.pairs.bytes);
+  expect_disjoint(pool, s.bytes);
 }
 
 TEST(Slots, OffsetsGoPast32Bits) {

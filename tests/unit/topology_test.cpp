@@ -13,20 +13,18 @@ std::vector<RankPlace> on_hosts(std::initializer_list<const char*> hosts) {
   return places;
 }
 
-TEST(Topology, HostsAreDomainsAndNodes) {
+TEST(Topology, HostsAreNodes) {
   const Topology topology(on_hosts({"b", "b", "a", "b", "a"}), 0);
-  EXPECT_EQ(topology.domains(), 2);
+  EXPECT_EQ(topology.hosts(), 2);
   EXPECT_EQ(topology.nodes(), 2);
   EXPECT_EQ(topology.node_of(0), 0);
   EXPECT_EQ(topology.node_of(2), 1);
-  EXPECT_TRUE(topology.same_domain(0, 3));
-  EXPECT_FALSE(topology.same_domain(0, 4));
   EXPECT_EQ(topology.ranks_on_host(3), 3);
 }
 
 TEST(Topology, OneHostCanStandForSeveralNodes) {
   const Topology topology(on_hosts({"a", "a", "a", "a"}), 2);
-  EXPECT_EQ(topology.domains(), 1);
+  EXPECT_EQ(topology.hosts(), 1);
   EXPECT_EQ(topology.nodes(), 2);
   EXPECT_EQ(topology.node_of(1), 0);
   EXPECT_EQ(topology.node_of(2), 1);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "comm/wait.hpp"
 #include "ep/front/region.hpp"
@@ -19,7 +20,9 @@ template <class Slots>
 class LaneMemory {
  public:
   LaneMemory(std::shared_ptr<Region> region, const Slots& slots, int lane)
-      : slots_(slots), region_(std::move(region)), lane_(lane) {}
+      : slots_(slots), region_(std::move(region)) {
+    for (int peer = 0; peer < size(); ++peer) peers_.push_back(region_->peer(peer, lane));
+  }
 
   /// The places, with the sizes of the operation that runs.
   const Slots& slots() const { return slots_; }
@@ -30,20 +33,21 @@ class LaneMemory {
 
   // Addresses in memory of peers are made here alone, as in ep/cuda/kernel/peer.cuh.
 
-  /// Where this rank writes at `peer`, or at itself.
+  /// Where this rank writes for `peer`, or for itself; `offset` is of a pair.
   template <class T>
   T* outbox(int peer, std::uint64_t offset) const {
-    return reinterpret_cast<T*>(region_->lane(peer, lane_) + offset);
+    return reinterpret_cast<T*>(at(peer).out + offset);
   }
-  /// Where this rank finds what peers, or itself, wrote for it.
+  /// Where this rank finds what `source`, or itself, wrote for it; `offset` is of a pair.
   template <class T>
-  const T* inbox(std::uint64_t offset) const {
-    return reinterpret_cast<const T*>(region_->lane(rank(), lane_) + offset);
+  const T* inbox(int source, std::uint64_t offset) const {
+    return reinterpret_cast<const T*>(at(source).in + offset);
   }
-  /// What lies at a peer that is reached by load and store.
+  /// A place in the lane of a rank that is reached by load and store: in its pool, or, of this
+  /// rank's own, its words.
   template <class T>
-  const T* there(int peer, std::uint64_t offset) const {
-    return reinterpret_cast<const T*>(region_->lane(peer, lane_) + offset);
+  T* there(int rank, std::uint64_t offset) const {
+    return reinterpret_cast<T*>(at(rank).lane + offset);
   }
   /// Tells `peer` that what was written for it before belongs to epoch `n`.
   void announce(int peer, std::uint64_t flag, Epoch n) const {
@@ -55,7 +59,8 @@ class LaneMemory {
   }
 
   Direction<HostAccess> direction(const DirectionSlots& place) const {
-    return {outbox<DirectionWords>(rank(), place.words), outbox<Epoch>(rank(), place.consumed)};
+    return {there<DirectionWords>(rank(), place.words), inbox<Epoch>(0, place.consumed),
+            region_->pairs().bytes / sizeof(Epoch)};
   }
 
   /// Waits until `peer` has credit for epoch `n`.
@@ -80,7 +85,7 @@ class LaneMemory {
   void tell_call(const DirectionSlots& place, int peer, Epoch n, const Call& call,
                  Epoch dispatch) const {
     for (int i = 0; i < Call::kWords; ++i)
-      tell(peer, place.header_of(n, rank()), i, {call.word(i, dispatch), n});
+      tell(peer, place.header_of(n), i, {call.word(i, dispatch), n});
   }
   void tell_call(const DirectionSlots& place, Epoch n, const Call& call, Epoch dispatch) const {
     for (int peer = 0; peer < size(); ++peer) tell_call(place, peer, n, call, dispatch);
@@ -88,7 +93,7 @@ class LaneMemory {
   /// What `source` tells about its operation `n`.
   std::int32_t await_call(const DirectionSlots& place, int source, Epoch n, Call::Word word,
                           const WaitContext& context) const {
-    return await_count(inbox<CallLine>(place.header_of(n, source))->words + word, source, n,
+    return await_count(inbox<CallLine>(source, place.header_of(n))->words + word, source, n,
                        context);
   }
   /// Throws `Error{mismatch}` if the call of `source` does not belong to this rank's.
@@ -108,7 +113,7 @@ class LaneMemory {
   template <class Sends>
   void compare_calls(const DirectionSlots& place, Epoch n, Sends sends,
                      const WaitContext& context) const {
-    const auto* own = inbox<CallLine>(place.header_of(n - kSlots, rank()))->words;
+    const auto* own = inbox<CallLine>(rank(), place.header_of(n - kSlots))->words;
     const bool earlier = belongs_to(HostAccess::load(own), n - kSlots);
     for (int source = 0; source < size(); ++source) {
       if (earlier) compare_call(place, source, n - kSlots, context);
@@ -119,13 +124,15 @@ class LaneMemory {
   /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.
   void grant_all(const DirectionSlots& place, Epoch n) const {
     for (int peer = 0; peer < size(); ++peer)
-      grant<HostAccess>(outbox<Epoch>(peer, place.consumed) + rank(), n);
+      grant<HostAccess>(outbox<Epoch>(peer, place.consumed), n);
   }
 
  private:
+  const Peer& at(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
+
   Slots slots_;
   std::shared_ptr<Region> region_;
-  int lane_;
+  std::vector<Peer> peers_;  // by rank
 };
 
 /// The peers of a rank, starting behind itself, so that ranks do not all write to the same one.

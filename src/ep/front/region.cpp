@@ -52,23 +52,45 @@ Agreement agreement_on(int mode, const MoeShape& shape, int lanes) {
           lanes,       Env::get().first_epoch, 0};
 }
 
+Peer Region::peer(int rank, int lane) const {
+  const int self = communicator().rank();
+  std::byte* const theirs = this->lane(rank, lane);
+  return {theirs + pairs_.of(self), this->lane(self, lane) + pairs_.of(rank), theirs};
+}
+
+/// Every word is the epoch before the first; of this rank's own, no worker is done.
+void Region::set_words(const Request& request) const {
+  const Communicator& communicator = block_.communicator();
+  const Epoch first = request.agreement.first_epoch;
+  std::vector<Epoch> own(pairs_.first / sizeof(Epoch), first);
+  for (const std::uint64_t offset : request.counters)
+    std::fill_n(&own[offset / sizeof(Epoch) + 2], 2, 0);
+  const std::vector<Epoch> words(pairs_.word_bytes / sizeof(Epoch), first);
+  std::optional<DeviceWords> device;
+  if (communicator.cuda_device() >= 0) device.emplace(communicator.cuda_device());
+  auto copy = [&](std::byte* to, const std::vector<Epoch>& from) {
+    const std::size_t bytes = from.size() * sizeof(Epoch);
+    if (device)
+      device->copy(to, from.data(), bytes);
+    else
+      std::memcpy(to, from.data(), bytes);
+  };
+  for (int l = 0; l < request.agreement.lanes; ++l) {
+    std::byte* const mine = lane(communicator.rank(), l);
+    copy(mine, own);
+    for (int writer = 0; writer < communicator.size(); ++writer)
+      copy(mine + pairs_.of(writer), words);
+  }
+  if (device) device->flush(Deadline::after(communicator.timeout()));
+}
+
 Region::Region(const std::shared_ptr<Communicator>& communicator, const Request& request)
     : block_(communicator,
              request.lane_bytes * static_cast<std::uint64_t>(request.agreement.lanes)),
-      lane_bytes_(request.lane_bytes) {
+      lane_bytes_(request.lane_bytes),
+      pairs_(request.pairs) {
   const int rank = communicator->rank();
-  std::vector<Epoch> flags(request.flag_bytes / sizeof(Epoch), request.agreement.first_epoch);
-  for (std::uint64_t offset : request.counters)
-    std::fill_n(&flags[offset / sizeof(Epoch) + 2], 2, 0);  // workers that are done
-  std::optional<DeviceWords> device;
-  if (communicator->cuda_device() >= 0) device.emplace(communicator->cuda_device());
-  for (int l = 0; l < request.agreement.lanes; ++l) {
-    if (device)
-      device->copy(lane(rank, l), flags.data(), request.flag_bytes);
-    else
-      std::memcpy(lane(rank, l), flags.data(), request.flag_bytes);
-  }
-  if (device) device->flush(Deadline::after(communicator->timeout()));
+  set_words(request);
   // This gather is also the barrier after which peers may write.
   std::vector<Agreement> agreements(static_cast<std::size_t>(communicator->size()));
   agreements[static_cast<std::size_t>(rank)] = request.agreement;

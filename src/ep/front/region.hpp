@@ -33,28 +33,32 @@ class Region {
     /// For a layout of either mode.
     template <class Slots>
     static Request of(const Agreement& agreement, const Slots& slots) {
-      return {
-          agreement, slots.bytes, slots.flag_bytes(), {slots.dispatch.words, slots.combine.words}};
+      return {agreement, slots.bytes, slots.pairs, {slots.dispatch.words, slots.combine.words}};
     }
 
     Agreement agreement;
     std::uint64_t lane_bytes;
-    std::uint64_t flag_bytes;             ///< at the start of each lane, set to the first epoch
-    std::vector<std::uint64_t> counters;  ///< offsets of the DirectionWords among them
+    Pairs pairs;
+    std::vector<std::uint64_t> counters;  ///< offsets of the DirectionWords before the pairs
   };
 
   /// Collective. Throws `Error{mismatch}` that names the first thing ranks disagree on.
   Region(const std::shared_ptr<Communicator>& communicator, const Request& request);
 
   Communicator& communicator() const { return block_.communicator(); }
-  /// Start of `lane` in the memory of `rank`.
+  const Pairs& pairs() const { return pairs_; }
+  /// How this rank reaches `rank` in `lane`.
+  Peer peer(int rank, int lane) const;
+
+ private:
   std::byte* lane(int rank, int lane) const {
     return block_.base(rank) + static_cast<std::uint64_t>(lane) * lane_bytes_;
   }
+  void set_words(const Request& request) const;
 
- private:
   SharedBlock block_;
   std::uint64_t lane_bytes_;
+  Pairs pairs_;
 };
 
 }  // namespace expertwire::ep

@@ -61,7 +61,10 @@ static_assert(sizeof(DirectionWords) == 16);
 template <class Access>
 struct Direction {
   DirectionWords* words = nullptr;
-  Epoch* consumed = nullptr;  ///< [R] of this rank's memory; element r is written by rank r alone
+  /// In this rank's memory, what rank 0 wrote: the latest epoch that it has read; and how many
+  /// words further on the next rank's is.
+  const Epoch* consumed = nullptr;
+  std::uint64_t stride = 1;
 
   /// The epoch that every worker of the current send half works on. A worker reads it before it can
   /// finish; threads of a block before the barriers in front of its last step.
@@ -71,7 +74,8 @@ struct Direction {
 
   /// The latest epoch that `peer` has read.
   EXPERTWIRE_HOST_DEVICE Epoch credit_of(int peer) const {
-    return Access::acquire(&consumed[peer], Fault::credit_acquire);
+    return Access::acquire(consumed + static_cast<std::uint64_t>(peer) * stride,
+                           Fault::credit_acquire);
   }
   /// Whether that credit allows to write epoch `n`: what lay in its slot before has been read.
   EXPERTWIRE_HOST_DEVICE static bool allows(Epoch credit, Epoch n) {

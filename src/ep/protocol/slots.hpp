@@ -1,62 +1,16 @@
 #pragma once
 
-// Where things lie in a lane's memory. Every rank's lane has the same layout, so that a writer
-// computes addresses at its peers from nothing but the peer's base. Shared by host and device.
-//
-// All offsets are in bytes from the start of the lane; sizes are 64 bits, because a row's offset
-// passes 2^31 quickly.
+// Where things lie in a pair of each mode, and in the pools beside the pairs. Shared by host and
+// device.
 //
 // An object is made for the most that it may meet (its capacity), and every call brings sizes of
 // its own. Places follow from the capacity, so that no payload of any call ever covers a word of
 // another, which could hold the epoch that is waited for. What lies at a place follows from the
 // call.
 
-#include <cstdint>
-
-#include "ep/protocol/call.hpp"
-#include "ep/protocol/lane.hpp"
-#include "expertwire/host_device.hpp"
+#include "ep/protocol/pair.hpp"
 
 namespace expertwire::inline v0::ep {
-
-inline constexpr std::uint64_t kAlignment = 128;
-
-EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t to) {
-  return (value + to - 1) / to * to;
-}
-
-/// Lays one array behind the other.
-class Placer {
- public:
-  constexpr std::uint64_t take(std::uint64_t bytes) {
-    const std::uint64_t offset = end_;
-    end_ = align_up(end_ + bytes, kAlignment);
-    return offset;
-  }
-  constexpr std::uint64_t bytes() const { return end_; }
-
- private:
-  std::uint64_t end_ = 0;
-};
-
-/// What both modes keep for one direction of a lane.
-struct DirectionSlots {
-  static constexpr Epoch kHeaderSlots = 4;
-
-  std::uint64_t words = 0;     ///< DirectionWords
-  std::uint64_t consumed = 0;  ///< Epoch [R], element r written by rank r
-  std::uint64_t headers = 0;   ///< CallLine [kHeaderSlots][R], the same
-  std::uint64_t ranks = 1;
-
-  static constexpr DirectionSlots place(Placer& placer, std::uint64_t ranks) {
-    return {placer.take(sizeof(DirectionWords)), placer.take(ranks * sizeof(Epoch)),
-            placer.take(kHeaderSlots * ranks * sizeof(CallLine)), ranks};
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t header_of(Epoch n, int source) const {
-    return headers +
-           (n % kHeaderSlots * ranks + static_cast<std::uint64_t>(source)) * sizeof(CallLine);
-  }
-};
 
 /// One selection of a token, as it travels with the row.
 struct Selection {
@@ -85,23 +39,23 @@ struct SlotSizes {
   std::uint64_t scales = 1;         ///< high throughput: of an fp8 row
 };
 
-/// A lane of the low-latency mode. Arrays that start with [slot][peer] are regions that belong to
-/// one peer each: it alone writes there.
+/// A lane of the low-latency mode. Offsets are of a pair.
 struct LowLatencySlots {
   /// The counts of a source: how many rows, then selections per local expert.
   static constexpr int kRows = 0, kHeader = 1;
 
   SlotSizes most;   ///< the capacity
   SlotSizes sizes;  ///< of the call
+  Pairs pairs;
   DirectionSlots dispatch, combine;
   std::uint64_t header_bytes = 0;     ///< RowHeader and K selections, of the call
   std::uint64_t dispatch_stride = 0;  ///< from row to row
   std::uint64_t counts_stride = 0;
-  std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + L]
-  std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][source][M]
-  std::uint64_t weights = 0, weight_flags = 0;        ///< [slot][source][M][K], [slot][source]
-  std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M]
-  std::uint64_t bytes = 0;
+  std::uint64_t counts = 0;                           ///< [slot] Tagged [kHeader + L]
+  std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][M]
+  std::uint64_t weights = 0, weight_flags = 0;        ///< [slot][M][K], [slot]
+  std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][M]
+  std::uint64_t bytes = 0;                            ///< of a lane
 
   EXPERTWIRE_HOST_DEVICE static constexpr std::uint64_t header_bytes_of(const SlotSizes& sizes) {
     return align_up(sizeof(RowHeader) + sizes.top_k * sizeof(Selection), 64);
@@ -112,18 +66,21 @@ struct LowLatencySlots {
     s.header_bytes = header_bytes_of(sizes);
     s.dispatch_stride = s.header_bytes + align_up(sizes.row_bytes, 64);
     s.counts_stride = align_up((kHeader + sizes.local_experts) * sizeof(Tagged), 64);
-    const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
-    Placer placer;
-    s.dispatch = DirectionSlots::place(placer, sizes.ranks);
-    s.combine = DirectionSlots::place(placer, sizes.ranks);
-    s.counts = placer.take(regions * s.counts_stride);
-    s.row_flags = placer.take(rows * sizeof(Epoch));
-    s.weight_flags = placer.take(regions * sizeof(Epoch));
-    s.partial_flags = placer.take(rows * sizeof(Epoch));
-    s.weights = placer.take(rows * sizes.top_k * sizeof(float));
-    s.dispatch_rows = placer.take(rows * s.dispatch_stride);
-    s.partial_rows = placer.take(rows * sizes.row_bytes);
-    s.bytes = placer.bytes();
+    const std::uint64_t rows = kSlots * sizes.max_tokens;
+    Placer own, pair;
+    s.dispatch = DirectionSlots::place(own, pair);
+    s.combine = DirectionSlots::place(own, pair);
+    s.counts = pair.take(kSlots * s.counts_stride);
+    s.row_flags = pair.take(rows * sizeof(Epoch));
+    s.weight_flags = pair.take(kSlots * sizeof(Epoch));
+    s.partial_flags = pair.take(rows * sizeof(Epoch));
+    s.pairs.word_bytes = pair.bytes();
+    s.weights = pair.take(rows * sizes.top_k * sizeof(float));
+    s.dispatch_rows = pair.take(rows * s.dispatch_stride);
+    s.partial_rows = pair.take(rows * sizes.row_bytes);
+    s.pairs.first = own.bytes();
+    s.pairs.bytes = pair.bytes();
+    s.bytes = s.pairs.of(static_cast<int>(sizes.ranks));
     return s;
   }
 
@@ -134,37 +91,31 @@ struct LowLatencySlots {
     s.header_bytes = header_bytes_of(call);
     return s;
   }
-  /// Everything before this offset is words and flags, to be set to the first epoch.
-  constexpr std::uint64_t flag_bytes() const { return weights; }
 
-  EXPERTWIRE_HOST_DEVICE std::uint64_t region(Epoch n, int peer) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * most.ranks + static_cast<std::uint64_t>(peer);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t row_index(Epoch n, std::int64_t row) const {
+    return static_cast<std::uint64_t>(slot_of(n)) * most.max_tokens +
+           static_cast<std::uint64_t>(row);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t row_index(Epoch n, int peer, std::int64_t row) const {
-    return region(n, peer) * most.max_tokens + static_cast<std::uint64_t>(row);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n) const {
+    return counts + static_cast<std::uint64_t>(slot_of(n)) * counts_stride;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
-    return counts + region(n, source) * counts_stride;
+  EXPERTWIRE_HOST_DEVICE std::uint64_t row_of(Epoch n, std::int64_t row) const {
+    return dispatch_rows + row_index(n, row) * dispatch_stride;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t row_of(Epoch n, int source, std::int64_t row) const {
-    return dispatch_rows + row_index(n, source, row) * dispatch_stride;
+  EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, std::int64_t row) const {
+    return row_flags + row_index(n, row) * sizeof(Epoch);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, int source, std::int64_t row) const {
-    return row_flags + row_index(n, source, row) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t weights_of(Epoch n, std::int64_t row) const {
+    return weights + row_index(n, row) * most.top_k * sizeof(float);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t weights_of(Epoch n, int source, std::int64_t row) const {
-    return weights + row_index(n, source, row) * most.top_k * sizeof(float);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t weight_flag_of(Epoch n) const {
+    return weight_flags + static_cast<std::uint64_t>(slot_of(n)) * sizeof(Epoch);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t weight_flag_of(Epoch n, int source) const {
-    return weight_flags + region(n, source) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, std::int64_t row) const {
+    return partial_rows + row_index(n, row) * most.row_bytes;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, int expert_rank,
-                                                  std::int64_t row) const {
-    return partial_rows + row_index(n, expert_rank, row) * most.row_bytes;
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, int expert_rank,
-                                                       std::int64_t row) const {
-    return partial_flags + row_index(n, expert_rank, row) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, std::int64_t row) const {
+    return partial_flags + row_index(n, row) * sizeof(Epoch);
   }
 };
 
@@ -174,7 +125,8 @@ struct CombineOffer {
   std::int32_t weights;  ///< it sends top-k weights home
 };
 
-/// A lane of the high-throughput mode.
+/// A lane of the high-throughput mode. Offsets are of a pair, those of the pool of the lane: a row
+/// of a pool can come from any rank.
 ///
 /// Rows are announced by chunk: one flag for every `kChunkRows` rows of a (source, destination)
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
@@ -186,45 +138,42 @@ struct HighThroughputSlots {
 
   SlotSizes most;   ///< the capacity
   SlotSizes sizes;  ///< of the call
+  Pairs pairs;
   DirectionSlots dispatch, combine;
   std::uint64_t counts_stride = 0;
-  std::uint64_t counts = 0;                           ///< [slot][source] Tagged [kHeader + R + L]
-  std::uint64_t row_flags = 0;                        ///< [slot][source][chunk]
+  std::uint64_t counts = 0;                           ///< [slot] Tagged [kHeader + R + L]
+  std::uint64_t row_flags = 0;                        ///< [slot][chunk]
+  std::uint64_t offers = 0, offer_flags = 0;          ///< [slot]
+  std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][M], [slot][chunk]
+  std::uint64_t partial_weights = 0;                  ///< [slot][M][K]
   std::uint64_t pool = 0;                             ///< [slot][pool_rows] payload
   std::uint64_t pool_tokens = 0;                      ///< [slot][pool_rows] int32
   std::uint64_t pool_experts = 0, pool_weights = 0;   ///< [slot][pool_rows][K] int32, float
   std::uint64_t pool_scales = 0;                      ///< [slot][pool_rows][scales]
-  std::uint64_t offers = 0, offer_flags = 0;          ///< [slot][expert rank]
-  std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][expert rank][M], [..][chunk]
-  std::uint64_t partial_weights = 0;                  ///< [slot][expert rank][M][K]
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;                            ///< of a lane
 
   static constexpr HighThroughputSlots place(const SlotSizes& sizes) {
     HighThroughputSlots s;
     s.most = s.sizes = sizes;
     s.counts_stride = align_up((kHeader + sizes.ranks + sizes.local_experts) * sizeof(Tagged), 64);
-    const std::uint64_t regions = kSlots * sizes.ranks, rows = regions * sizes.max_tokens;
-    const std::uint64_t pool = kSlots * sizes.pool_rows;
-    Placer placer;
-    s.dispatch = DirectionSlots::place(placer, sizes.ranks);
-    s.combine = DirectionSlots::place(placer, sizes.ranks);
-    s.counts = placer.take(regions * s.counts_stride);
-    s.row_flags = placer.take(regions * s.chunks() * sizeof(Epoch));
-    s.offer_flags = placer.take(regions * sizeof(Epoch));
-    s.partial_flags = placer.take(regions * s.chunks() * sizeof(Epoch));
-    s.offers = placer.take(regions * sizeof(CombineOffer));
-    s.pool_tokens = placer.take(pool * sizeof(std::int32_t));
-    s.pool_experts = placer.take(pool * sizes.top_k * sizeof(std::int32_t));
-    s.pool_weights = placer.take(pool * sizes.top_k * sizeof(float));
-    s.pool_scales = placer.take(pool * sizes.scales * sizeof(float));
-    s.partial_weights = placer.take(rows * sizes.top_k * sizeof(float));
-    s.pool = placer.take(pool * sizes.row_bytes);
-    s.partial_rows = placer.take(rows * sizes.row_bytes);
-    s.bytes = placer.bytes();
+    const std::uint64_t rows = kSlots * sizes.max_tokens, flags = kSlots * s.chunks();
+    Placer own, pair;
+    s.dispatch = DirectionSlots::place(own, pair);
+    s.combine = DirectionSlots::place(own, pair);
+    s.counts = pair.take(kSlots * s.counts_stride);
+    s.row_flags = pair.take(flags * sizeof(Epoch));
+    s.offer_flags = pair.take(kSlots * sizeof(Epoch));
+    s.partial_flags = pair.take(flags * sizeof(Epoch));
+    s.pairs.word_bytes = pair.bytes();
+    s.offers = pair.take(kSlots * sizeof(CombineOffer));
+    s.partial_weights = pair.take(rows * sizes.top_k * sizeof(float));
+    s.partial_rows = pair.take(rows * sizes.row_bytes);
+    s.pairs.first = own.bytes();
+    s.pairs.bytes = pair.bytes();
+    s.place_pool();
     return s;
   }
 
-  constexpr std::uint64_t flag_bytes() const { return offers; }
   /// The same places for a call with other sizes.
   constexpr HighThroughputSlots with(const SlotSizes& call) const {
     HighThroughputSlots s = *this;
@@ -235,15 +184,11 @@ struct HighThroughputSlots {
   EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t chunks() const {
     return (most.max_tokens + kChunkRows - 1) / kChunkRows;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t region(Epoch n, int peer) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * most.ranks + static_cast<std::uint64_t>(peer);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n) const {
+    return counts + static_cast<std::uint64_t>(slot_of(n)) * counts_stride;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n, int source) const {
-    return counts + region(n, source) * counts_stride;
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, int source, std::int64_t chunk) const {
-    return row_flags +
-           (region(n, source) * chunks() + static_cast<std::uint64_t>(chunk)) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, std::int64_t chunk) const {
+    return row_flags + flag_index(n, chunk) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_index(Epoch n, std::int64_t row) const {
     return static_cast<std::uint64_t>(slot_of(n)) * most.pool_rows +
@@ -271,27 +216,42 @@ struct HighThroughputSlots {
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_weights_of(Epoch n, std::int64_t row) const {
     return pool_weights + selection_of(n, row) * sizeof(float);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t offer_of(Epoch n, int expert_rank) const {
-    return offers + region(n, expert_rank) * sizeof(CombineOffer);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t offer_of(Epoch n) const {
+    return offers + static_cast<std::uint64_t>(slot_of(n)) * sizeof(CombineOffer);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t offer_flag_of(Epoch n, int expert_rank) const {
-    return offer_flags + region(n, expert_rank) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t offer_flag_of(Epoch n) const {
+    return offer_flags + static_cast<std::uint64_t>(slot_of(n)) * sizeof(Epoch);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, int expert_rank,
-                                                  std::int64_t row) const {
-    return partial_rows + region(n, expert_rank) * most.max_tokens * most.row_bytes +
+  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, std::int64_t row) const {
+    return partial_rows +
+           static_cast<std::uint64_t>(slot_of(n)) * most.max_tokens * most.row_bytes +
            static_cast<std::uint64_t>(row) * sizes.row_bytes;
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_weights_of(Epoch n, int expert_rank,
-                                                          std::int64_t row) const {
-    return partial_weights + (region(n, expert_rank) * most.max_tokens * most.top_k +
-                              static_cast<std::uint64_t>(row) * sizes.top_k) *
-                                 sizeof(float);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_weights_of(Epoch n, std::int64_t row) const {
+    return partial_weights +
+           (static_cast<std::uint64_t>(slot_of(n)) * most.max_tokens * most.top_k +
+            static_cast<std::uint64_t>(row) * sizes.top_k) *
+               sizeof(float);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, int expert_rank,
-                                                       std::int64_t chunk) const {
-    return partial_flags +
-           (region(n, expert_rank) * chunks() + static_cast<std::uint64_t>(chunk)) * sizeof(Epoch);
+  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, std::int64_t chunk) const {
+    return partial_flags + flag_index(n, chunk) * sizeof(Epoch);
+  }
+
+ private:
+  EXPERTWIRE_HOST_DEVICE std::uint64_t flag_index(Epoch n, std::int64_t chunk) const {
+    return static_cast<std::uint64_t>(slot_of(n)) * chunks() + static_cast<std::uint64_t>(chunk);
+  }
+  /// Beside the pairs.
+  constexpr void place_pool() {
+    const std::uint64_t rows = kSlots * most.pool_rows;
+    Placer lane;
+    lane.take(pairs.of(static_cast<int>(most.ranks)));
+    pool_tokens = lane.take(rows * sizeof(std::int32_t));
+    pool_experts = lane.take(rows * most.top_k * sizeof(std::int32_t));
+    pool_weights = lane.take(rows * most.top_k * sizeof(float));
+    pool_scales = lane.take(rows * most.scales * sizeof(float));
+    pool = lane.take(rows * most.row_bytes);
+    bytes = lane.bytes();
   }
 };
 

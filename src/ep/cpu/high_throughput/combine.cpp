@@ -36,9 +36,9 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
 /// Whether peers can read y where it is. Own rows are always read there.
 bool HighThroughputLane::lies_in_pool(const Combine& op) const {
   const HighThroughputHandle& handle = routing_of(op);
-  return handle.in_pool &&
-         op.request.y.data() ==
-             memory_.inbox<std::byte>(memory_.slots().pool_row_of(handle.epoch, 0, 0));
+  return handle.in_pool && op.request.y.data() ==
+                               memory_.there<std::byte>(
+                                   memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0, 0));
 }
 
 /// Tells every rank where this one's rows will be; also releases rows in the pool and weights.
@@ -46,45 +46,43 @@ void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
   const CombineOffer offer{lies_in_pool(op) ? 1 : 0, op.request.topk_weights.present() ? 1 : 0};
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    *memory_.outbox<CombineOffer>(peer, slots.offer_of(n, memory_.rank())) = offer;
-    memory_.announce(peer, slots.offer_flag_of(n, memory_.rank()), n);
+    *memory_.outbox<CombineOffer>(peer, slots.offer_of(n)) = offer;
+    memory_.announce(peer, slots.offer_flag_of(n), n);
   });
 }
 
 void HighThroughputLane::send_weights(const Combine& op, Epoch n) const {
   const HighThroughputHandle& handle = routing_of(op);
   const std::size_t row_bytes = index(shape_.top_k) * sizeof(float);
-  const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-    const std::int64_t first = handle.first_from[index(source)];
-    const std::int64_t end = std::min(handle.first_from[index(source) + 1], capacity);
-    if (first >= end) return;
-    std::memcpy(
-        memory_.outbox<float>(source, memory_.slots().partial_weights_of(n, memory_.rank(), 0)),
-        op.request.topk_weights.as<std::byte>() + index(first) * row_bytes,
-        index(end - first) * row_bytes);
+    const Run run = handle.run_from(source, memory_.rank());
+    const std::uint32_t rows =
+        run.fitting(static_cast<std::uint32_t>(handle.rows_between(source, memory_.rank())));
+    if (rows == 0) return;
+    std::memcpy(memory_.outbox<float>(source, memory_.slots().partial_weights_of(n, 0)),
+                op.request.topk_weights.as<std::byte>() + run.first * row_bytes, rows * row_bytes);
   });
 }
 
 void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const {
   const auto& slots = memory_.slots();
   const HighThroughputHandle& handle = routing_of(op);
-  const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
   for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
     if (source == memory_.rank()) return;
-    const std::int64_t first = handle.first_from[index(source)];
+    const Run run = handle.run_from(source, memory_.rank());
     const std::int64_t rows = handle.rows_between(source, memory_.rank());
     for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
       const std::int64_t begin = chunk * kChunkRows;
-      const std::int64_t end = std::min({rows, begin + kChunkRows, capacity - first});
-      void* to = memory_.outbox<std::byte>(source, slots.partial_of(n, memory_.rank(), begin));
+      const std::int64_t end =
+          run.fitting(static_cast<std::uint32_t>(std::min(rows, begin + kChunkRows)));
+      void* to = memory_.outbox<std::byte>(source, slots.partial_of(n, begin));
       if (begin < end)
-        vector_ops().copy(&to, 1,
-                          op.request.y.as<std::byte>() + index(first + begin) * shape_.row_bytes(),
-                          index(end - begin) * shape_.row_bytes(), stream);
+        vector_ops().copy(
+            &to, 1, op.request.y.as<std::byte>() + index(run.first + begin) * shape_.row_bytes(),
+            index(end - begin) * shape_.row_bytes(), stream);
       vector_ops().store_fence();
-      memory_.announce(source, slots.partial_flag_of(n, memory_.rank(), chunk), n);
+      memory_.announce(source, slots.partial_flag_of(n, chunk), n);
     }
   });
 }
@@ -98,7 +96,7 @@ void HighThroughputLane::receive_combine(const Combine& op, WaitContext context)
   memory_.compare_calls(
       slots.combine, n, [](int) { return true; }, context);
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    const auto* flag = memory_.inbox<Epoch>(slots.offer_flag_of(n, peer));
+    const auto* flag = memory_.inbox<Epoch>(peer, slots.offer_flag_of(n));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
   const bool pulled = lies_in_pool(op);
@@ -130,24 +128,25 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
   std::vector<CombineOffer> offers(index(memory_.size()));
   std::vector<std::int64_t> there(index(memory_.size()), -1);
   for (int peer = 0; peer < memory_.size(); ++peer)
-    offers[index(peer)] = *memory_.inbox<CombineOffer>(slots.offer_of(n, peer));
+    offers[index(peer)] = *memory_.inbox<CombineOffer>(peer, slots.offer_of(n));
 
   // The row of this rank's `row` at `from`; null if it lies past the capacity there.
   auto find_row = [&](const Destination& from) -> const void* {
-    const std::int64_t row = handle.first_at[index(from.rank)] + from.row;
-    if (row >= handle.capacity[index(from.rank)]) return nullptr;
+    const Run run = handle.run_at(from.rank);
+    if (!run.has_room(static_cast<std::uint32_t>(from.row))) return nullptr;
+    const std::int64_t row = run.place(static_cast<std::uint32_t>(from.row));
     if (from.rank == self) return op.request.y.as<std::byte>() + index(row) * shape_.row_bytes();
     if (offers[index(from.rank)].pull != 0)
       return memory_.there<std::byte>(from.rank,
                                       slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
     const std::int64_t chunk = from.row / kChunkRows;
     if (there[index(from.rank)] != chunk) {
-      const auto* flag = memory_.inbox<Epoch>(slots.partial_flag_of(n, from.rank, chunk));
+      const auto* flag = memory_.inbox<Epoch>(from.rank, slots.partial_flag_of(n, chunk));
       wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                  [&] { return arrived<HostAccess>(flag, n); });
       there[index(from.rank)] = chunk;
     }
-    return memory_.inbox<std::byte>(slots.partial_of(n, from.rank, from.row));
+    return memory_.inbox<std::byte>(from.rank, slots.partial_of(n, from.row));
   };
 
   const Span tokens = part_of(route.tokens, worker, team_.size());
@@ -165,7 +164,7 @@ void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
       rows[count++] = row;
       if (home == nullptr || offers[index(list[i].rank)].weights == 0) continue;
       const auto* weights =
-          memory_.inbox<float>(slots.partial_weights_of(n, list[i].rank, list[i].row));
+          memory_.inbox<float>(list[i].rank, slots.partial_weights_of(n, list[i].row));
       for (int k = 0; k < route.top_k; ++k)
         if (route.experts_of(t)[k] >= 0 &&
             route.placement.rank_of(route.experts_of(t)[k]) == list[i].rank)

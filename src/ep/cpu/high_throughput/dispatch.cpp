@@ -57,7 +57,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   for_each_peer(memory_.rank(), size, [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     memory_.tell_call(slots.dispatch, peer, n, call, n);
-    const std::uint64_t counts = slots.counts_of(n, memory_.rank());
+    const std::uint64_t counts = slots.counts_of(n);
     memory_.tell(peer, counts, slots.kCapacity, {static_cast<std::int32_t>(capacity), n});
     for (int to = 0; to < size; ++to)
       memory_.tell(peer, counts, slots.kHeader + to, {route.rows_to_rank[index(to)], n});
@@ -73,7 +73,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.selections_per_expert.assign(index(local), 0);
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
-    const auto* counts = memory_.inbox<Tagged>(slots.counts_of(n, source));
+    const auto* counts = memory_.inbox<Tagged>(source, slots.counts_of(n));
     auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
     memory_.compare_call(slots.dispatch, source, n, context);
     handle.capacity[index(source)] = count(slots.kCapacity);
@@ -141,7 +141,7 @@ class HighThroughputLane::ChunkTally {
     vector_ops().store_fence();
     if (written.fetch_add(open.rows, std::memory_order_acq_rel) + open.rows == whole) {
       written.store(0, std::memory_order_relaxed);
-      memory.announce(rank, memory.slots().row_flag_of(n_, memory.rank(), open.chunk), n_);
+      memory.announce(rank, memory.slots().row_flag_of(n_, open.chunk), n_);
     }
     open.rows = 0;
   }
@@ -167,8 +167,9 @@ void HighThroughputLane::send_rows(const Dispatch& op) {
       const Destination* list = route.destinations_of(t);
       for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
         const int to = list[i].rank;
-        const std::int64_t row = handle.first_at[index(to)] + list[i].row;
-        if (row < handle.capacity[index(to)]) {
+        const Run run = handle.run_at(to);
+        if (const auto sent = static_cast<std::uint32_t>(list[i].row); run.has_room(sent)) {
+          const std::int64_t row = run.place(sent);
           const RowPlace place = direct && to == memory_.rank()
                                      ? place_in(op.outputs, row, handle.format, shape_.top_k)
                                      : pool_place(to, n, row, handle.format);
@@ -191,11 +192,11 @@ HighThroughputLane::RowPlace HighThroughputLane::place_of(const HighThroughputSl
                                                           const PoolRow& at,
                                                           const RowFormat& format) const {
   const auto& [owner, n, row] = at;
-  return {memory_.outbox<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
-          memory_.outbox<std::int32_t>(owner, slots.pool_token_of(n, row)),
-          memory_.outbox<std::int32_t>(owner, slots.pool_experts_of(n, row)),
-          memory_.outbox<float>(owner, slots.pool_weights_of(n, row)),
-          memory_.outbox<std::byte>(owner, slots.pool_scales_of(n, row))};
+  return {memory_.there<std::byte>(owner, slots.pool_row_of(n, row, format.data_bytes)),
+          memory_.there<std::int32_t>(owner, slots.pool_token_of(n, row)),
+          memory_.there<std::int32_t>(owner, slots.pool_experts_of(n, row)),
+          memory_.there<float>(owner, slots.pool_weights_of(n, row)),
+          memory_.there<std::byte>(owner, slots.pool_scales_of(n, row))};
 }
 
 HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::Outputs& outputs,
@@ -242,7 +243,6 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
   memory_.compare_calls(
       slots.dispatch, n,
       [&](int peer) { return cached && handle.rows_between(peer, memory_.rank()) > 0; }, context);
-  const std::int64_t capacity = handle.capacity[index(memory_.rank())];
   const bool copy = op.outputs.x.present();
   const bool stream = passes_caches(index(handle.came) * handle.format.data_bytes);
   context.abandoned = team_.failed();
@@ -250,14 +250,15 @@ void HighThroughputLane::receive_rows(const Dispatch& op, WaitContext context) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       if (source == memory_.rank() || handle.too_many) return;  // own rows are there already
       const std::int64_t rows = handle.rows_between(source, memory_.rank());
-      const std::int64_t first = handle.first_from[index(source)];
+      const Run run = handle.run_from(source, memory_.rank());
       for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
-        const auto* flag = memory_.inbox<Epoch>(slots.row_flag_of(n, source, chunk));
+        const auto* flag = memory_.inbox<Epoch>(source, slots.row_flag_of(n, chunk));
         wait_until(context, source, Phase::dispatch_rows,
                    static_cast<std::uint64_t>(chunk * kChunkRows),
                    [&] { return arrived<HostAccess>(flag, n); });
-        const std::int64_t end = first + std::min(rows, (chunk + 1) * kChunkRows);
-        if (copy) copy_rows(op, n, first + chunk * kChunkRows, std::min(end, capacity), stream);
+        const std::int64_t end =
+            run.fitting(static_cast<std::uint32_t>(std::min(rows, (chunk + 1) * kChunkRows)));
+        if (copy) copy_rows(op, n, run.first + chunk * kChunkRows, run.first + end, stream);
       }
     });
     vector_ops().store_fence();

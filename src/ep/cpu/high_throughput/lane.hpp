@@ -10,6 +10,7 @@
 #include "comm/wait.hpp"
 #include "ep/cpu/lane.hpp"
 #include "ep/front/high_throughput_engine.hpp"
+#include "ep/protocol/layout.hpp"
 
 namespace expertwire::inline v0::ep::cpu {
 
@@ -30,6 +31,15 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   /// Takes the routing of a dispatch that may still be on its way on another stream.
   void adopt(const HighThroughputHandle& cached, const WaitContext& context);
 
+  /// Where this rank's rows lie at `rank`, and those of `source` here.
+  Run run_at(int rank) const {
+    const auto r = static_cast<std::size_t>(rank);
+    return TokenMajor{capacity[r]}.run(first_at[r]);
+  }
+  Run run_from(int source, int self) const {
+    return TokenMajor{capacity[static_cast<std::size_t>(self)]}.run(
+        first_from[static_cast<std::size_t>(source)]);
+  }
   std::int64_t rows_between(int source, int destination) const {
     return rows[static_cast<std::size_t>(source) * first_at.size() +
                 static_cast<std::size_t>(destination)];

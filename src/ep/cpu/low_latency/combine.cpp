@@ -27,14 +27,14 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
       if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
       if (weighted) {
         memory_.compare_call(slots.combine, source, n, context);
-        const auto* flag = memory_.inbox<Epoch>(slots.weight_flag_of(n, source));
+        const auto* flag = memory_.inbox<Epoch>(source, slots.weight_flag_of(n));
         wait_until(context, source, Phase::combine_weights, n,
                    [&] { return arrived<HostAccess>(flag, n); });
       }
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
         sum_partial(op, {source, row}, n, weighted,
-                    memory_.outbox<std::byte>(source, slots.partial_of(n, memory_.rank(), row)));
-        memory_.announce(source, slots.partial_flag_of(n, memory_.rank(), row), n);
+                    memory_.outbox<std::byte>(source, slots.partial_of(n, row)));
+        memory_.announce(source, slots.partial_flag_of(n, row), n);
       }
     });
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
@@ -51,16 +51,14 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
     const std::int32_t* experts = route.experts_of(t);
     const float* given = op.request.topk_weights.as<float>() + index(t) * index(route.top_k);
     for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
-      auto* weights =
-          memory_.outbox<float>(list[i].rank, slots.weights_of(n, memory_.rank(), list[i].row));
+      auto* weights = memory_.outbox<float>(list[i].rank, slots.weights_of(n, list[i].row));
       for (int k = 0; k < route.top_k; ++k)
         if (experts[k] >= 0 && route.placement.rank_of(experts[k]) == list[i].rank)
           *weights++ = given[k];
     }
   }
-  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
-    memory_.announce(peer, slots.weight_flag_of(n, memory_.rank()), n);
-  });
+  for_each_peer(memory_.rank(), memory_.size(),
+                [&](int peer) { memory_.announce(peer, slots.weight_flag_of(n), n); });
 }
 
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
@@ -82,7 +80,7 @@ void LowLatencyLane::sum_partial(const Combine& op, const Destination& of, Epoch
   const auto& slots = memory_.slots();
   const LowLatencyHandle& handle = routing_of(op);
   const std::size_t entry = index(handle.first_from[index(of.rank)] + of.row) * index(shape_.top_k);
-  const float* given = weighted ? memory_.inbox<float>(slots.weights_of(n, of.rank, of.row))
+  const float* given = weighted ? memory_.inbox<float>(of.rank, slots.weights_of(n, of.row))
                                 : &handle.weights[entry];
   const void* rows[kMostTopK];
   float weights[kMostTopK];
@@ -138,10 +136,10 @@ void LowLatencyLane::sum_token(const Combine& op, int token, Epoch n, std::byte*
       rows[count] = own_partial;
       continue;
     }
-    const auto* flag = memory_.inbox<Epoch>(slots.partial_flag_of(n, from.rank, from.row));
+    const auto* flag = memory_.inbox<Epoch>(from.rank, slots.partial_flag_of(n, from.row));
     wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                [&] { return arrived<HostAccess>(flag, n); });
-    rows[count] = memory_.inbox<std::byte>(slots.partial_of(n, from.rank, from.row));
+    rows[count] = memory_.inbox<std::byte>(from.rank, slots.partial_of(n, from.row));
   }
   sum_home(op, token, {rows, count});
 }

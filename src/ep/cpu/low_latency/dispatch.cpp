@@ -47,7 +47,7 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);
     memory_.tell_call(slots.dispatch, peer, n, call, n);
-    const std::uint64_t counts = slots.counts_of(n, memory_.rank());
+    const std::uint64_t counts = slots.counts_of(n);
     memory_.tell(peer, counts, slots.kRows, {route.rows_to_rank[index(peer)], n});
     for (int e = 0; e < local; ++e)
       memory_.tell(peer, counts, slots.kHeader + e,
@@ -78,7 +78,7 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
                               const Destination& to, Epoch n) const {
   const auto& slots = memory_.slots();
   const Route& route = routing_of(op).route;
-  auto* header = memory_.outbox<RowHeader>(to.rank, slots.row_of(n, memory_.rank(), to.row));
+  auto* header = memory_.outbox<RowHeader>(to.rank, slots.row_of(n, to.row));
   auto* selections = reinterpret_cast<Selection*>(header + 1);
   const std::int32_t* experts = route.experts_of(token);
   const float* weights = routing_of(op).weighted ? op.request.topk_weights.as<float>() +
@@ -96,7 +96,7 @@ void LowLatencyLane::send_row(const Dispatch& op, int token, const Payload& payl
     if (op.format.scales > 0)
       std::memcpy(place + op.format.data_bytes, payload.scales, op.format.scale_bytes());
   }
-  memory_.announce(to.rank, slots.row_flag_of(n, memory_.rank(), to.row), n);
+  memory_.announce(to.rank, slots.row_flag_of(n, to.row), n);
 }
 
 // Dispatch, receive half -----------------------------------------------------------------------
@@ -111,7 +111,7 @@ void LowLatencyLane::receive_dispatch(const Dispatch& op, WaitContext context) {
     for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
       const std::int32_t rows = routing_of(op).rows_from[index(source)];
       for (std::int32_t row = worker; row < rows; row += team_.size()) {
-        const auto* flag = memory_.inbox<Epoch>(slots.row_flag_of(n, source, row));
+        const auto* flag = memory_.inbox<Epoch>(source, slots.row_flag_of(n, row));
         wait_until(context, source, Phase::dispatch_rows, static_cast<std::uint64_t>(row),
                    [&] { return arrived<HostAccess>(flag, n); });
         expand_row(op, source, row, n);
@@ -142,10 +142,10 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
                                  const WaitContext& context) {
   const auto& slots = memory_.slots();
   LowLatencyHandle& handle = routing_of(op);
-  const auto rows_per_expert = static_cast<std::int32_t>(op.outputs.x.size(1));
+  const ExpertMajor layout{op.outputs.x.size(1)};
   auto* per_expert = op.outputs.tokens_per_expert.as<std::int32_t>();
   auto* ranges = op.outputs.ranges.as<SourceRange>();
-  const auto* counts = memory_.inbox<Tagged>(slots.counts_of(n, source));
+  const auto* counts = memory_.inbox<Tagged>(source, slots.counts_of(n));
   auto count = [&](int i) { return memory_.await_count(counts + i, source, n, context); };
   memory_.compare_call(slots.dispatch, source, n, context);
   handle.rows_from[index(source)] = count(slots.kRows);
@@ -154,7 +154,9 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
   for (int e = 0; e < handle.route.placement.local_experts(); ++e) {
     SourceRange& range = ranges[index(e) * index(memory_.size()) + index(source)];
     const std::int32_t came = count(slots.kHeader + e);
-    range = {std::min(came, rows_per_expert - per_expert[e]), per_expert[e]};
+    const std::uint32_t fitting =
+        layout.run(e, per_expert[e]).fitting(static_cast<std::uint32_t>(came));
+    range = {static_cast<std::int32_t>(fitting), per_expert[e]};
     per_expert[e] += range.rows;
     handle.dropped_rows += came - range.rows;
   }
@@ -163,9 +165,10 @@ void LowLatencyLane::take_counts(const Dispatch& op, int source, Epoch n,
 /// Copies a row to each of its experts, and notes in the handle where.
 void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row, Epoch n) const {
   const auto& slots = memory_.slots();
-  const auto* header = memory_.inbox<RowHeader>(slots.row_of(n, source, row));
+  const auto* header = memory_.inbox<RowHeader>(source, slots.row_of(n, row));
   const auto* selections = reinterpret_cast<const Selection*>(header + 1);
-  const std::size_t size = index(memory_.size()), rows_per_expert = index(op.outputs.x.size(1));
+  const std::size_t size = index(memory_.size());
+  const ExpertMajor layout{op.outputs.x.size(1)};
   const auto* ranges = op.outputs.ranges.as<SourceRange>();
   LowLatencyHandle& handle = routing_of(op);
   const Placement& placement = handle.route.placement;
@@ -182,13 +185,13 @@ void LowLatencyLane::expand_row(const Dispatch& op, int source, std::int32_t row
     const Selection& selection = selections[k];
     if (selection.expert < 0 || placement.rank_of(selection.expert) != memory_.rank()) continue;
     const std::size_t i = next++;
-    const std::size_t expert = index(placement.local_index(selection.expert));
-    const SourceRange& range = ranges[expert * size + index(source)];
+    const int expert = placement.local_index(selection.expert);
+    const Run run = layout.run(expert, ranges[index(expert) * size + index(source)].first);
+    const auto position = static_cast<std::uint32_t>(selection.position);
     handle.weights[i] = selection.weight;
     handle.copies[i] = LowLatencyHandle::kDropped;
-    if (selection.position >= range.rows) continue;
-    const std::size_t place =
-        expert * rows_per_expert + index(range.first) + index(selection.position);
+    if (!run.has_room(position)) continue;
+    const std::size_t place = run.place(position);
     places[copies++] = op.outputs.x.as<std::byte>() + place * op.format.data_bytes;
     if (scale_bytes > 0)
       std::memcpy(op.outputs.scales.as<std::byte>() + place * scale_bytes, payload.scales,

@@ -6,6 +6,7 @@
 #include "comm/wait.hpp"
 #include "ep/cpu/lane.hpp"
 #include "ep/front/low_latency_engine.hpp"
+#include "ep/protocol/layout.hpp"
 #include "ep/protocol/slots.hpp"
 
 namespace expertwire::inline v0::ep::cpu {
@@ -29,7 +30,7 @@ struct LowLatencyHandle final : ep::LowLatencyHandle {
 /// tokens (dispatch) or every W-th row (combine); a worker of a receive half owns every W-th row
 /// (dispatch) or contiguous tokens (combine). Worker 0 sends the counts.
 ///
-/// Who writes what: slot regions [slot][source] are written by that source alone, outputs by the
+/// Who writes what: a pair is written by its source alone, outputs by the
 /// worker that owns the row or token.
 ///
 /// Memory order: row data, then release of the row's flag; acquire of the flag, then reads; after

@@ -17,6 +17,15 @@ struct BlockShared {
   std::int32_t held[kHighThroughputWarps][kMostStages];  // rows in a stage
   std::int32_t first_at[kMostRanks], capacity[kMostRanks];
   bool overflow;
+
+  /// Where this rank's rows lie at `rank`, and those of `source` here.
+  __device__ __forceinline__ Run run_at(int rank) const {
+    return TokenMajor{capacity[rank]}.run(first_at[rank]);
+  }
+  __device__ __forceinline__ Run run_from(const Context& c, const HighThroughputRouting& routing,
+                                          int source) const {
+    return TokenMajor{capacity[c.rank]}.run(routing.first_from[source]);
+  }
 };
 
 inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 128 * 128;

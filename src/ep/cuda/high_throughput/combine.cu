@@ -7,7 +7,7 @@
 // the rows of a token side by side in stages of its ring, the next pieces on their way while one is
 // added.
 //
-// Who writes what. Slots [slot][expert rank] of a rank are written by that expert rank; a token of
+// Who writes what. A pair is written by one rank, that of the experts; a token of
 // the output by one warp. A chunk's flag is released by the lane that counts its last piece.
 //
 // Memory order. Pull: the rows were written before this kernel, on this stream; they are released
@@ -44,19 +44,20 @@ __device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
   const HighThroughputSlots& slots = p.shape.slots;
   const int top_k = p.shape.top_k;
   for (int source = 0; p.topk_weights != nullptr && source < c.size; ++source) {
-    const int first = p.routing.first_from[source];
-    const int end = min(p.routing.first_from[source + 1], s.capacity[c.rank]);
-    float* home = outbox<float>(c, source, slots.partial_weights_of(n, c.rank, 0));
-    const float* mine = p.topk_weights + static_cast<std::int64_t>(first) * top_k;
-    for (int i = threadIdx.x; i < (end - first) * top_k; i += blockDim.x) home[i] = mine[i];
+    const Run run = s.run_from(c, p.routing, source);
+    const auto rows =
+        static_cast<int>(run.fitting(static_cast<std::uint32_t>(p.routing.rows_from[source])));
+    float* home = outbox<float>(c, source, slots.partial_weights_of(n, 0));
+    const float* mine = p.topk_weights + static_cast<std::int64_t>(run.first) * top_k;
+    for (int i = threadIdx.x; i < rows * top_k; i += blockDim.x) home[i] = mine[i];
   }
   const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    *outbox<CombineOffer>(c, peer, slots.offer_of(n, c.rank)) = offer;
+    *outbox<CombineOffer>(c, peer, slots.offer_of(n)) = offer;
   tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   __syncthreads();
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    announce(c, peer, slots.offer_flag_of(n, c.rank), n);
+    announce(c, peer, slots.offer_flag_of(n), n);
 }
 
 /// One warp.
@@ -64,7 +65,7 @@ __device__ bool await_offers(const Params& p, Epoch n) {
   const Context& c = p.context;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
-    const auto* flag = inbox<Epoch>(c, p.shape.slots.offer_flag_of(n, peer));
+    const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.offer_flag_of(n));
     good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
   }
   __syncwarp();  // what one lane acquired, all may read
@@ -72,7 +73,7 @@ __device__ bool await_offers(const Params& p, Epoch n) {
 }
 
 __device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
-  return *inbox<CombineOffer>(p.context, p.shape.slots.offer_of(n, rank));
+  return *inbox<CombineOffer>(p.context, rank, p.shape.slots.offer_of(n));
 }
 
 // Roles: pusher ----------------------------------------------------------------------------------
@@ -101,34 +102,33 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   const bool first_lane = threadIdx.x % 32 == 0;
   const Moving& moving = p.pushing;
   const auto row_bytes = static_cast<std::uint32_t>(slots.sizes.row_bytes);
-  const std::int64_t capacity = s.capacity[c.rank];
   const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
   SharedRows items({p.tickets, all, kPushers * static_cast<int>(gridDim.x), moving.awaited});
-  auto in_y = [&](const HomeRow& home) -> std::int64_t {
-    return static_cast<std::int64_t>(p.routing.first_from[home.source]) + home.row;
-  };
+  auto in_y = [&](const HomeRow& home) { return s.run_from(c, p.routing, home.source); };
   auto slot_of_home = [&](const HomeRow& home) {
-    return outbox<std::byte>(c, home.source, slots.partial_of(n, c.rank, home.row));
+    return outbox<std::byte>(c, home.source, slots.partial_of(n, home.row));
   };
   auto piece = [&](const Cursor& at) -> Piece {
     // A row past the capacity does not exist: nothing is read for it, and it is only counted.
-    const std::int64_t row = in_y(home_row(p, items.at(at.row)));
-    Piece piece =
-        piece_of(moving, p.y + static_cast<std::uint64_t>(row) * row_bytes, row_bytes, at);
-    if (row >= capacity) piece.bytes = 0;
+    const HomeRow home = home_row(p, items.at(at.row));
+    const Run run = in_y(home);
+    const auto row = static_cast<std::uint32_t>(home.row);
+    Piece piece = piece_of(moving, p.y + std::uint64_t{run.place(row)} * row_bytes, row_bytes, at);
+    if (!run.has_room(row)) piece.bytes = 0;
     return piece;
   };
   auto land = [&](const Cursor& at) -> Landing {
     const HomeRow home = home_row(p, items.at(at.row));
     if (!first_lane) return {};
     Landing landing{nullptr, home.source, home.row};
-    if (in_y(home) < capacity) landing.to = slot_of_home(home) + offset_of(moving, at);
+    if (in_y(home).has_room(static_cast<std::uint32_t>(home.row)))
+      landing.to = slot_of_home(home) + offset_of(moving, at);
     return landing;
   };
   ChunkTally tally;
   auto close = [&](int source, int chunk, std::uint32_t written) {
     count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
-                 outbox<Epoch>(c, source, slots.partial_flag_of(n, c.rank, chunk)), chunk, written,
+                 outbox<Epoch>(c, source, slots.partial_flag_of(n, chunk)), chunk, written,
                  p.routing.rows_from[source], moving.pieces, n);
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
@@ -159,8 +159,7 @@ struct Summer {
     Destination from{-1, -1};
     if (lane < p.shape.width)
       from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
-    if (from.rank >= 0 &&
-        s.first_at[from.rank] + static_cast<std::int64_t>(from.row) >= s.capacity[from.rank])
+    if (from.rank >= 0 && !s.run_at(from.rank).has_room(static_cast<std::uint32_t>(from.row)))
       from.rank = -1;  // it had no room there, and counts as zero
     return from;
   }
@@ -171,15 +170,15 @@ struct Summer {
     const HighThroughputSlots& slots = p.shape.slots;
     const Destination from = destination(token, lane);
     if (from.rank < 0) return nullptr;
-    const std::int64_t row = static_cast<std::int64_t>(s.first_at[from.rank]) + from.row;
+    const std::uint32_t row = s.run_at(from.rank).place(static_cast<std::uint32_t>(from.row));
     if (from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
     if (offer_of(p, from.rank, n).pull != 0)
       return there<std::byte>(c, from.rank,
                               slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
-    const auto* flag = inbox<Epoch>(c, slots.partial_flag_of(n, from.rank, from.row / kChunk));
+    const auto* flag = inbox<Epoch>(c, from.rank, slots.partial_flag_of(n, from.row / kChunk));
     *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                        [&] { return arrived<KernelAccess>(flag, n); });
-    return inbox<std::byte>(c, slots.partial_of(n, from.rank, from.row));
+    return inbox<std::byte>(c, from.rank, slots.partial_of(n, from.row));
   }
 
   /// Writes the weights of a token that came home.
@@ -195,7 +194,7 @@ struct Summer {
       const int other = __shfl_sync(kAllLanes, from.rank, j);
       const int row = __shfl_sync(kAllLanes, from.row, j);
       if (rank >= 0 && other == rank && offer_of(p, rank, n).weights != 0)
-        weight = inbox<float>(p.context, slots.partial_weights_of(n, rank, row))[lane];
+        weight = inbox<float>(p.context, rank, slots.partial_weights_of(n, row))[lane];
     }
     if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
   }

@@ -41,7 +41,7 @@ struct RowPlace {
   float* scales;
 };
 
-/// Rows side by side: where the first is. A pool's are at offsets from the base of its owner.
+/// Rows side by side: where the first is. A pool's are at offsets of its owner's lane.
 struct Rows {
   std::uint64_t x, tokens, experts, weights, scales;
 
@@ -146,7 +146,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   };
   auto place_of = [&](int rank, std::uint32_t row) {
     const bool direct = p.out_x != nullptr && rank == c.rank;
-    return direct ? output_place(p, row) : pool.at(p, outbox<std::byte>(c, rank, 0), row);
+    return direct ? output_place(p, row) : pool.at(p, there<std::byte>(c, rank, 0), row);
   };
   auto land = [&](const Cursor& at) -> Landing {
     const Destination to = token.to;
@@ -154,8 +154,9 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     std::uint32_t row = 0;
     bool fits = false;
     if (to.rank >= 0) {
-      row = static_cast<std::uint32_t>(s.first_at[to.rank]) + static_cast<std::uint32_t>(to.row);
-      fits = row < static_cast<std::uint32_t>(s.capacity[to.rank]);
+      const Run run = s.run_at(to.rank);
+      row = run.place(static_cast<std::uint32_t>(to.row));
+      fits = run.has_room(static_cast<std::uint32_t>(to.row));
       if (fits) landing.to = place_of(to.rank, row).x + offset_of(p.moving, at);
     }
     if (at.piece != 0) return landing;
@@ -171,7 +172,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   auto close = [&](int rank, int chunk, std::uint32_t count) {
     if (rank == c.rank) return;  // own rows are there at the end of the kernel
     count_pieces(&p.chunk_rows[rank * slots.chunks() + chunk],
-                 outbox<Epoch>(c, rank, slots.row_flag_of(n, c.rank, chunk)), chunk, count,
+                 outbox<Epoch>(c, rank, slots.row_flag_of(n, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
@@ -204,7 +205,7 @@ __device__ __forceinline__ int receivers_of(const Params& p) {
 /// Waits for a chunk of a source; one thread.
 __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
   const Context& c = p.context;
-  const auto* flag = inbox<Epoch>(c, p.shape.slots.row_flag_of(n, source, chunk));
+  const auto* flag = inbox<Epoch>(c, source, p.shape.slots.row_flag_of(n, chunk));
   return wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(chunk) * kChunk,
                     [&] { return arrived<KernelAccess>(flag, n); });
 }
@@ -246,12 +247,11 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     return true;
   };
   auto ready = [&](int i) {
-    std::uint32_t at_row = 0;
+    Run run{};
     do {  // rows past the capacity are left where they are
       if (!next_row()) return false;
-      const int rank = (c.rank + source) % c.size;
-      at_row = static_cast<std::uint32_t>(p.routing.first_from[rank] + row);
-    } while (at_row >= static_cast<std::uint32_t>(s.capacity[c.rank]));
+      run = s.run_from(c, p.routing, (c.rank + source) % c.size);
+    } while (!run.has_room(static_cast<std::uint32_t>(row)));
     const int rank = (c.rank + source) % c.size;
     if (row / kChunk != known) {
       if (lane == 0) good = await_chunk(p, rank, row / kChunk, n);
@@ -260,11 +260,11 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       let_bulk_copies_see();
     }
     known = row / kChunk;
-    if (lane == i % 32) held = at_row;
+    if (lane == i % 32) held = run.place(static_cast<std::uint32_t>(row));
     return good;
   };
   auto place_of = [&](int i) {
-    return pool.at(p, outbox<std::byte>(c, c.rank, 0), __shfl_sync(kAllLanes, held, i % 32));
+    return pool.at(p, there<std::byte>(c, c.rank, 0), __shfl_sync(kAllLanes, held, i % 32));
   };
   auto piece = [&](const Cursor& at) {
     return piece_of(p.moving, place_of(at.row).x, p.format.data_bytes, at);

@@ -6,6 +6,7 @@
 
 #include "ep/cuda/kernel/context.hpp"
 #include "ep/cuda/kernel/tuning.hpp"
+#include "ep/protocol/layout.hpp"
 #include "ep/protocol/routing.hpp"
 #include "ep/protocol/row_format.hpp"
 #include "ep/protocol/slots.hpp"

@@ -6,7 +6,7 @@
 // and give their tokens their rows. The first block adds everything up, sends the counts to every
 // rank, waits for theirs, and sums them up. With one block alone it does all of this.
 //
-// Who writes what. counts [slot][source] of a rank are written by that source; tallies and the
+// Who writes what. The counts of a pair are written by its source; tallies and the
 // routing by this rank, a tally by the block that it belongs to.
 //
 // Memory order. Credit of every peer is acquired before the first store to it. Tallies and counts
@@ -208,7 +208,7 @@ __device__ void send_counts(const Params& p, const Shared& s, Epoch n) {
       value = s.experts[peer * local + entry - Slots::kHeader - size];
     else if (entry >= Slots::kHeader)
       value = s.ranks[entry - Slots::kHeader];
-    tell(c, peer, p.shape.slots.counts_of(n, c.rank), entry, {value, n});
+    tell(c, peer, p.shape.slots.counts_of(n), entry, {value, n});
   }
 #pragma unroll 1
   for (int rank = threadIdx.x; rank < size; rank += kThreads)
@@ -224,7 +224,7 @@ __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < c.size * s.entries && good; i += kThreads) {
     const int source = i / s.entries;
-    const auto* counts = inbox<Tagged>(c, p.shape.slots.counts_of(n, source));
+    const auto* counts = inbox<Tagged>(c, source, p.shape.slots.counts_of(n));
     std::int32_t value = 0;
     good = await_told<1>(
         c, n, [&](int) { return counts + i % s.entries; }, [&](int) { return source; }, &value);

@@ -17,7 +17,7 @@ struct Saying {
 
   __device__ std::int32_t word(int i) const { return call.word(i, dispatch); }
   __device__ const Tagged* heard_from(int source, Epoch epoch) const {
-    return inbox<CallLine>(context, place.header_of(epoch, source))->words;
+    return inbox<CallLine>(context, source, place.header_of(epoch))->words;
   }
 };
 
@@ -26,7 +26,7 @@ __device__ __forceinline__ void tell_call(const Saying& s, int thread, int threa
 #pragma unroll 1
   for (int i = thread; i < s.context.size * Call::kWords; i += threads) {
     const int peer = i / Call::kWords, word = i % Call::kWords;
-    tell(s.context, peer, s.place.header_of(s.n, s.context.rank), word, {s.word(word), s.n});
+    tell(s.context, peer, s.place.header_of(s.n), word, {s.word(word), s.n});
   }
 }
 

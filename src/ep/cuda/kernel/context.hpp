@@ -7,12 +7,13 @@
 
 #include "ep/protocol/call.hpp"
 #include "ep/protocol/faults.hpp"
+#include "ep/protocol/pair.hpp"
 #include "expertwire/error.hpp"
 #include "expertwire/host_device.hpp"
 
 namespace expertwire::inline v0::ep::cuda {
 
-/// Ranks of one domain that kernels reach by load and store.
+/// Ranks that kernels reach.
 inline constexpr int kMostRanks = 128;
 /// Experts over all ranks: kernels count them in shared memory.
 inline constexpr int kMostExperts = 8192;
@@ -73,7 +74,8 @@ enum Mark : std::int32_t {
 inline constexpr int kMostTracedBlocks = 256;
 
 struct Context {
-  std::byte* bases[kMostRanks];  ///< start of this lane at every rank, as it is mapped here
+  Peer peers[kMostRanks];
+  std::uint64_t pair_words;  ///< from pair to pair, in this rank's memory
   HostWords* host;
   KernelWords* words;
   std::uint64_t timeout_ns;

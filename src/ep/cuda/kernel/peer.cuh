@@ -9,29 +9,31 @@
 
 namespace expertwire::inline v0::ep::cuda {
 
-/// Where this rank writes at `peer`, or at itself.
+/// Where this rank writes for `peer`, or for itself; `offset` is of a pair.
 template <class T>
 __device__ __forceinline__ T* outbox(const Context& context, int peer, std::uint64_t offset) {
-  return reinterpret_cast<T*>(context.bases[peer] + offset);
+  return reinterpret_cast<T*>(context.peers[peer].out + offset);
 }
 
-/// Where this rank finds what peers, or itself, wrote for it.
+/// Where this rank finds what `source`, or itself, wrote for it; `offset` is of a pair.
 template <class T>
-__device__ __forceinline__ const T* inbox(const Context& context, std::uint64_t offset) {
-  return reinterpret_cast<const T*>(context.bases[context.rank] + offset);
+__device__ __forceinline__ const T* inbox(const Context& context, int source,
+                                          std::uint64_t offset) {
+  return reinterpret_cast<const T*>(context.peers[source].in + offset);
 }
 
-/// What lies at a peer that is reached by load and store.
+/// A place in the lane of a rank that is reached by load and store: in its pool, or, of this rank's
+/// own, its words.
 template <class T>
-__device__ __forceinline__ const T* there(const Context& context, int peer, std::uint64_t offset) {
-  return reinterpret_cast<const T*>(context.bases[peer] + offset);
+__device__ __forceinline__ T* there(const Context& context, int rank, std::uint64_t offset) {
+  return reinterpret_cast<T*>(context.peers[rank].lane + offset);
 }
 
-/// The words of one direction, which are this rank's own.
+/// One direction, seen from this rank.
 __device__ __forceinline__ Direction<KernelAccess> direction(const Context& context,
                                                              const DirectionSlots& place) {
-  return {outbox<DirectionWords>(context, context.rank, place.words),
-          outbox<Epoch>(context, context.rank, place.consumed)};
+  return {there<DirectionWords>(context, context.rank, place.words),
+          inbox<Epoch>(context, 0, place.consumed), context.pair_words};
 }
 
 /// Tells `peer` that what was written for it before belongs to epoch `n`.
@@ -49,7 +51,7 @@ __device__ __forceinline__ void tell(const Context& context, int peer, std::uint
 /// Tells `peer` that this rank has read epoch `n`.
 __device__ __forceinline__ void grant(const Context& context, int peer, const DirectionSlots& place,
                                       Epoch n) {
-  ep::grant<KernelAccess>(outbox<Epoch>(context, peer, place.consumed) + context.rank, n);
+  ep::grant<KernelAccess>(outbox<Epoch>(context, peer, place.consumed), n);
 }
 
 }  // namespace expertwire::ep::cuda

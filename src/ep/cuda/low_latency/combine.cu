@@ -107,7 +107,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
     const Destination to = p.routing.destinations[i];
     if (to.rank < 0) continue;
     const std::int64_t first = static_cast<std::int64_t>(p.shape.by_width.quotient(i)) * top_k;
-    float* weights = outbox<float>(c, to.rank, p.shape.slots.weights_of(n, c.rank, to.row));
+    float* weights = outbox<float>(c, to.rank, p.shape.slots.weights_of(n, to.row));
 #pragma unroll 1
     for (int k = 0; k < top_k; ++k) {
       const std::int32_t expert = p.routing.experts[first + k];
@@ -118,7 +118,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
   __syncthreads();
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    announce(c, peer, p.shape.slots.weight_flag_of(n, c.rank), n);
+    announce(c, peer, p.shape.slots.weight_flag_of(n), n);
 }
 
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
@@ -142,7 +142,7 @@ __device__ bool learn_weights(const Params& p, Shared& s, Epoch n) {
 /// Waits for the weights of a source, unless its call says that it sends none; a thread a source.
 __device__ bool await_weights_of(const Params& p, Epoch n, int source) {
   const Context& c = p.context;
-  const auto* flag = inbox<Epoch>(c, p.shape.slots.weight_flag_of(n, source));
+  const auto* flag = inbox<Epoch>(c, source, p.shape.slots.weight_flag_of(n));
   const Saying ours = saying(p, n);
   const Tagged* options = ours.heard_from(source, n) + Call::kKind;
   bool none = false;
@@ -195,7 +195,7 @@ __device__ void find_rows(const Params& p, const Shared& s, ExpertRows& found, i
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
-    weight = s.weighted ? inbox<float>(p.context, slots.weights_of(n, source, row))[lane]
+    weight = s.weighted ? inbox<float>(p.context, source, slots.weights_of(n, row))[lane]
                         : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(kAllLanes, place >= 0);  // dropped ones are left out
@@ -259,7 +259,7 @@ struct Rows {
   }
   __device__ void announce(const Destination& row) const {
     const Context& c = p.context;
-    cuda::announce(c, row.rank, p.shape.slots.partial_flag_of(n, c.rank, row.row), n);
+    cuda::announce(c, row.rank, p.shape.slots.partial_flag_of(n, row.row), n);
   }
 };
 
@@ -279,7 +279,7 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
     if (mine && team.first_warp()) find_rows(p, s, found, row.rank, row.row, rows.n);
     team.sync();
     if (mine) {
-      auto* out = outbox<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, c.rank, row.row));
+      auto* out = outbox<std::byte>(c, row.rank, p.shape.slots.partial_of(rows.n, row.row));
       if (team.per_block == 1)
         sum_partial<Element, 4, 2>(p, team, found, out);
       else
@@ -350,7 +350,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
     from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
   const bool other = from.rank >= 0 && from.rank != c.rank;
   s.parts.rows[lane] =
-      other ? inbox<std::byte>(c, p.shape.slots.partial_of(n, from.rank, from.row)) : nullptr;
+      other ? inbox<std::byte>(c, from.rank, p.shape.slots.partial_of(n, from.row)) : nullptr;
   const unsigned all = __ballot_sync(kAllLanes, from.rank >= 0);
   const unsigned own = __ballot_sync(kAllLanes, from.rank == c.rank);
   if (lane == 0) {
@@ -368,7 +368,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
 __device__ bool await_part(const Params& p, const Destination& from, Epoch n) {
   const Context& c = p.context;
   if (from.rank < 0 || from.rank == c.rank) return true;
-  const auto* flag = inbox<Epoch>(c, p.shape.slots.partial_flag_of(n, from.rank, from.row));
+  const auto* flag = inbox<Epoch>(c, from.rank, p.shape.slots.partial_flag_of(n, from.row));
   return wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
                     [&] { return arrived<KernelAccess>(flag, n); });
 }

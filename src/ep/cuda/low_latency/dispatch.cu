@@ -10,7 +10,7 @@
 // are expanded first: in a launch with both halves from their images, if each token of a block has
 // one, else from their slots as others are.
 //
-// Who writes what. Slot regions [slot][source] of a rank are written by that source alone, a row by
+// Who writes what. A pair is written by its source alone, a row by
 // one block; outputs and the handle's entries of a row by the team that expands it; those of a
 // token by the block that plans it; ranges, tokens_per_expert and rows_from by the first block.
 //
@@ -57,8 +57,7 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
     const bool count = i < placement.experts;
     const int peer = count ? placement.rank_of(i) : i - placement.experts;
     const int word = count ? LowLatencySlots::kHeader + placement.local_index(i) : 0;
-    tell(c, peer, p.shape.slots.counts_of(n, c.rank), word,
-         {count ? total[i] : s.total_to_rank[peer], n});
+    tell(c, peer, p.shape.slots.counts_of(n), word, {count ? total[i] : s.total_to_rank[peer], n});
   }
   tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   if (threadIdx.x == 0) *p.routing.epoch = n;
@@ -148,8 +147,13 @@ __device__ Entry send(const Params& p, Shared& s, const Direction<KernelAccess>&
 
 // Roles: receiver --------------------------------------------------------------------------------
 
+__device__ __forceinline__ ExpertMajor layout_of(const Params& p) {
+  const SlotSizes& sizes = p.shape.slots.sizes;
+  return {static_cast<std::int64_t>(sizes.ranks * sizes.max_tokens)};
+}
+
 __device__ __forceinline__ const Tagged* counts_from(const Params& p, int source, Epoch n) {
-  return inbox<Tagged>(p.context, p.shape.slots.counts_of(n, source));
+  return inbox<Tagged>(p.context, source, p.shape.slots.counts_of(n));
 }
 
 /// Learns how many rows come from each source, and that its call belongs to this one; one warp. Own
@@ -192,7 +196,7 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   const Context& c = p.context;
   const LowLatencySlots& slots = p.shape.slots;
   const int local = p.shape.placement.local_experts();
-  const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
+  const ExpertMajor layout = layout_of(p);
   std::int32_t* places = first_places(p, s);
   bool good = true;
   const int thread = static_cast<int>(threadIdx.x), threads = Block::kWorkers - 32;
@@ -213,7 +217,8 @@ __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
       for (int i = 0; i < kAtOnce; ++i) {
         const int source = base + i;
         if (source >= c.size || !good) continue;
-        const std::int32_t taken = min(counts[i], room - sum);
+        const auto taken = static_cast<std::int32_t>(
+            layout.run(e, sum).fitting(static_cast<std::uint32_t>(counts[i])));
         places[source * local + e] = sum;
         if (blockIdx.x == 0) {
           p.ranges[static_cast<std::int64_t>(e) * c.size + source] = {taken, sum};
@@ -241,7 +246,6 @@ struct Arrival {
 __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Arrival& arrival) {
   const LowLatencySlots& slots = p.shape.slots;
   const int lane = static_cast<int>(threadIdx.x) % 32, top_k = p.shape.top_k;
-  const auto room = static_cast<std::int32_t>(slots.sizes.ranks * slots.sizes.max_tokens);
   const std::int32_t token = arrival.header->token;
   Selection selection{-1, 0, 0};
   if (lane < top_k) selection = reinterpret_cast<const Selection*>(arrival.header + 1)[lane];
@@ -250,9 +254,11 @@ __device__ void find_places(const Params& p, Shared& s, Expansion& row, const Ar
   std::int32_t note = LowLatencyRouting::kEnd;
   if (mine) {
     const int local = placement.local_index(selection.expert);
-    const std::int32_t in_expert =
-        first_places(p, s)[arrival.source * placement.local_experts() + local] + selection.position;
-    note = in_expert < room ? local * room + in_expert : LowLatencyRouting::kDropped;
+    const Run run = layout_of(p).run(
+        local, first_places(p, s)[arrival.source * placement.local_experts() + local]);
+    const auto position = static_cast<std::uint32_t>(selection.position);
+    note = run.has_room(position) ? static_cast<std::int32_t>(run.place(position))
+                                  : LowLatencyRouting::kDropped;
     if (note >= 0) p.source_tokens[note] = token;
   }
   // Those of this rank come first, in top-k order.
@@ -369,7 +375,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
     if (team.thread == 0) {
       row.good = true;
       if (item < rows) {
-        const auto* flag = inbox<Epoch>(c, slots.row_flag_of(n, source, index));
+        const auto* flag = inbox<Epoch>(c, source, slots.row_flag_of(n, index));
         row.good = wait_until(c, source, Phase::dispatch_rows, static_cast<std::uint64_t>(index),
                               [&] { return arrived<KernelAccess>(flag, n); });
       }
@@ -377,7 +383,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
     team.sync();
     good = row.good;
     const bool mine = item < rows && good;
-    const auto* header = inbox<RowHeader>(c, slots.row_of(n, source, index));
+    const auto* header = inbox<RowHeader>(c, source, slots.row_of(n, index));
     const auto* data = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
     Held held;
     if (mine) {

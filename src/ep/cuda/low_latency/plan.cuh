@@ -62,9 +62,8 @@ __device__ inline void plan_token(const LowLatencyDispatchParams& p, Plan& plan,
     p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane] = to;
     const int turned = lane - p.shape.turn, i = turned < 0 ? turned + p.shape.width : turned;
     const bool any = to.rank >= 0 && !(keeps_own && to.rank == c.rank);
-    plan.rows[b][i] =
-        any ? outbox<std::byte>(c, to.rank, slots.row_of(n, c.rank, to.row)) : nullptr;
-    if (any) plan.flags[b][i] = outbox<Epoch>(c, to.rank, slots.row_flag_of(n, c.rank, to.row));
+    plan.rows[b][i] = any ? outbox<std::byte>(c, to.rank, slots.row_of(n, to.row)) : nullptr;
+    if (any) plan.flags[b][i] = outbox<Epoch>(c, to.rank, slots.row_flag_of(n, to.row));
   }
   __syncwarp();
 }

@@ -38,7 +38,8 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
     Context& context = contexts_.emplace_back();
     context.rank = communicator.rank();
     context.size = communicator.size();
-    for (int r = 0; r < context.size; ++r) context.bases[r] = region_->lane(r, l);
+    for (int r = 0; r < context.size; ++r) context.peers[r] = region_->peer(r, l);
+    context.pair_words = region_->pairs().bytes / sizeof(Epoch);
     context.host = words_;
     context.words = kernel_words_;
   }
@@ -128,7 +129,7 @@ double Runtime::time_copies(const Scratch& scratch) const {
   events[0].record(stream);
   for (std::size_t i = 0; i < kCopies; ++i) {
     check_cuda(
-        cudaMemcpyAsync(region_->lane(next, 0) + scratch.offset, lane_base(0) + scratch.offset,
+        cudaMemcpyAsync(region_->peer(next, 0).lane + scratch.offset, lane_base(0) + scratch.offset,
                         scratch.bytes, cudaMemcpyDefault, stream),
         "cudaMemcpyAsync");
     events[i + 1].record(stream);
@@ -140,7 +141,7 @@ double Runtime::time_copies(const Scratch& scratch) const {
 }
 
 std::byte* Runtime::lane_base(int lane) const {
-  return region_->lane(object_.communicator()->rank(), lane);
+  return region_->peer(object_.communicator()->rank(), lane).lane;
 }
 
 Epoch Runtime::read_epoch(const Job& job, std::uint64_t words) {
