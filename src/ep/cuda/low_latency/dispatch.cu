@@ -59,7 +59,9 @@ __device__ void send_counts(const Params& p, Shared& s, Epoch n) {
     const int word = count ? LowLatencySlots::kHeader + placement.local_index(i) : 0;
     tell(c, peer, p.shape.slots.counts_of(n), word, {count ? total[i] : s.total_to_rank[peer], n});
   }
-  tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  // From the last thread on: the first have counts to tell.
+  tell_call(saying(p, n), static_cast<int>(blockDim.x - 1 - threadIdx.x),
+            static_cast<int>(blockDim.x));
   if (threadIdx.x == 0) *p.routing.epoch = n;
 }
 
