@@ -21,10 +21,13 @@ constexpr Epoch kStart = 0xFFFFFFFD;  // the second epoch after this one is 0
 constexpr int kEpochs = 4;
 
 /// All memory of the job. Element types are Epoch throughout, so that a state is a string of words.
+struct Pair {
+  Epoch flag[kSlots];
+  Epoch payload[kSlots];  // holds the epoch it was written for
+  Epoch consumed;
+};
 struct Memory {
-  Epoch flag[kRanks][kRanks][kSlots];     // [owner][source][slot]
-  Epoch payload[kRanks][kRanks][kSlots];  // the same; holds the epoch it was written for
-  Epoch consumed[kRanks][kRanks];         // [owner][reader]
+  Pair pair[kRanks][kRanks];  // [owner][writer]
   DirectionWords words[kRanks];
 };
 
@@ -194,7 +197,8 @@ class Explorer {
     ModelAccess::state = &state;
     ModelAccess::rank = r;
     Memory& m = state.memory;
-    const Direction<ModelAccess> lane{&m.words[r], m.consumed[r]};
+    const Direction<ModelAccess> lane{&m.words[r], &m.pair[r][0].consumed,
+                                      sizeof(Pair) / sizeof(Epoch)};
     const auto peer = static_cast<std::size_t>(step.peer);
     const int slot = slot_of(step.n);
     switch (step.op) {
@@ -203,7 +207,7 @@ class Explorer {
         if (!lane.may_write(step.peer, step.n)) return false;
         break;
       case Op::write: {
-        Epoch* word = &m.payload[peer][self][slot];
+        Epoch* word = &m.pair[peer][self].payload[slot];
         if (late)
           state.unseen[self].push_back(
               {static_cast<std::uint32_t>(word - reinterpret_cast<Epoch*>(&m)), step.n});
@@ -212,24 +216,24 @@ class Explorer {
         break;
       }
       case Op::publish:
-        publish<ModelAccess>(&m.flag[peer][self][slot], step.n);
+        publish<ModelAccess>(&m.pair[peer][self].flag[slot], step.n);
         break;
       case Op::finish_send:
         lane.finish_send(step.n, 1);
         break;
       case Op::await_flag:
         if (lane.receiving() != step.n) wrong_ = "a receive half works on the wrong epoch";
-        if (!arrived<ModelAccess>(&m.flag[self][peer][slot], step.n)) return false;
+        if (!arrived<ModelAccess>(&m.pair[self][peer].flag[slot], step.n)) return false;
         break;
       case Op::read:
-        state.read[self][peer] = m.payload[self][peer][slot];
+        state.read[self][peer] = m.pair[self][peer].payload[slot];
         break;
       case Op::check:
         if (state.read[self][peer] != step.n) wrong_ = "a rank read rows of another epoch";
         state.read[self][peer] = 0;
         break;
       case Op::grant:
-        grant<ModelAccess>(&m.consumed[peer][self], step.n);
+        grant<ModelAccess>(&m.pair[peer][self].consumed, step.n);
         break;
       case Op::finish_receive:
         lane.finish_receive(step.n, 1);

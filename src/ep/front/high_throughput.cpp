@@ -209,7 +209,7 @@ HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
             maker.make("source_tokens", DType::int32, {rows}),
             maker.make("topk_experts", DType::int32, {rows, shape.top_k}),
             maker.make("topk_weights", DType::fp32, {rows, shape.top_k}),
-            format.scales > 0 ? maker.make("scales", DType::fp32, {rows, format.scales})
+            format.scales > 0 ? maker.make("scales", format.scale_dtype(), {rows, format.scales})
                               : TensorView()};
   ep::check_rows("outputs.x", given.x, format.dtype, {rows, shape.hidden});
   ep::check_scales_out(given.scales, format, {rows, format.scales});

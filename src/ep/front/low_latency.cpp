@@ -98,8 +98,9 @@ LowLatency::Outputs LowLatency::Impl::make_outputs(const Outputs& given, const M
             maker.make("tokens_per_expert", DType::int32, {local}),
             maker.make("ranges", DType::int32, {local, ranks(), 2}),
             maker.make("source_tokens", DType::int32, {local, rows}),
-            format.scales > 0 ? maker.make("scales", DType::fp32, {local, rows, format.scales})
-                              : TensorView()};
+            format.scales > 0
+                ? maker.make("scales", format.scale_dtype(), {local, rows, format.scales})
+                : TensorView()};
   ep::check_rows("outputs.x", given.x, format.dtype, {local, rows, shape.hidden});
   ep::check_scales_out(given.scales, format, {local, rows, format.scales});
   ep::check_tensor("outputs.tokens_per_expert", given.tokens_per_expert, DType::int32, {local});

@@ -36,9 +36,9 @@ struct HandleState {
   virtual ~HandleState() = default;
 
   /// What an operation with this handle says about itself; `format` is that of its rows.
-  Call call(std::int32_t options, DType format) const {
+  Call call(std::int32_t options, const RowFormat& format) const {
     return {options | (tokens == 0 ? Call::kNoTokens : 0),
-            static_cast<std::int32_t>(format),
+            format.word(),
             lane,
             shape.hidden,
             shape.top_k,

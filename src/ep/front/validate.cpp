@@ -168,7 +168,7 @@ void check_scales_out(const ConstTensorView& scales, const RowFormat& format,
                       std::initializer_list<std::int64_t> shape) {
   check_argument(format.scales > 0 || !scales.present(),
                  "outputs.scales are given, but rows of {} have none", to_string(format.dtype));
-  if (format.scales > 0) check_tensor("outputs.scales", scales, DType::fp32, shape);
+  if (format.scales > 0) check_tensor("outputs.scales", scales, format.scale_dtype(), shape);
 }
 
 namespace {
@@ -211,7 +211,8 @@ RowFormat check_rows_in(Geometry& geometry, const RowsIn& rows) {
                  describe(rows.x), width);
   check_row_bytes("x", most, std::max<std::size_t>(width, format.data_bytes + format.scale_bytes()),
                   rows.x);
-  if (given) check_tensor("x_scales", rows.x_scales, DType::fp32, {rows.x.size(0), format.scales});
+  if (given)
+    check_tensor("x_scales", rows.x_scales, format.scale_dtype(), {rows.x.size(0), format.scales});
   return format;
 }
 

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/env.hpp"
-#include "expertwire/dtype.hpp"
+#include "ep/protocol/row_format.hpp"
 
 namespace expertwire::inline v0::ep {
 
@@ -30,7 +30,7 @@ std::string describe_options(std::int32_t theirs, std::int32_t ours, int peer, i
 std::string describe_kind(const Mismatch& m, int peer, int rank) {
   const auto options = [](std::int32_t word) { return word & 0xFF; };
   const auto format = [](std::int32_t word) {
-    return to_string(static_cast<DType>(word >> 8 & 0xFF));
+    return to_string(RowFormat::dtype_of(word >> 8 & 0xFF));
   };
   if (!Call::agree(Call::kKind, options(m.theirs), options(m.ours)))
     return describe_options(options(m.theirs), options(m.ours), peer, rank);

@@ -24,7 +24,7 @@ struct Call {
     kCached = 8,    ///< the routing of an earlier dispatch is taken
   };
   std::int32_t options = 0;  ///< 8 bits, as the two below
-  std::int32_t format = 0;   ///< DType of the rows that travel
+  std::int32_t format = 0;   ///< RowFormat::word() of the rows that travel
   std::int32_t lane = 0;     ///< of the dispatch that it is about; its epoch is known where it runs
   std::int32_t hidden = 0;
   std::int32_t top_k = 0;       ///< 8 bits

@@ -21,7 +21,8 @@ void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
   const Epoch n = lane.sending();
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
-  memory_.tell_call(slots.combine, n, routing_of(op).call(0, op.request.y.dtype()),
+  memory_.tell_call(slots.combine, n,
+                    routing_of(op).call(0, RowFormat::of(op.request.y.dtype(), shape_.hidden)),
                     routing_of(op).epoch);
   if (op.request.topk_weights.present()) send_weights(op, n);
   send_offers(op, n);

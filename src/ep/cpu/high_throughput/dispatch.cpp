@@ -51,7 +51,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   const Epoch n = memory_.direction(slots.dispatch).sending();
   const Route& route = handle.route;
   const int size = memory_.size(), local = route.placement.local_experts();
-  const Call call = handle.call(strict ? 0 : Call::kCapacity, handle.format.dtype);
+  const Call call = handle.call(strict ? 0 : Call::kCapacity, handle.format);
   handle.root = n;
   handle.root_lane = handle.lane;
   for_each_peer(memory_.rank(), size, [&](int peer) {
@@ -97,7 +97,7 @@ void HighThroughputLane::exchange_calls(const HighThroughputHandle& handle,
                                         const WaitContext& context) const {
   const DirectionSlots& place = memory_.slots().dispatch;
   const Epoch n = memory_.direction(place).sending();
-  Call call = handle.call(Call::kCached, handle.format.dtype);
+  Call call = handle.call(Call::kCached, handle.format);
   call.lane = handle.root_lane;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(place, peer, n, context);
@@ -296,7 +296,7 @@ HighThroughput::Outputs HighThroughputLane::pool_view(const HighThroughputHandle
           {place.token, DType::int32, {rows}},
           {place.experts, DType::int32, {rows, shape.top_k}},
           {place.weights, DType::fp32, {rows, shape.top_k}},
-          format.scales > 0 ? TensorView(place.scales, DType::fp32, {rows, format.scales})
+          format.scales > 0 ? TensorView(place.scales, format.scale_dtype(), {rows, format.scales})
                             : TensorView()};
 }
 

@@ -16,8 +16,10 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
   for_each_peer(memory_.rank(), memory_.size(),
                 [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
   const std::int32_t options = op.request.topk_weights.present() ? Call::kWeights : 0;
-  memory_.tell_call(slots.combine, n, routing_of(op).call(options, op.request.y.dtype()),
-                    routing_of(op).epoch);
+  memory_.tell_call(
+      slots.combine, n,
+      routing_of(op).call(options, RowFormat::of(op.request.y.dtype(), shape_.hidden)),
+      routing_of(op).epoch);
   if (op.request.topk_weights.present()) send_weights(op, n);
   const bool weighted = weights_come(op, n, context);
   context.abandoned = team_.failed();

@@ -42,7 +42,7 @@ void LowLatencyLane::send_counts(const Dispatch& op, Epoch n, const WaitContext&
   const auto& slots = memory_.slots();
   const Route& route = routing_of(op).route;
   const int local = route.placement.local_experts();
-  const Call call = routing_of(op).call(0, op.format.dtype);
+  const Call call = routing_of(op).call(0, op.format);
   routing_of(op).epoch = n;
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     memory_.await_credit(slots.dispatch, peer, n, context);

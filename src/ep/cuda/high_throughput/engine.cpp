@@ -242,7 +242,7 @@ void CudaEngine::plan(const Dispatch& work) {
   p.tokens = handle.tokens;
   p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
   p.strict = work.eager();
-  p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format.dtype);
+  p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format);
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
@@ -304,7 +304,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
       {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
-  p.call = handle->call(handle->cached ? Call::kCached : 0, p.format.dtype);
+  p.call = handle->call(handle->cached ? Call::kCached : 0, p.format);
   p.call.lane = handle->routing_lane;
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
@@ -358,7 +358,7 @@ void CudaEngine::combine(const Combine& work) {
   p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
   p.summing = cuda::plan_moving(
       {row_bytes, warps, p.shape.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
-  p.call = handle->call(0, work.request.y.dtype());
+  p.call = handle->call(0, RowFormat::of(work.request.y.dtype(), handle->shape.hidden));
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
   p.epoch = handle->epoch();
@@ -410,7 +410,7 @@ HighThroughput::Outputs CudaEngine::pool_view(const HighThroughputHandle& handle
           view(slots.pool_token_of(n, 0), DType::int32, 0),
           view(slots.pool_experts_of(n, 0), DType::int32, mine.shape.top_k),
           view(slots.pool_weights_of(n, 0), DType::fp32, mine.shape.top_k),
-          format.scales > 0 ? view(slots.pool_scales_of(n, 0), DType::fp32, format.scales)
+          format.scales > 0 ? view(slots.pool_scales_of(n, 0), format.scale_dtype(), format.scales)
                             : TensorView()};
 }
 

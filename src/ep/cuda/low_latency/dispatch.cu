@@ -196,7 +196,6 @@ __device__ bool take_rows(const Params& p, Shared& s, Epoch n) {
 __device__ bool take_counts(const Params& p, Shared& s, Epoch n) {
   constexpr int kAtOnce = 4;
   const Context& c = p.context;
-  const LowLatencySlots& slots = p.shape.slots;
   const int local = p.shape.placement.local_experts();
   const ExpertMajor layout = layout_of(p);
   std::int32_t* places = first_places(p, s);

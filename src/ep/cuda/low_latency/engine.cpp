@@ -64,7 +64,7 @@ class CudaEngine final : public LowLatencyEngine {
     cuda::LowLatencyDispatchParams p{};
     fill(p, job, handle, half);
     p.shape = shape_of(handle.shape);
-    p.call = handle.call(0, work.format.dtype);
+    p.call = handle.call(0, work.format);
     p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
     p.format = work.format;
     p.cast = work.request.cast_to_fp8;
@@ -91,7 +91,8 @@ class CudaEngine final : public LowLatencyEngine {
     MoeShape shape = handle.shape;
     shape.dtype = work.request.y.dtype();
     p.shape = shape_of(shape);
-    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0, shape.dtype);
+    p.call = handle.call(work.request.topk_weights.present() ? Call::kWeights : 0,
+                         RowFormat::of(shape.dtype, shape.hidden));
     p.y = work.request.y.as<std::byte>();
     p.topk_weights =
         work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
