@@ -108,6 +108,8 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   auto slot_of_home = [&](const HomeRow& home) {
     return outbox<std::byte>(c, home.source, slots.partial_of(n, home.row));
   };
+  auto ready = [&](int row) { return items.take(row); };
+  auto look = [](int) {};
   auto piece = [&](const Cursor& at) -> Piece {
     // A row past the capacity does not exist: nothing is read for it, and it is only counted.
     const HomeRow home = home_row(p, items.at(at.row));
@@ -137,9 +139,7 @@ __device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       tally.close_all(close);
   };
   const Ring ring = ring_of(s, moving, warp, 1);
-  move_rows(
-      ring, moving.pieces, moving.bulk, [&](int row) { return items.take(row); }, piece, [](int) {},
-      land, done);
+  move_rows(ring, moving, Moves{ready, piece, look, land, done});
   if (has_bulk_copies() && moving.bulk) {
     if (first_lane) ring.end();  // the warp will sum, with a ring of another form
     __syncwarp();

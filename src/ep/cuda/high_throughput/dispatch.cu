@@ -139,6 +139,8 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   SharedRows tokens(
       {p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), p.moving.awaited});
   Outgoing token;
+  auto ready = [&](int row) { return tokens.take(row); };
+  auto look = [&](int row) { token.load(p, tokens.at(row)); };
   auto piece = [&](const Cursor& at) {
     return piece_of(p.moving,
                     p.x + static_cast<std::uint64_t>(tokens.at(at.row)) * p.format.data_bytes,
@@ -179,10 +181,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     tally.add(landing, width, close);
     if (p.moving.awaited && at.piece == pieces - 1 && tokens.closes(at.row)) tally.close_all(close);
   };
-  move_rows(
-      ring_of(s, p.moving, warp, 1), pieces, p.moving.bulk,
-      [&](int row) { return tokens.take(row); }, piece,
-      [&](int row) { token.load(p, tokens.at(row)); }, land, done);
+  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, land, done});
   tally.close_all(close);
 }
 
@@ -284,8 +283,9 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     if (at.piece == 0) beside.write(p, to, place_of(at.row).scales);
     return {lane == 0 ? to.x + offset_of(p.moving, at) : nullptr, -1, -1};
   };
-  move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving.pieces, p.moving.bulk, ready, piece,
-            look, land, [](const Cursor&, const Landing&) {});
+  auto done = [](const Cursor&, const Landing&) {};
+  move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving,
+            Moves{ready, piece, look, land, done});
   return good;
 }
 

@@ -6,6 +6,7 @@
 // same calls are made of 16-byte loads and stores.
 
 #include "device/ptx.cuh"
+#include "ep/cuda/kernel/tuning.hpp"
 #include "ep/cuda/kernel/vectors.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
@@ -71,31 +72,44 @@ struct Piece {
   std::uint32_t bytes;
 };
 
+/// What a role says of the rows that it moves; called by all lanes of one warp. While a row is
+/// being stored, pieces of the next ones are being loaded:
+///
+///     row r       ready  piece (load) ........ look  land (store) ... done
+///     row r + 1                 ready  piece (load) ............. look  land (store) ... done
+template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
+struct Moves {
+  Ready ready;  ///< (row): whether there is such a row; once for each, in order, ahead of its turn
+  PieceOf piece;   ///< (at): where a piece is read, the same on all lanes
+  Look look;       ///< (row): asks memory for what `land` will need of it
+  LandingOf land;  ///< (at): where this lane's destination of a piece is, if it has one
+  /// (at, landing): the piece is in the memory of all its destinations, so that a release of the
+  /// calling lane covers it.
+  Done done;
+};
+template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
+Moves(Ready, PieceOf, Look, LandingOf, Done) -> Moves<Ready, PieceOf, Look, LandingOf, Done>;
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// Moves rows 0, 1, ... as long as `ready(row)` says that there is one, which is asked once for
-/// each, ahead of its turn; one warp. `piece(at)` is the same on all lanes. `look(row)` asks memory
-/// for what `land` will need of that row, while the row before is on its way; `land(at)` gives each
-/// lane a destination; `done(at, landing)` is called by all lanes when the piece is in the memory
-/// of all its destinations, so that a release of the calling lane covers it. The ring is fresh and
-/// has two stages or more.
-template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
-__device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Ready ready,
-                                             PieceOf piece, Look look, LandingOf land, Done done) {
+/// Moves rows 0, 1, ... as long as `ready` says that there is one. The ring is fresh and has two
+/// stages or more.
+template <class Role>
+__device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role moves) {
   const bool first_lane = threadIdx.x % 32 == 0;
   Cursor loading, moving, previous;
   Landing landed;
   int rows = 0, on_way = 0;  // rows known to be there; pieces that are loaded and not stored
   bool ended = false;
   auto ask = [&] {
-    if (!ended && ready(rows))
+    if (!ended && moves.ready(rows))
       ++rows;
     else
       ended = true;
   };
   auto load = [&] {
     if (loading.row >= rows) return;
-    const Piece p = piece(loading);
+    const Piece p = moves.piece(loading);
     if (first_lane) {
       device::mbarrier_expect(ring.barrier(loading), p.bytes);
       if (p.bytes > 0)
@@ -107,20 +121,20 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Ready
   };
   ask();
   for (int s = 0; s < ring.stages; ++s) load();
-  if (rows > 0) look(0);
+  if (rows > 0) moves.look(0);
   bool first = true;
 #pragma unroll 1
   for (; on_way > 0; --on_way) {
-    const Landing current = land(moving);
-    const std::uint32_t bytes = piece(moving).bytes;
+    const Landing current = moves.land(moving);
+    const std::uint32_t bytes = moves.piece(moving).bytes;
     device::mbarrier_wait(ring.barrier(moving), moving.parity);
     if (current.to != nullptr) device::bulk_store(current.to, ring.stage(moving), bytes);
     device::bulk_commit();
-    if (moving.piece == pieces - 1 && moving.row + 1 < rows) look(moving.row + 1);
+    if (moving.piece == pieces - 1 && moving.row + 1 < rows) moves.look(moving.row + 1);
     if (!first) {
       device::bulk_wait<1>();
       __syncwarp();
-      done(previous, landed);
+      moves.done(previous, landed);
       load();
     }
     first = false;
@@ -130,21 +144,20 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Ready
   }
   device::bulk_wait<0>();
   __syncwarp();
-  if (!first) done(previous, landed);
+  if (!first) moves.done(previous, landed);
 }
 
 #endif
 
 /// The same by loads and stores.
-template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
-__device__ __forceinline__ void move_by_vectors(int pieces, Ready ready, PieceOf piece, Look look,
-                                                LandingOf land, Done done) {
+template <class Role>
+__device__ __forceinline__ void move_by_vectors(int pieces, Role moves) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
-  for (Cursor at; at.piece > 0 || ready(at.row); at.step(pieces, 1)) {
-    const Piece p = piece(at);
-    if (at.piece == 0) look(at.row);
-    const Landing landing = land(at);
+  for (Cursor at; at.piece > 0 || moves.ready(at.row); at.step(pieces, 1)) {
+    const Piece p = moves.piece(at);
+    if (at.piece == 0) moves.look(at.row);
+    const Landing landing = moves.land(at);
     const unsigned landed = __ballot_sync(kAllLanes, landing.to != nullptr);
     const auto vectors = static_cast<int>(p.bytes / sizeof(uint4));
     for (int base = 0; base < vectors; base += 32 * kInFlight) {
@@ -163,18 +176,17 @@ __device__ __forceinline__ void move_by_vectors(int pieces, Ready ready, PieceOf
       }
     }
     __syncwarp();
-    done(at, landing);
+    moves.done(at, landing);
   }
 }
 
 /// A ring, if there are bulk copies, else loads and stores.
-template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
-__device__ __forceinline__ void move_rows(const Ring& ring, int pieces, bool bulk, Ready ready,
-                                          PieceOf piece, Look look, LandingOf land, Done done) {
+template <class Role>
+__device__ __forceinline__ void move_rows(const Ring& ring, const Moving& moving, Role moves) {
   if constexpr (has_bulk_copies()) {
-    if (bulk) return move_by_bulk(ring, pieces, ready, piece, look, land, done);
+    if (moving.bulk) return move_by_bulk(ring, moving.pieces, moves);
   }
-  move_by_vectors(pieces, ready, piece, look, land, done);
+  move_by_vectors(moving.pieces, moves);
 }
 
 }  // namespace expertwire::ep::cuda
