@@ -36,16 +36,14 @@ struct Case {
   WorkloadSpec spec;
   std::vector<MoeShape> shapes;  ///< that calls of one object have in turn; the first is the spec's
   int lanes = 1;
-  int threads = 1;
   int steps = 1;
 
   std::string describe() const {
     const MoeShape& s = spec.shape;
-    return fmt::format(
-        "{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {} "
-        "threads {}",
-        high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k, s.max_tokens,
-        to_string(s.dtype), shapes.size() - 1, spec.routing.text(), lanes, threads);
+    return fmt::format("{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {}",
+                       high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k,
+                       s.max_tokens, to_string(s.dtype), shapes.size() - 1, spec.routing.text(),
+                       lanes);
   }
   /// The least that all of them fit into.
   MoeShape most() const {
@@ -95,12 +93,27 @@ Case draw_case(std::uint64_t number, int ranks) {
   for (int i = 0; i <= others; ++i) c.shapes.push_back(draw_shape(random, c.spec.ranks));
   c.spec.shape = c.shapes[0];
   c.lanes = 1 + random.below(3);
-  c.threads = 1 + random.below(3);
   c.steps = 2 + random.below(4);
   return c;
 }
 
-RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step) {
+/// What ranks may do as they like.
+void draw_own_options(const Case& c, int step, int rank, RoundTripOptions* options) {
+  Random random{c.number, 98, static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(rank)};
+  options->output =
+      random.chance(0.5) ? HighThroughput::Output::owned : HighThroughput::Output::pool;
+  options->in_place = random.chance(0.5);
+  options->preallocated = random.chance(0.5);
+}
+
+/// Threads and SMs of a rank: all, or few.
+std::pair<int, int> draw_budget(const Case& c, int rank) {
+  Random random{c.number, 97, static_cast<std::uint64_t>(rank)};
+  const int threads = 1 + random.below(3);
+  return {threads, random.chance(0.5) ? 0 : 1 + random.below(16)};
+}
+
+RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step, int rank) {
   using Weights = RoundTripOptions::Weights;
   Random random{c.number, 99, static_cast<std::uint64_t>(step)};
   RoundTripOptions options;
@@ -109,17 +122,14 @@ RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step) {
   if (weights == 2 && !c.high_throughput) options.weights = Weights::combine;
   options.bias = random.chance(0.5);
   options.wide_ids = random.chance(0.5);
-  options.preallocated = random.chance(0.5);
   options.split = random.chance(0.3);
-  options.output =
-      random.chance(0.5) ? HighThroughput::Output::owned : HighThroughput::Output::pool;
   options.capacity = random.chance(0.4) ? 0.2 + 0.8 * random.uniform() : 0;
-  options.in_place = random.chance(0.5);
   options.weights_home = random.chance(0.5);
   options.cached = random.chance(0.3);
   if (shape.hidden % 16 == 0 && random.chance(0.4))
     options.payload = c.high_throughput || random.chance(0.5) ? RoundTripOptions::Payload::fp8
                                                               : RoundTripOptions::Payload::cast;
+  draw_own_options(c, step, rank, &options);
   return options;
 }
 
@@ -137,7 +147,7 @@ Report run_steps(const std::shared_ptr<Communicator>& communicator, const Case& 
   for (int step = 0; step < c.steps; ++step) {
     const std::size_t turn = static_cast<std::size_t>(step) % workloads.size();
     report += round_trip(*object, *communicator, workloads[turn], step,
-                         draw_options(c, c.shapes[turn], step));
+                         draw_options(c, c.shapes[turn], step, communicator->rank()));
   }
   return report;
 }
@@ -145,10 +155,11 @@ Report run_steps(const std::shared_ptr<Communicator>& communicator, const Case& 
 /// One rank's part of one case.
 Report run_case(const std::shared_ptr<Communicator>& communicator, const Case& c) {
   const MoeShape shape = c.most();
+  const auto [threads, sms] = draw_budget(c, communicator->rank());
   if (c.high_throughput)
     return run_steps<HighThroughput>(communicator, c,
-                                     HighThroughputOptions{shape, c.lanes, 0, c.threads});
-  return run_steps<LowLatency>(communicator, c, LowLatencyOptions{shape, c.lanes, c.threads});
+                                     HighThroughputOptions{shape, c.lanes, 0, threads, sms});
+  return run_steps<LowLatency>(communicator, c, LowLatencyOptions{shape, c.lanes, threads, sms});
 }
 
 /// Counts, shows progress and says at the end what was seen.

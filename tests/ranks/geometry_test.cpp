@@ -53,6 +53,30 @@ TEST(Geometry, LowLatencyChangesFromCallToCall) {
   });
 }
 
+/// Ranks have capacities, outputs and budgets of their own in one operation.
+TEST(Geometry, RanksDifferInWhatIsTheirOwn) {
+  const std::vector<Workload> all = workloads();
+  Reports reports;
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    const int rank = communicator->rank();
+    HighThroughputOptions options{kMost};
+    options.threads = 1 + rank;
+    options.sms = rank == 0 ? 0 : 1 + 6 * rank;
+    auto object = HighThroughput::create(communicator, options);
+    for (int step = 0; step < 24; ++step) {
+      RoundTripOptions how;
+      how.output = (step + rank) % kRanks == 0 ? HighThroughput::Output::pool
+                                               : HighThroughput::Output::owned;
+      how.in_place = (step + rank) % 2 == 0;
+      how.preallocated = rank == step % kRanks;
+      how.capacity = step % 3 == 2 ? 0.7 : 0;  // of what each needs
+      how.weights_home = step % 4 == 1;
+      const Workload& workload = all[static_cast<std::size_t>(step) % all.size()];
+      reports.add(round_trip(*object, *communicator, workload, step, how));
+    }
+  });
+}
+
 TEST(Geometry, HighThroughputChangesFromCallToCall) {
   const std::vector<Workload> all = workloads();
   Reports reports;
