@@ -9,7 +9,7 @@ demo:
 	cmake --build --preset release --target expertwire_cli
 	./build/release/bin/expertwire demo
 
-# Release, address+undefined and thread sanitizer builds, each with its tests.
+# Release, address+undefined and thread sanitizer builds, each with its tests; the Python package.
 test:
 	tools/install_dependencies.sh
 	tools/run_tests.sh

@@ -2,6 +2,7 @@
 option(EXPERTWIRE_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(EXPERTWIRE_BUILD_TOOLS "Build the expertwire command" ${PROJECT_IS_TOP_LEVEL})
 option(EXPERTWIRE_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
+option(EXPERTWIRE_BUILD_PYTHON "Build the bindings of the Python package; needs nanobind" OFF)
 option(EXPERTWIRE_INSTALL "Make install rules" ${PROJECT_IS_TOP_LEVEL})
 option(EXPERTWIRE_PORTABLE "Link third-party code statically, to run on other distributions" OFF)
 option(EXPERTWIRE_REQUIRE_CUDA "Fail when there is no nvcc" OFF)

@@ -5,6 +5,7 @@ set -euo pipefail
 
 packages=(
   g++ cmake ninja-build ccache git python3 pkg-config      # to build
+  python3-dev python3-venv                                 # the Python package
   libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev # libraries of the command and the logs
   libhwloc-dev libssl-dev libucx-dev                       # topology, HMAC, network headers
   libgtest-dev libbenchmark-dev                            # tests

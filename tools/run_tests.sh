@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and tests the release build, then the two sanitizer builds, and ends with one line that
-# adds them up: "N passed, N failed, N skipped". Fails if anything fails, a build included.
+# Builds and tests the release build, then the two sanitizer builds, then the Python package, and
+# ends with one line that adds them up: "N passed, N failed, N skipped". Fails if anything fails, a build included.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,8 +35,33 @@ run_preset() {
   skipped=$((skipped + skips))
 }
 
-presets=("$@")
-[ ${#presets[@]} -eq 0 ] && presets=(release asan tsan)
-for preset in "${presets[@]}"; do run_preset "$preset"; done
+run_python() {
+  echo "== python =="
+  if ! tools/python_env.sh; then
+    echo "building the Python package failed"
+    failed=$((failed + 1))
+    return
+  fi
+  local log said
+  log=$(mktemp)
+  build/venv/bin/python -m pytest -q tests/python | tee "$log"
+  said=$(tail -n 1 "$log")
+  rm -f "$log"
+  if ! grep -qE '[0-9]+ (passed|failed|error)' <<<"$said"; then
+    echo "pytest gave no result"
+    failed=$((failed + 1))
+    return
+  fi
+  count() { sed -nE "s/.*\b([0-9]+) $1.*/\1/p" <<<"$said"; }
+  passed=$((passed + $(count passed) + 0))
+  failed=$((failed + $(count failed) + $(count error) + 0))
+  skipped=$((skipped + $(count skipped) + 0))
+}
+
+parts=("$@")
+[ ${#parts[@]} -eq 0 ] && parts=(release asan tsan python)
+for part in "${parts[@]}"; do
+  if [ "$part" = python ]; then run_python; else run_preset "$part"; fi
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -1,0 +1,117 @@
+
+#include "objects.hpp"
+
+namespace expertwire::python {
+
+namespace {
+
+using Object = Closable<HighThroughput>;
+constexpr std::initializer_list<const char*> kOutputs = {"x", "source_tokens", "topk_experts",
+                                                         "topk_weights", "scales"};
+
+HighThroughputOptions options_of(const Arguments& given) {
+  return {given.shape(), given.value("lanes", 1), given.value("pool_rows", std::int64_t{0}),
+          given.value("threads", 0), given.value("sms", 0)};
+}
+
+Object create(const Closable<Communicator>& communicator, const nb::kwargs& kwargs) {
+  const auto held = communicator.get();
+  const HighThroughputOptions options = options_of(Arguments(kwargs));
+  nb::gil_scoped_release release;
+  return Object(std::shared_ptr<HighThroughput>(HighThroughput::create(held, options)));
+}
+
+/// What views of the library's memory need: rows of a pool lie in its object.
+struct Held {
+  std::shared_ptr<HighThroughput> object;
+  Handle handle;
+  std::shared_ptr<void> owner;
+};
+
+TensorView placed(const TensorView& view, int device) {
+  return view.present() ? view.on(device) : view;
+}
+
+nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
+  const auto object = self.get();
+  const Arguments given(kwargs);
+  const GivenOutputs out(given.object("out"));
+  out.check_names(kOutputs);
+  PythonAllocator give(given.object("allocator"), given.object("x"));
+  HighThroughput::DispatchRequest request;
+  given.fill(request);
+  request.x = given.view("x");
+  request.topk_idx = given.view("topk_idx");
+  request.topk_weights = given.view("topk_weights");
+  request.x_scales = given.view("x_scales");
+  request.experts = given.value("experts", 0);
+  request.cached = handle_of(given.object("cached"));
+  const bool pool = given.value("pool", false);
+  request.output = pool ? HighThroughput::Output::pool : HighThroughput::Output::owned;
+  request.capacity = given.maybe<std::int64_t>("capacity");
+  request.outputs = {out.view("x"), out.view("source_tokens"), out.view("topk_experts"),
+                     out.view("topk_weights"), out.view("scales")};
+  request.allocator = Allocator::of(give);
+  HighThroughput::DispatchResult result;
+  {
+    nb::gil_scoped_release release;
+    result = object->dispatch(request);
+  }
+  const int device = given.value("device", kHost);
+  const auto held = std::make_shared<Held>(Held{object, result.handle, result.owner});
+  const auto& o = result.outputs;
+  const TensorView views[] = {o.x, o.source_tokens, o.topk_experts, o.topk_weights, o.scales};
+  const TensorView* view = views;
+  nb::dict fields;
+  for (const char* name : kOutputs) {
+    fields[name] = pool ? export_view(placed(*view, device), held) : output(name, out, give);
+    ++view;
+  }
+  fields["needed_rows"] = export_view(placed(result.needed_rows, device), held);
+  fields["rows_per_source"] = result.rows_per_source;
+  fields["rows_per_expert"] = result.rows_per_expert;
+  fields["handle"] = nb::cast(result.handle);
+  return make_result("HighThroughputDispatch", fields);
+}
+
+nb::object combine(const Object& self, const nb::kwargs& kwargs) {
+  const auto object = self.get();
+  const Arguments given(kwargs);
+  PythonAllocator give(given.object("allocator"), given.object("y"));
+  HighThroughput::CombineRequest request;
+  given.fill(request);
+  request.y = given.view("y");
+  request.handle = handle_of(given.object("handle"));
+  request.topk_weights = given.view("topk_weights");
+  request.bias = given.view("bias");
+  request.out = given.view("out");
+  request.out_topk_weights = given.view("out_topk_weights");
+  request.allocator = Allocator::of(give);
+  {
+    nb::gil_scoped_release release;
+    object->combine(request);
+  }
+  nb::dict fields;
+  fields["out"] = either(given.object("out"), give.made("out"));
+  fields["topk_weights"] = either(given.object("out_topk_weights"), give.made("out_topk_weights"));
+  return make_result("HighThroughputCombine", fields);
+}
+
+}  // namespace
+
+void bind_high_throughput(nb::module_& module) {
+  nb::class_<Object>(module, "HighThroughput")
+      .def_static("create", &create)
+      .def_static("memory_bytes",
+                  [](int ranks, const nb::kwargs& kwargs) {
+                    return HighThroughput::memory_bytes(options_of(Arguments(kwargs)), ranks);
+                  })
+      .def("dispatch", &dispatch)
+      .def("combine", &combine)
+      .def("release", &call_with_handle<HighThroughput, &HighThroughput::release>,
+           nb::arg("handle"), nb::arg("stream").none())
+      .def("status", &status_of<HighThroughput>)
+      .def("close", &Object::close);
+}
+
+}  // namespace expertwire::python

@@ -1,0 +1,50 @@
+#pragma once
+
+#include "common.hpp"
+
+namespace expertwire::python {
+
+nb::object error_or_none(const std::optional<Error>& error);
+nb::object describe_status(const Status& status);
+
+template <class Object>
+nb::object status_of(const Closable<Object>& self) {
+  const auto object = self.get();
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = object->status();
+  }
+  return describe_status(status);
+}
+
+/// receive() and release().
+template <class Object, void (Object::*kCall)(const Handle&, const Stream&)>
+void call_with_handle(const Closable<Object>& self, const Handle& handle, nb::handle stream) {
+  const auto object = self.get();
+  const Stream on = stream_of(stream);
+  nb::gil_scoped_release release;
+  ((*object).*kCall)(handle, on);
+}
+
+/// An empty one for None.
+inline Handle handle_of(const nb::object& handle) {
+  return handle.is_none() ? Handle() : nb::cast<const Handle&>(handle);
+}
+
+/// What a result is made of: the Python class `name` of expertwire._types, a field a value.
+inline nb::object make_result(const char* name, const nb::dict& fields) {
+  return nb::module_::import_("expertwire._types").attr(name)(**fields);
+}
+
+inline nb::object either(nb::object given, nb::object made) {
+  return given.is_none() ? std::move(made) : std::move(given);
+}
+
+/// An output of a call: as the caller gave it, or as the allocator did.
+inline nb::object output(const char* name, const GivenOutputs& out,
+                         const PythonAllocator& allocator) {
+  return out.present() ? out.array(name) : allocator.made(name);
+}
+
+}  // namespace expertwire::python

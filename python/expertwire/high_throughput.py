@@ -1,0 +1,88 @@
+"""Dispatch and combine for large batches: training, prefill."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional
+
+from . import _arrays, _native
+from ._types import Array, HighThroughputCombine, HighThroughputDispatch, Status
+from .communicator import Communicator
+from .low_latency import Allocator
+
+
+class HighThroughput:
+    """Rows are exchanged token-major: one per (token, this rank), by source rank, then source token.
+
+    Made collectively, for the most that calls bring; see LowLatency. `pool_rows` are those of a receive
+    pool, 0: R * max_tokens, which always suffices.
+    """
+
+    def __init__(self, communicator: Communicator, *, hidden: int, experts: int, top_k: int,
+                 max_tokens: int, dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0,
+                 threads: int = 0, sms: int = 0) -> None:
+        self._device = communicator.cuda_device
+        self._native = _native.HighThroughput.create(
+            communicator._native, hidden=hidden, experts=experts, top_k=top_k, max_tokens=max_tokens,
+            dtype=dtype, lanes=lanes, pool_rows=pool_rows, threads=threads, sms=sms)
+
+    @staticmethod
+    def memory_bytes(ranks: int, *, hidden: int, experts: int, top_k: int, max_tokens: int,
+                     dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0) -> int:
+        """Bytes that an object takes of every rank's arena."""
+        return _native.HighThroughput.memory_bytes(
+            ranks, hidden=hidden, experts=experts, top_k=top_k, max_tokens=max_tokens, dtype=dtype,
+            lanes=lanes, pool_rows=pool_rows)
+
+    def dispatch(self, x: Array, topk_idx: Optional[Array] = None,
+                 topk_weights: Optional[Array] = None, *, x_scales: Optional[Array] = None,
+                 experts: int = 0, cached: Any = None, pool: bool = False,
+                 capacity: Optional[int] = None, out: Optional[Dict[str, Array]] = None,
+                 allocator: Optional[Allocator] = None, stream: Any = None,
+                 timeout: Optional[float] = None, sms: int = 0) -> HighThroughputDispatch:
+        """Sends `x` [T, H] to the ranks whose experts `topk_idx` [T, K] names.
+
+        `cached`, a handle, takes its routing again in place of `topk_idx` (the backward of combine).
+        `pool` leaves rows in the receive pool until combine or `release()`. With `capacity` outputs
+        have that many rows, counts stay on the device and nothing waits for them; rows past it are
+        not written. Other arguments and errors are as for `LowLatency.dispatch`; `CapacityError` on
+        every rank if some rank's pool is too small.
+        """
+        sent = self._native.dispatch(
+            x=x, topk_idx=topk_idx, topk_weights=topk_weights, x_scales=x_scales, experts=experts,
+            cached=cached, pool=pool, capacity=capacity, out=out, allocator=allocator, stream=stream,
+            timeout=timeout, sms=sms, device=self._device)
+        if pool:
+            for name in ("x", "source_tokens", "topk_experts", "topk_weights", "scales"):
+                setattr(sent, name, _arrays.take(getattr(sent, name), x, str(x.dtype)))
+        sent.needed_rows = _arrays.take(sent.needed_rows, x, "int32")
+        return sent
+
+    def combine(self, y: Array, handle: Any, *, topk_weights: Optional[Array] = None,
+                bias: Optional[Array] = None, out: Optional[Array] = None,
+                out_topk_weights: Optional[Array] = None, allocator: Optional[Allocator] = None,
+                stream: Any = None, timeout: Optional[float] = None,
+                sms: int = 0) -> HighThroughputCombine:
+        """Brings rows `y` [N, H] home, one per (token, this rank), and sums them in ascending order of
+        rank, onto `bias` if there is one; `topk_weights` [N, K] fp32 come home with them."""
+        return self._native.combine(
+            y=y, handle=handle, topk_weights=topk_weights, bias=bias, out=out,
+            out_topk_weights=out_topk_weights, allocator=allocator, stream=stream, timeout=timeout,
+            sms=sms)
+
+    def release(self, handle: Any, stream: Any = None) -> None:
+        """Gives the pool rows of a dispatch back without a combine."""
+        self._native.release(handle, stream)
+
+    def status(self) -> Status:
+        """What has been noticed so far. Waits for no operation."""
+        return self._native.status()
+
+    def close(self) -> None:
+        """Local. What is queued runs to its end first."""
+        self._native.close()
+
+    def __enter__(self) -> "HighThroughput":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
