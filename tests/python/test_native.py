@@ -1,6 +1,7 @@
 """The package expertwire over arrays of torch and NumPy, every value against plain torch."""
 
 import gc
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -257,6 +258,26 @@ def test_closed_objects_say_so_and_objects_may_be_dropped():
     ew.run_in_process(2, body)
 
 
+def test_objects_may_be_left_to_the_end_of_the_program():
+    text = """
+import torch, expertwire as ew
+c = ew.Communicator.from_all_gather(0, 1, lambda mine: [mine])
+ht = ew.HighThroughput(c, hidden=64, experts=2, top_k=1, max_tokens=8)
+sent = ht.dispatch(torch.zeros(2, 64).bfloat16(), torch.zeros(2, 1, dtype=torch.int64), pool=True)
+"""
+    said = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert said.stdout + said.stderr == ""
+
+
+def test_every_class_of_error_says_its_message_and_fields():
+    kinds = [ew.CapacityError, ew.FailedEarlier, ew.InvalidArgument, ew.InvalidUsage, ew.Mismatch,
+             ew.PeerLost, ew.Refused, ew.SystemFailure, ew.Timeout, ew.Unsupported]
+    for kind in kinds:
+        error = pickle.loads(pickle.dumps(kind("a message", 1, 2, "counts")))
+        assert type(error) is kind and isinstance(error, ew.Error)
+        assert (str(error), error.rank, error.peer, error.phase) == ("a message", 1, 2, "counts")
+
+
 def test_work_in_a_queue():
     def body(c):
         mine = all_inputs(2, 0)[c.rank]
@@ -305,3 +326,11 @@ def test_over_a_process_group(unused_port):
     ranks = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), "2", str(unused_port)])
              for rank in range(2)]
     assert [rank.wait(60) for rank in ranks] == [0, 0]
+
+
+def test_the_example_runs():
+    path = pathlib.Path(__file__).parents[2] / "examples" / "moe_layer.py"
+    said = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
+    lines = sorted(said.stdout.split("\n")[:2])
+    assert [line[:6] for line in lines] == ["rank 0", "rank 1"]
+    assert all(float(line.rsplit(" ", 1)[1].rstrip("%")) < 1 for line in lines)
