@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # python_env.sh [--no-install]: a virtual environment in build/venv with what the Python tests need
-# (torch from the package index, some 2.5 GB to download, 5.5 GB on disk), and expertwire built into
+# (torch from the package index with what it needs: 5.4 GB on disk), and expertwire built into
 # it for CPUs. What is there already is not fetched again.
 set -euo pipefail
 [ "${1:-}" = "--help" ] && { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; exit 0; }
