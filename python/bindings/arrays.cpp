@@ -119,12 +119,12 @@ TensorView view_of_interface(const char* name, nb::handle array, const nb::objec
   return make_view(p);
 }
 
+}  // namespace
+
 std::string class_name(nb::handle object) {
   return nb::cast<std::string>(
       nb::borrow(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))).attr("__name__"));
 }
-
-}  // namespace
 
 DType dtype_of(const char* name, nb::handle dtype) {
   // A dtype of torch and of NumPy is one object; a reference is kept so that it stays that one.
@@ -143,7 +143,7 @@ DType dtype_of(const char* name, nb::handle dtype) {
                   "; it must be bfloat16, float16, float32, float8_e4m3fn, int32, int64 or uint8");
 }
 
-TensorView view_of(const char* name, nb::handle array) {
+TensorView view_of(const char* name, nb::handle array, Use use) {
   if (array.is_none()) return {};
   if (PyObject_HasAttr(array.ptr(), names().data_ptr)) return view_of_torch(name, array);
   if (nb::hasattr(array, "__cuda_array_interface__"))
@@ -151,8 +151,13 @@ TensorView view_of(const char* name, nb::handle array) {
                              nb::hasattr(array, "device")
                                  ? nb::cast<int>(array.attr("device").attr("id"))
                                  : kUnknownDevice);
-  if (nb::hasattr(array, "__array_interface__"))
-    return view_of_interface(name, array, array.attr("__array_interface__"), kHost);
+  if (nb::hasattr(array, "__array_interface__")) {
+    const nb::object interface = array.attr("__array_interface__");
+    if (use == Use::write && nb::cast<bool>(interface["data"][1]))
+      throw Error(ErrorCode::invalid_argument,
+                  std::string(name) + " is read-only; it must be an array that can be written");
+    return view_of_interface(name, array, interface, kHost);
+  }
   throw Error(ErrorCode::invalid_argument, std::string(name) + " is a " + class_name(array) +
                                                "; it must be an array of torch, NumPy or CuPy");
 }
@@ -212,7 +217,7 @@ Allocation PythonAllocator::operator()(const AllocationRequest& request) {
   const std::string_view dtype = to_string(request.like.dtype());
   nb::object array =
       allocator_(nb::str(name.c_str()), nb::str(dtype.data(), dtype.size()), nb::tuple(shape));
-  const TensorView view = view_of(name.c_str(), array);
+  const TensorView view = view_of(name.c_str(), array, Use::write);
   if (view.dtype() != request.like.dtype() || view.elements() != request.like.elements() ||
       !view.contiguous())
     throw Error(ErrorCode::invalid_argument, "the allocator gave " + describe(view) + " for " +
@@ -227,7 +232,11 @@ nb::object PythonAllocator::made(const char* name) const {
   return found == made_.end() ? nb::none() : found->second;
 }
 
-GivenOutputs::GivenOutputs(nb::handle outputs) : outputs_(nb::borrow(outputs)) {}
+GivenOutputs::GivenOutputs(nb::handle outputs) : outputs_(nb::borrow(outputs)) {
+  if (present() && !PyDict_Check(outputs_.ptr()))
+    throw Error(ErrorCode::invalid_argument,
+                "out is a " + class_name(outputs_) + "; it must be a dict of arrays by name");
+}
 
 nb::object GivenOutputs::array(const char* name) const {
   if (!present()) return nb::none();
@@ -236,7 +245,7 @@ nb::object GivenOutputs::array(const char* name) const {
 
 TensorView GivenOutputs::view(const char* name) const {
   const std::string path = std::string("out['") + name + "']";
-  return view_of(path.c_str(), array(name));
+  return view_of(path.c_str(), array(name), Use::write);
 }
 
 void GivenOutputs::check_names(std::initializer_list<const char*> names) const {

@@ -32,8 +32,13 @@ void bind_low_latency(nb::module_& module);
 DType dtype_of(const char* name, nb::handle dtype);
 
 /// A view of an array of torch, NumPy, CuPy, or of anything that has `__cuda_array_interface__` or
-/// `__array_interface__`; absent for None. Nothing is copied. `name` is for errors.
-TensorView view_of(const char* name, nb::handle array);
+/// `__array_interface__`; absent for None. Nothing is copied. `name` is for errors. Throws
+/// `Error{invalid_argument}` for one that is to be written and must not be.
+enum class Use { read, write };
+TensorView view_of(const char* name, nb::handle array, Use use = Use::read);
+
+/// The name of an object's class, for errors.
+std::string class_name(nb::handle object);
 
 /// A Python object that other threads may let go of.
 std::shared_ptr<void> keep(nb::object object);
@@ -73,6 +78,9 @@ class GivenOutputs {
 /// None, a CUDA stream of torch, a `cudaStream_t` as an int, or a Queue.
 Stream stream_of(nb::handle stream);
 
+/// What is queued on the CPU needs its arrays until it has run, whoever lets go of them.
+void keep_until_run(const Stream& stream, const nb::kwargs& given, const nb::object& result);
+
 /// Seconds, or none.
 std::optional<std::chrono::milliseconds> timeout_of(std::optional<double> seconds);
 
@@ -86,16 +94,26 @@ class Arguments {
     PyObject* value = PyDict_GetItemString(all_.ptr(), name);
     return value != nullptr ? nb::borrow(value) : nb::none();
   }
-  TensorView view(const char* name) const { return view_of(name, object(name)); }
-  template <class T>
-  T value(const char* name, T otherwise) const {
-    const nb::object given = object(name);
-    return given.is_none() ? otherwise : nb::cast<T>(given);
+  TensorView view(const char* name, Use use = Use::read) const {
+    return view_of(name, object(name), use);
   }
   template <class T>
   std::optional<T> maybe(const char* name) const {
     const nb::object given = object(name);
-    return given.is_none() ? std::nullopt : std::optional<T>(nb::cast<T>(given));
+    if (given.is_none()) return std::nullopt;
+    T value{};
+    if (!nb::try_cast<T>(given, value))
+      throw Error(ErrorCode::invalid_argument,
+                  std::string(name) + " is " + nb::cast<std::string>(nb::repr(given)) +
+                      "; it must be " +
+                      (std::is_floating_point_v<T> ? "a number"
+                       : std::is_same_v<T, bool>   ? "True or False"
+                                                   : "an integer that fits"));
+    return value;
+  }
+  template <class T>
+  T value(const char* name, T otherwise) const {
+    return maybe<T>(name).value_or(otherwise);
   }
   /// What all requests have: a stream, a timeout, a number of SMs.
   template <class Request>

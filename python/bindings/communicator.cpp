@@ -8,6 +8,8 @@ namespace expertwire::python {
 namespace {
 
 using Shared = Closable<Communicator>;
+/// Its end waits for what is queued, which may want the lock of the interpreter.
+using HeldQueue = Closable<Queue>;
 
 struct Settings {
   std::optional<int> cuda_device;
@@ -55,7 +57,7 @@ std::shared_ptr<Bootstrap> bootstrap_over(int rank, int size, nb::callable all_g
 
 Stream stream_of(nb::handle stream) {
   if (stream.is_none()) return {};
-  if (nb::isinstance<Queue>(stream)) return {nb::cast<Queue&>(stream)};
+  if (nb::isinstance<HeldQueue>(stream)) return {*nb::cast<HeldQueue&>(stream).get()};
   if (nb::isinstance<nb::int_>(stream))
     return Stream::cuda(reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream)));
   if (nb::hasattr(stream, "cuda_stream"))
@@ -63,6 +65,11 @@ Stream stream_of(nb::handle stream) {
         reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream.attr("cuda_stream"))));
   throw Error(ErrorCode::invalid_argument,
               "stream must be None, a Queue, a CUDA stream of torch or its handle as an int");
+}
+
+void keep_until_run(const Stream& stream, const nb::kwargs& given, const nb::object& result) {
+  if (stream.queue() == nullptr) return;
+  stream.queue()->enqueue([held = keep(nb::make_tuple(given, result))] {});
 }
 
 std::optional<std::chrono::milliseconds> timeout_of(std::optional<double> seconds) {
@@ -79,11 +86,23 @@ void bind_communicator(nb::module_& module) {
       .def_prop_ro("rank", &Bootstrap::rank)
       .def_prop_ro("size", &Bootstrap::size);
 
-  nb::class_<Queue>(module, "Queue",
-                    "A queue of work beside the calling thread: the CPU backend's stream.")
-      .def(nb::init<>())
-      .def("synchronize", &Queue::synchronize, nb::call_guard<nb::gil_scoped_release>(),
-           "Returns when all that is queued has run; raises the first error since the last call.");
+  nb::class_<HeldQueue>(module, "Queue",
+                        "A queue of work beside the calling thread: the CPU backend's stream.")
+      .def("__init__", [](HeldQueue* self) { new (self) HeldQueue(std::make_shared<Queue>()); })
+      .def(
+          "_keep",
+          [](const HeldQueue& self, nb::object object) {
+            self.get()->enqueue([held = keep(std::move(object))] {});
+          },
+          "Keeps an object until what is queued so far has run.")
+      .def(
+          "synchronize",
+          [](const HeldQueue& self) {
+            const auto queue = self.get();
+            nb::gil_scoped_release release;
+            queue->synchronize();
+          },
+          "Returns when all that is queued has run; raises the first error since the last call.");
 
   module.def("in_process", &bootstrap_in_process, nb::arg("size"),
              "Bootstraps of `size` ranks that are threads of this process.");

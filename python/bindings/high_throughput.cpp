@@ -71,7 +71,9 @@ nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
   fields["rows_per_source"] = result.rows_per_source;
   fields["rows_per_expert"] = result.rows_per_expert;
   fields["handle"] = nb::cast(result.handle);
-  return make_result("HighThroughputDispatch", fields);
+  const nb::object made = make_result("HighThroughputDispatch", fields);
+  keep_until_run(request.stream, kwargs, made);
+  return made;
 }
 
 nb::object combine(const Object& self, const nb::kwargs& kwargs) {
@@ -84,8 +86,8 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
   request.handle = handle_of(given.object("handle"));
   request.topk_weights = given.view("topk_weights");
   request.bias = given.view("bias");
-  request.out = given.view("out");
-  request.out_topk_weights = given.view("out_topk_weights");
+  request.out = given.view("out", Use::write);
+  request.out_topk_weights = given.view("out_topk_weights", Use::write);
   request.allocator = Allocator::of(give);
   {
     nb::gil_scoped_release release;
@@ -94,7 +96,9 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
   nb::dict fields;
   fields["out"] = either(given.object("out"), give.made("out"));
   fields["topk_weights"] = either(given.object("out_topk_weights"), give.made("out_topk_weights"));
-  return make_result("HighThroughputCombine", fields);
+  const nb::object made = make_result("HighThroughputCombine", fields);
+  keep_until_run(request.stream, kwargs, made);
+  return made;
 }
 
 }  // namespace
@@ -109,7 +113,7 @@ void bind_high_throughput(nb::module_& module) {
       .def("dispatch", &dispatch)
       .def("combine", &combine)
       .def("release", &call_with_handle<HighThroughput, &HighThroughput::release>,
-           nb::arg("handle"), nb::arg("stream").none())
+           nb::arg("handle").none(), nb::arg("stream").none())
       .def("status", &status_of<HighThroughput>)
       .def("close", &Object::close);
 }

@@ -47,7 +47,9 @@ nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
   nb::dict fields;
   for (const char* name : kOutputs) fields[name] = output(name, out, give);
   fields["handle"] = nb::cast(std::move(result.handle));
-  return make_result("LowLatencyDispatch", fields);
+  const nb::object made = make_result("LowLatencyDispatch", fields);
+  keep_until_run(request.stream, kwargs, made);
+  return made;
 }
 
 nb::object combine(const Object& self, const nb::kwargs& kwargs) {
@@ -60,14 +62,16 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
   request.handle = handle_of(given.object("handle"));
   request.topk_weights = given.view("topk_weights");
   request.bias = given.view("bias");
-  request.out = given.view("out");
+  request.out = given.view("out", Use::write);
   request.send_only = given.value("send_only", false);
   request.allocator = Allocator::of(give);
   {
     nb::gil_scoped_release release;
     object->combine(request);
   }
-  return either(given.object("out"), give.made("out"));
+  const nb::object made = either(given.object("out"), give.made("out"));
+  keep_until_run(request.stream, kwargs, made);
+  return made;
 }
 
 }  // namespace
@@ -81,7 +85,7 @@ void bind_low_latency(nb::module_& module) {
                   })
       .def("dispatch", &dispatch)
       .def("combine", &combine)
-      .def("receive", &call_with_handle<LowLatency, &LowLatency::receive>, nb::arg("handle"),
+      .def("receive", &call_with_handle<LowLatency, &LowLatency::receive>, nb::arg("handle").none(),
            nb::arg("stream").none())
       .def("status", &status_of<LowLatency>)
       .def("close", &Object::close);

@@ -18,18 +18,23 @@ nb::object status_of(const Closable<Object>& self) {
   return describe_status(status);
 }
 
+/// An empty one for None.
+inline Handle handle_of(nb::handle handle) {
+  if (handle.is_none()) return {};
+  if (!nb::isinstance<Handle>(handle))
+    throw Error(ErrorCode::invalid_argument,
+                "handle is a " + class_name(handle) + "; it must be the handle of a dispatch");
+  return nb::cast<const Handle&>(handle);
+}
+
 /// receive() and release().
 template <class Object, void (Object::*kCall)(const Handle&, const Stream&)>
-void call_with_handle(const Closable<Object>& self, const Handle& handle, nb::handle stream) {
+void call_with_handle(const Closable<Object>& self, nb::handle given, nb::handle stream) {
   const auto object = self.get();
+  const Handle handle = handle_of(given);
   const Stream on = stream_of(stream);
   nb::gil_scoped_release release;
   ((*object).*kCall)(handle, on);
-}
-
-/// An empty one for None.
-inline Handle handle_of(const nb::object& handle) {
-  return handle.is_none() ? Handle() : nb::cast<const Handle&>(handle);
 }
 
 /// What a result is made of: the Python class `name` of expertwire._types, a field a value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import _native
 from ._types import Array, LowLatencyDispatch, Status
@@ -26,6 +26,7 @@ class LowLatency:
         self._native = _native.LowLatency.create(
             communicator._native, hidden=hidden, experts=experts, top_k=top_k, max_tokens=max_tokens,
             dtype=dtype, lanes=lanes, threads=threads, sms=sms)
+        self._open: List[Tuple[Any, Any]] = []  # send halves: handle, and arrays that are in use
 
     @staticmethod
     def memory_bytes(ranks: int, *, hidden: int, experts: int, top_k: int, max_tokens: int,
@@ -52,10 +53,13 @@ class LowLatency:
         Raises `InvalidArgument` and `InvalidUsage` before anything is sent; `Mismatch`, `Timeout` and
         `PeerLost` end the object.
         """
-        return self._native.dispatch(
+        sent = self._native.dispatch(
             x=x, topk_idx=topk_idx, topk_weights=topk_weights, x_scales=x_scales, experts=experts,
             max_tokens=max_tokens, cast_to_fp8=cast_to_fp8, out=out, allocator=allocator,
             stream=stream, timeout=timeout, sms=sms, send_only=send_only)
+        if send_only:
+            self._open.append((sent.handle, (x, topk_idx, topk_weights, x_scales, sent)))
+        return sent
 
     def combine(self, y: Array, handle: Any, *, topk_weights: Optional[Array] = None,
                 bias: Optional[Array] = None, out: Optional[Array] = None,
@@ -63,14 +67,23 @@ class LowLatency:
                 timeout: Optional[float] = None, sms: int = 0, send_only: bool = False) -> Array:
         """Brings the rows `y` [L, R*M, H] home and sums them: [T, H], `bias` plus, over ascending ranks,
         each rank's weighted sum. `topk_weights` [T, K] fp32 if dispatch had none."""
-        return self._native.combine(
+        home = self._native.combine(
             y=y, handle=handle, topk_weights=topk_weights, bias=bias, out=out, allocator=allocator,
             stream=stream, timeout=timeout, sms=sms, send_only=send_only)
+        if send_only:
+            self._open.append((handle, (y, topk_weights, bias, home)))
+        return home
 
     def receive(self, handle: Any, stream: Any = None) -> None:
         """The receive half of the dispatch that made `handle`, or of its oldest combine that has sent
         only."""
         self._native.receive(handle, stream)
+        for i, (opened, arrays) in enumerate(self._open):
+            if opened is handle:
+                del self._open[i]
+                if isinstance(stream, _native.Queue):
+                    stream._keep(arrays)
+                break
 
     def status(self) -> Status:
         """What has been noticed so far. Waits for no operation."""

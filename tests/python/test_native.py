@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy
 import oracle
@@ -194,6 +195,9 @@ def test_outputs_and_allocator_of_the_caller():
     (dict(out={"y": None}), "out has 'y'; its names are x, tokens_per_expert"),
     (dict(timeout=-1.0), "timeout is -1"),
     (dict(stream="left"), "stream must be"),
+    (dict(experts="many"), "experts is 'many'; it must be an integer"),
+    (dict(sms=2**40), "sms is 1099511627776; it must be an integer that fits"),
+    (dict(out=[1, 2]), "out is a list; it must be a dict"),
 ])
 def test_bad_arguments_are_named_and_change_nothing(change, words):
     def body(c):
@@ -201,6 +205,8 @@ def test_bad_arguments_are_named_and_change_nothing(change, words):
         with ew.LowLatency(c, **SHAPE) as ll:
             with pytest.raises(ew.InvalidArgument, match=words):
                 ll.dispatch(**{**arguments, **change})
+            with pytest.raises(ew.InvalidArgument, match="handle is a str"):
+                ll.combine(arguments["x"], "handle")
             sent = ll.dispatch(**arguments)
             assert sent.tokens_per_expert.tolist()[:4] == [4, 4, 4, 0]
 
@@ -276,6 +282,68 @@ def test_every_class_of_error_says_its_message_and_fields():
         error = pickle.loads(pickle.dumps(kind("a message", 1, 2, "counts")))
         assert type(error) is kind and isinstance(error, ew.Error)
         assert (str(error), error.rank, error.peer, error.phase) == ("a message", 1, 2, "counts")
+
+
+def test_read_only_arrays_are_read_only():
+    def body(c):
+        x, ids, weights = as_numpy(all_inputs(1, 4, dtype=torch.float32)[0])
+        out = numpy.empty_like(x)
+        for array in (x, ids, weights, out):
+            array.flags.writeable = False
+        with ew.LowLatency(c, dtype="float32", **SHAPE) as ll:
+            sent = ll.dispatch(x, ids, weights)
+            with pytest.raises(ew.InvalidArgument, match="out is read-only"):
+                ll.combine(sent.x.copy(), sent.handle, out=out)
+            ll.combine(sent.x.copy(), sent.handle)
+
+    ew.run_in_process(1, body)
+
+
+def test_what_is_queued_keeps_its_arrays():
+    def body(c):
+        queue = ew.Queue()
+        with ew.LowLatency(c, **SHAPE) as ll:
+            for step in range(20):
+                mine = all_inputs(2, 4 * step)[c.rank]
+                out = torch.empty_like(mine.x)
+                sent = ll.dispatch(mine.x.clone(), mine.topk_idx.clone(), mine.topk_weights.clone(),
+                                   stream=queue)
+                ll.combine(sent.x, sent.handle, out=out, stream=queue)
+                del sent
+                torch.full((1 << 12,), float("nan"))  # takes what has been let go
+                if step % 2:
+                    queue.synchronize()
+                    assert torch.equal(out, oracle.combine(mine, 12, 2, lambda e, row: row))
+        del queue
+
+    ew.run_in_process(2, body)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_halves_keep_their_arrays(queued):
+    def body(c):
+        queue = ew.Queue() if queued else None
+        with ew.LowLatency(c, **SHAPE) as ll:
+            for step in range(0, 40, 4):
+                mine = all_inputs(2, step)[c.rank]
+                sent = ll.dispatch(mine.x.clone(), mine.topk_idx.clone(), mine.topk_weights.clone(),
+                                   stream=queue, send_only=True)
+                handle, x = sent.handle, weakref.ref(sent.x)
+                del sent
+                gc.collect()
+                assert x() is not None
+                ll.receive(handle, queue)
+                if queued:
+                    queue.synchronize()
+                assert ll._open == []
+                sent = ll.dispatch(mine.x, mine.topk_idx, mine.topk_weights, stream=queue)
+                out = ll.combine(sent.x, sent.handle, stream=queue, send_only=True)
+                ll.receive(sent.handle, queue)
+                if queued:
+                    queue.synchronize()
+                assert torch.equal(out, oracle.combine(mine, 12, 2, lambda e, row: row))
+
+    ew.run_in_process(2, body)
 
 
 def test_work_in_a_queue():
