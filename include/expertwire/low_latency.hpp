@@ -15,7 +15,8 @@
 namespace expertwire::inline v0 {
 
 struct LowLatencyOptions {
-  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank.
+  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank; E*M,
+  /// the rows of an output, is below 2^31.
   MoeShape shape;
   int lanes = 1;    ///< operations that can be in flight independently of each other, 1 to 8
   int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
@@ -117,7 +118,7 @@ class LowLatency {
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on shape or lanes,
   /// `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the arena is too
-  /// small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts, 2^31 outputs).
+  /// small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts).
   static std::unique_ptr<LowLatency> create(const std::shared_ptr<Communicator>& communicator,
                                             const LowLatencyOptions& options);
   /// Bytes that an object takes of every rank's arena.

@@ -204,13 +204,12 @@ nb::object export_view(const TensorView& view, std::shared_ptr<void> owner) {
 }
 
 PythonAllocator::PythonAllocator(nb::object allocator, nb::handle like)
-    : allocator_(std::move(allocator)) {
-  if (allocator_.is_none())
-    allocator_ = nb::module_::import_("expertwire._arrays").attr("allocator_like")(like);
-}
+    : allocator_(std::move(allocator)), like_(like) {}
 
 Allocation PythonAllocator::operator()(const AllocationRequest& request) {
   nb::gil_scoped_acquire gil;
+  if (allocator_.is_none())
+    allocator_ = nb::module_::import_("expertwire._arrays").attr("allocator_like")(like_);
   nb::list shape;
   for (int i = 0; i < request.like.dimensions(); ++i) shape.append(request.like.size(i));
   const std::string name(request.name);

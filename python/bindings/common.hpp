@@ -58,6 +58,7 @@ class PythonAllocator {
 
  private:
   nb::object allocator_;
+  nb::handle like_;  // an argument of the call
   std::map<std::string, nb::object, std::less<>> made_;
 };
 

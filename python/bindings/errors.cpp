@@ -4,37 +4,10 @@ namespace expertwire::python {
 
 namespace {
 
-/// The class of expertwire._errors for a code.
-const char* class_of(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::invalid_argument:
-      return "InvalidArgument";
-    case ErrorCode::invalid_usage:
-      return "InvalidUsage";
-    case ErrorCode::mismatch:
-      return "Mismatch";
-    case ErrorCode::capacity:
-      return "CapacityError";
-    case ErrorCode::timeout:
-      return "Timeout";
-    case ErrorCode::peer_lost:
-      return "PeerLost";
-    case ErrorCode::refused:
-      return "Refused";
-    case ErrorCode::unsupported:
-      return "Unsupported";
-    case ErrorCode::system:
-      return "SystemFailure";
-    case ErrorCode::failed_earlier:
-      return "FailedEarlier";
-  }
-  return "Error";
-}
-
 nb::object to_python(const Error& error) {
   return nb::module_::import_("expertwire._errors")
-      .attr(class_of(error.code()))(error.what(), error.rank(), error.peer(),
-                                    std::string(to_string(error.phase())).c_str());
+      .attr("BY_CODE")[static_cast<int>(error.code())](
+          error.what(), error.rank(), error.peer(), std::string(to_string(error.phase())).c_str());
 }
 
 }  // namespace

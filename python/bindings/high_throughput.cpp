@@ -14,13 +14,6 @@ HighThroughputOptions options_of(const Arguments& given) {
           given.value("threads", 0), given.value("sms", 0)};
 }
 
-Object create(const Closable<Communicator>& communicator, const nb::kwargs& kwargs) {
-  const auto held = communicator.get();
-  const HighThroughputOptions options = options_of(Arguments(kwargs));
-  nb::gil_scoped_release release;
-  return Object(std::shared_ptr<HighThroughput>(HighThroughput::create(held, options)));
-}
-
 /// What views of the library's memory need: rows of a pool lie in its object.
 struct Held {
   std::shared_ptr<HighThroughput> object;
@@ -39,19 +32,13 @@ nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
   out.check_names(kOutputs);
   PythonAllocator give(given.object("allocator"), given.object("x"));
   HighThroughput::DispatchRequest request;
-  given.fill(request);
-  request.x = given.view("x");
-  request.topk_idx = given.view("topk_idx");
-  request.topk_weights = given.view("topk_weights");
-  request.x_scales = given.view("x_scales");
-  request.experts = given.value("experts", 0);
+  fill_dispatch(request, given, give);
   request.cached = handle_of(given.object("cached"));
   const bool pool = given.value("pool", false);
   request.output = pool ? HighThroughput::Output::pool : HighThroughput::Output::owned;
   request.capacity = given.maybe<std::int64_t>("capacity");
   request.outputs = {out.view("x"), out.view("source_tokens"), out.view("topk_experts"),
                      out.view("topk_weights"), out.view("scales")};
-  request.allocator = Allocator::of(give);
   HighThroughput::DispatchResult result;
   {
     nb::gil_scoped_release release;
@@ -81,14 +68,8 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
   const Arguments given(kwargs);
   PythonAllocator give(given.object("allocator"), given.object("y"));
   HighThroughput::CombineRequest request;
-  given.fill(request);
-  request.y = given.view("y");
-  request.handle = handle_of(given.object("handle"));
-  request.topk_weights = given.view("topk_weights");
-  request.bias = given.view("bias");
-  request.out = given.view("out", Use::write);
+  fill_combine(request, given, give);
   request.out_topk_weights = given.view("out_topk_weights", Use::write);
-  request.allocator = Allocator::of(give);
   {
     nb::gil_scoped_release release;
     object->combine(request);
@@ -104,18 +85,11 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
 }  // namespace
 
 void bind_high_throughput(nb::module_& module) {
-  nb::class_<Object>(module, "HighThroughput")
-      .def_static("create", &create)
-      .def_static("memory_bytes",
-                  [](int ranks, const nb::kwargs& kwargs) {
-                    return HighThroughput::memory_bytes(options_of(Arguments(kwargs)), ranks);
-                  })
+  bind_mode<HighThroughput, options_of>(module, "HighThroughput")
       .def("dispatch", &dispatch)
       .def("combine", &combine)
       .def("release", &call_with_handle<HighThroughput, &HighThroughput::release>,
-           nb::arg("handle").none(), nb::arg("stream").none())
-      .def("status", &status_of<HighThroughput>)
-      .def("close", &Object::close);
+           nb::arg("handle").none(), nb::arg("stream").none());
 }
 
 }  // namespace expertwire::python

@@ -12,7 +12,7 @@ nb::object describe_status(const Status& status) {
   fields["first_invalid_id"] = status.first_invalid_id;
   fields["dropped_rows"] = status.dropped_rows;
   fields["error"] = error_or_none(status.error);
-  return nb::module_::import_("expertwire._types").attr("Status")(**fields);
+  return make_result("Status", fields);
 }
 
 void bind_objects(nb::module_& module) {

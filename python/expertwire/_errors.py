@@ -58,3 +58,8 @@ class SystemFailure(Error, OSError):
 
 class FailedEarlier(Error):
     """The object failed in an earlier call and cannot be used any more."""
+
+
+#: In the order of the codes of C++.
+BY_CODE = (InvalidArgument, InvalidUsage, Mismatch, CapacityError, Timeout, PeerLost, Refused,
+           Unsupported, SystemFailure, FailedEarlier)

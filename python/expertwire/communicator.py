@@ -6,9 +6,10 @@ import threading
 from typing import Any, Callable, List, Optional, Tuple
 
 from . import _native
+from ._closing import Closing
 
 
-class Communicator:
+class Communicator(Closing):
     """The ranks of a job, how they reach each other, and the memory they share.
 
     Made collectively, by one of the class methods. Closing it is local and never waits; a peer that
@@ -97,15 +98,6 @@ class Communicator:
     def all_gather(self, mine: bytes) -> List[bytes]:
         """Collective: everybody's bytes, equally many, in order of rank. For setup and tests."""
         return self._native.all_gather(mine)
-
-    def close(self) -> None:
-        self._native.close()
-
-    def __enter__(self) -> "Communicator":
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
 
 
 def run_in_process(size: int, body: Callable[[Communicator], Any], **settings: Any) -> List[Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Dict, Optional
 
 from . import _arrays, _native
+from ._closing import Closing
 from ._types import Array, HighThroughputCombine, HighThroughputDispatch, Status
 from .communicator import Communicator
 from .low_latency import Allocator
 
 
-class HighThroughput:
+class HighThroughput(Closing):
     """Rows are exchanged token-major: one per (token, this rank), by source rank, then source token.
 
     Made collectively, for the most that calls bring; see LowLatency. `pool_rows` are those of a receive
@@ -76,13 +77,3 @@ class HighThroughput:
     def status(self) -> Status:
         """What has been noticed so far. Waits for no operation."""
         return self._native.status()
-
-    def close(self) -> None:
-        """Local. What is queued runs to its end first."""
-        self._native.close()
-
-    def __enter__(self) -> "HighThroughput":
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import _native
+from ._closing import Closing
 from ._types import Array, LowLatencyDispatch, Status
 from .communicator import Communicator
 
 Allocator = Callable[[str, str, tuple], Array]
 
 
-class LowLatency:
+class LowLatency(Closing):
     """Every byte goes straight to its place; sizes are fixed, nothing is exchanged with the host.
 
     Made collectively, for the most that calls bring: `hidden` elements of `dtype`, `experts` over all
@@ -88,13 +89,3 @@ class LowLatency:
     def status(self) -> Status:
         """What has been noticed so far. Waits for no operation."""
         return self._native.status()
-
-    def close(self) -> None:
-        """Local. What is queued runs to its end first."""
-        self._native.close()
-
-    def __enter__(self) -> "LowLatency":
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()

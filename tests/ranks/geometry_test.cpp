@@ -53,6 +53,16 @@ TEST(Geometry, LowLatencyChangesFromCallToCall) {
   });
 }
 
+/// Places in an output are numbers of 32 bits, on both backends.
+TEST(Geometry, OutputsHaveFewerThanTwoToThe31Rows) {
+  const MoeShape most{8, 1 << 20, 1, (1 << 11) - 1, DType::bf16};
+  EXPECT_GT(LowLatency::memory_bytes({most}, 1), 0U);
+  expect_error(ErrorCode::invalid_argument, "shape.experts 1048576 times shape.max_tokens 2048",
+               [] {
+                 LowLatency::memory_bytes({{8, 1 << 20, 1, 1 << 11, DType::bf16}}, 1);
+               });
+}
+
 /// Ranks have capacities, outputs and budgets of their own in one operation.
 TEST(Geometry, RanksDifferInWhatIsTheirOwn) {
   const std::vector<Workload> all = workloads();

@@ -25,6 +25,10 @@ namespace {
 
 void check_options(const LowLatencyOptions& options, int ranks) {
   ep::check_shape(options.shape, ranks);
+  check_argument(
+      static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <= INT32_MAX,
+      "shape.experts {} times shape.max_tokens {} is more than {} output rows",
+      options.shape.experts, options.shape.max_tokens, INT32_MAX);
   ep::check_lanes(options.lanes);
 }
 

@@ -160,10 +160,6 @@ class CudaEngine final : public LowLatencyEngine {
 std::unique_ptr<LowLatencyEngine> make_cuda_engine(Object& object,
                                                    const LowLatencyOptions& options) {
   cuda::check_limits(object, options.shape);
-  check_argument(
-      static_cast<std::int64_t>(options.shape.experts) * options.shape.max_tokens <= INT32_MAX,
-      "shape.experts {} times shape.max_tokens {} is more than {} output rows",
-      options.shape.experts, options.shape.max_tokens, INT32_MAX);
   return std::make_unique<CudaEngine>(object, options);
 }
 
