@@ -23,9 +23,10 @@ def layer(communicator):
         out = layer.combine(y, sent.handle).out
 
     want = x.float() * ((chosen + 1) * weights).sum(1, keepdim=True)
-    print(f"rank {communicator.rank}: {len(sent.x)} rows came, "
-          f"largest difference {(out - want).abs().max() / want.abs().max():.1%}")
+    return (f"rank {communicator.rank}: {len(sent.x)} rows came, "
+            f"largest difference {(out - want).abs().max() / want.abs().max():.1%}")
 
 
 if __name__ == "__main__":
-    expertwire.run_in_process(RANKS, layer)
+    for line in expertwire.run_in_process(RANKS, layer):
+        print(line)
