@@ -92,13 +92,22 @@ Measurement measure(const std::shared_ptr<Communicator>& communicator,
                                  : bench_low_latency(communicator, options);
 }
 
+/// What the object of a bench is made with; a pool only if rows stay there.
+HighThroughputOptions high_throughput_options(const BenchOptions& options) {
+  HighThroughputOptions result{options.shape, options.lanes};
+  result.threads = options.threads;
+  if (options.output == HighThroughput::Output::pool)
+    result.pool_rows = HighThroughputOptions::kEveryRow;
+  return result;
+}
+
 std::size_t arena_bytes_for(const BenchOptions& options, int ranks) {
   // The object, and as much again as one operation moves, for the burst.
   const std::size_t burst = static_cast<std::size_t>(ranks) *
                             static_cast<std::size_t>(options.shape.max_tokens) *
                             options.shape.row_bytes();
   if (options.high_throughput)
-    return HighThroughput::memory_bytes({options.shape, options.lanes}, ranks) + burst;
+    return HighThroughput::memory_bytes(high_throughput_options(options), ranks) + burst;
   return LowLatency::memory_bytes({options.shape, options.lanes}, ranks) + burst;
 }
 
@@ -108,8 +117,9 @@ namespace {
 /// backend the object's and its outputs.
 double memory_of(const BenchOptions& options, int ranks, bool cuda) {
   const std::size_t object =
-      options.high_throughput ? HighThroughput::memory_bytes({options.shape, options.lanes}, ranks)
-                              : LowLatency::memory_bytes({options.shape, options.lanes}, ranks);
+      options.high_throughput
+          ? HighThroughput::memory_bytes(high_throughput_options(options), ranks)
+          : LowLatency::memory_bytes({options.shape, options.lanes}, ranks);
   const auto row = static_cast<double>(options.shape.row_bytes());
   const double tokens = options.shape.max_tokens;
   const double inputs = std::max(2 * 2 * tokens * row, 2.0 * 64e6);  // x and bias of all steps

@@ -103,6 +103,7 @@ std::int64_t report_sweep(Communicator& communicator, const BenchOptions& option
 /// Runs the bench that the options and the communicator's backend ask for.
 Measurement measure(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options);
 /// Bytes of device memory that a bench of these options takes of the arena.
+HighThroughputOptions high_throughput_options(const BenchOptions& options);
 std::size_t arena_bytes_for(const BenchOptions& options, int ranks);
 
 Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,

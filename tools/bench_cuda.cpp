@@ -409,7 +409,7 @@ class HighThroughputPair final : public Pair {
  private:
   /// One is in use at a time: a pair of operations is over before the next begins.
   void* handle_of(std::size_t bytes) {
-    if (!handle_.present())
+    if (!handle_.present() || handle_.bytes() < bytes)
       handle_ = device_.make(DType::uint8, {static_cast<std::int64_t>(bytes)});
     return handle_.data();
   }
@@ -482,7 +482,11 @@ class Mode {
 
  private:
   OptionsOf options_of(const SweepPoint& point) const {
-    OptionsOf result{options_.shape, options_.lanes};
+    OptionsOf result;
+    if constexpr (std::is_same_v<OptionsOf, HighThroughputOptions>)
+      result = high_throughput_options(options_);
+    else
+      result = {options_.shape, options_.lanes};
     result.sms = point.sms;
     if constexpr (requires { result.tuning; }) result.tuning = point.tuning;
     return result;

@@ -46,7 +46,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   const reference::Workload workload(
       {shape, ranks, options.seed, reference::RoutingPattern::parse(options.routing)});
   const Steps steps = make_steps(workload, rank);
-  HighThroughputOptions object_options{shape, options.lanes, 0, options.threads};
+  const HighThroughputOptions object_options = high_throughput_options(options);
   auto object = HighThroughput::create(communicator, object_options);
   Measurement result = start_measurement(*communicator, steps, options);
   result.arena_bytes = HighThroughput::memory_bytes(object_options, ranks);

@@ -8,6 +8,8 @@
 #include "base/env.hpp"
 #include "doctor_findings.hpp"
 #include "expertwire/communicator.hpp"
+#include "expertwire/high_throughput.hpp"
+#include "expertwire/low_latency.hpp"
 #include "expertwire/topology.hpp"
 #include "expertwire/version.hpp"
 #include "limits.hpp"
@@ -73,6 +75,26 @@ void examine_job(Findings& findings) {
   findings.fact("deadline", "{} ms (EXPERTWIRE_TIMEOUT_MS)", env.timeout_ms);
 }
 
+/// What an object of a usual shape takes of every rank's memory.
+void examine_memory(Findings& findings) {
+  const int ranks = std::max(2, Env::get().size.value_or(2));
+  const MoeShape shape{7168, 256 / ranks * ranks, 8, 4096, DType::bf16};
+  if (ranks > 256) return;
+  const auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1e6; };
+  HighThroughputOptions owned{shape}, pool{shape};
+  owned.shape.max_tokens = 0;
+  pool.pool_rows = HighThroughputOptions::kEveryRow;
+  LowLatencyOptions low{shape};
+  low.shape.max_tokens = 128;
+  findings.section(fmt::format("Memory of an object, {} ranks, H 7168, K 8, bf16", ranks).c_str());
+  findings.fact("high throughput", "{:.1f} MB, however many tokens: rows pass through rings",
+                mb(HighThroughput::memory_bytes(owned, ranks)));
+  findings.fact("with a pool", "{:.1f} MB for 4096 tokens a rank",
+                mb(HighThroughput::memory_bytes(pool, ranks)));
+  findings.fact("low latency", "{:.1f} MB for 128 tokens a rank",
+                mb(LowLatency::memory_bytes(low, ranks)));
+}
+
 }  // namespace
 
 int run_doctor(bool measure) {
@@ -80,6 +102,7 @@ int run_doctor(bool measure) {
   Findings findings;
   examine_host(findings);
   examine_job(findings);
+  examine_memory(findings);
   try_cpu_backend(findings, measure);
   examine_gpus(findings, measure);
   fmt::print("\n{}\n", findings.problems() == 0

@@ -10,11 +10,13 @@
 #   bench   what a caller gets who names no option, for every mode and output, then other options (3)
 #   late    the same while one rank is late (1)
 #   sweep   other numbers of SMs, formulas against a sweep, NCCL in the same runs (4)
+#   rings   owned output from 128 to 8192 tokens on many numbers of SMs; beside it the older commit's, if
+#           that is packed (3)
 #   kill    ranks that are killed or stopped, 100 times each on streams and in replays (6)
 #   ab      this commit and an older one in turn, each row three times (4); the older one's command is
 #           packed if EXPERTWIRE_PACK_OLD names its commit
 #
-# Without stages, all of them but ab. --resume FILE goes on from the gpu_check.tar.gz of an earlier run of the
+# Without stages, all of them but rings and ab. --resume FILE goes on from the gpu_check.tar.gz of an earlier run of the
 # same commit: steps that ended well are not run again. --quick verifies for 10 s in place of 60, and
 # kills 10 times.
 set -uo pipefail
@@ -28,7 +30,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --quick) seconds=10 rounds=10 ;;
     --resume) resume=$2; shift ;;
-    check | bench | late | sweep | kill | ab) stages+=("$1") ;;
+    check | bench | late | sweep | rings | kill | ab) stages+=("$1") ;;
     *) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
   esac
   shift
@@ -151,6 +153,18 @@ stage_ab() {
   ab ht_pool ht --iters 20
   ab ht_owned_24 ht --sms 24 --output owned --iters 20
   ab ht_fp8 ht --fp8 --iters 20
+}
+
+stage_rings() {
+  local tokens version
+  for tokens in 128 512 1024 2048 4096 8192; do
+    for version in expertwire_old expertwire; do
+      [ -x "$bin/$version" ] || continue
+      step "rings_${tokens}_$version" 60 "$bin/$version" bench ht --output owned --tokens "$tokens" \
+        --sms 0,96,64,48,24,16 --iters 20 --no-verify --device cuda \
+        --json "$OUT/sweep_rings_${tokens}_$version.json"
+    done
+  done
 }
 
 stage_kill() {

@@ -136,6 +136,10 @@ def print_table(folder, report):
     for name, moments in report["old_and_new"].items():
         ratios = {m: both["new_over_old"] for m, both in moments.items() if "new_over_old" in both}
         print(f"{name:<24} new over old: " + ", ".join(f"{m} {r:.3f}" for m, r in ratios.items()))
+    for name, points in report["sweeps"].items():
+        if name.startswith("rings_"):
+            print(f"{name:<28} " + ", ".join(
+                f"{p['sms']} SMs {p['dispatch']} + {p['combine']}" for p in points))
     for step in ("sweep_ll", "tune_ht"):
         if step in report["steps"]:
             for line in log_of(folder, step):

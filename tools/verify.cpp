@@ -37,13 +37,18 @@ struct Case {
   std::vector<MoeShape> shapes;  ///< that calls of one object have in turn; the first is the spec's
   int lanes = 1;
   int steps = 1;
+  bool pool = false;  ///< high throughput
+  int ring_frames = 0;
 
   std::string describe() const {
     const MoeShape& s = spec.shape;
-    return fmt::format("{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {}",
-                       high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k,
-                       s.max_tokens, to_string(s.dtype), shapes.size() - 1, spec.routing.text(),
-                       lanes);
+    return fmt::format(
+        "{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {}{}",
+        high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k, s.max_tokens,
+        to_string(s.dtype), shapes.size() - 1, spec.routing.text(), lanes,
+        high_throughput
+            ? fmt::format(", {}, ring frames {}", pool ? "with a pool" : "no pool", ring_frames)
+            : "");
   }
   /// The least that all of them fit into.
   MoeShape most() const {
@@ -94,14 +99,14 @@ Case draw_case(std::uint64_t number, int ranks) {
   c.spec.shape = c.shapes[0];
   c.lanes = 1 + random.below(3);
   c.steps = 2 + random.below(4);
+  c.pool = random.chance(0.6);
+  if (random.chance(0.5)) c.ring_frames = 2 << random.below(5);
   return c;
 }
 
 /// What ranks may do as they like.
 void draw_own_options(const Case& c, int step, int rank, RoundTripOptions* options) {
   Random random{c.number, 98, static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(rank)};
-  options->output =
-      random.chance(0.5) ? HighThroughput::Output::owned : HighThroughput::Output::pool;
   options->in_place = random.chance(0.5);
   options->preallocated = random.chance(0.5);
 }
@@ -129,6 +134,7 @@ RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step, in
   if (shape.hidden % 16 == 0 && random.chance(0.4))
     options.payload = c.high_throughput || random.chance(0.5) ? RoundTripOptions::Payload::fp8
                                                               : RoundTripOptions::Payload::cast;
+  if (c.pool && random.chance(0.5)) options.output = HighThroughput::Output::pool;
   draw_own_options(c, step, rank, &options);
   return options;
 }
@@ -152,13 +158,19 @@ Report run_steps(const std::shared_ptr<Communicator>& communicator, const Case& 
   return report;
 }
 
+HighThroughputOptions high_throughput_options(const Case& c, int threads, int sms) {
+  HighThroughputOptions options{c.most(), c.lanes, 0, threads, sms};
+  if (c.pool) options.pool_rows = HighThroughputOptions::kEveryRow;
+  options.ring_frames = c.ring_frames;
+  return options;
+}
+
 /// One rank's part of one case.
 Report run_case(const std::shared_ptr<Communicator>& communicator, const Case& c) {
   const MoeShape shape = c.most();
   const auto [threads, sms] = draw_budget(c, communicator->rank());
   if (c.high_throughput)
-    return run_steps<HighThroughput>(communicator, c,
-                                     HighThroughputOptions{shape, c.lanes, 0, threads, sms});
+    return run_steps<HighThroughput>(communicator, c, high_throughput_options(c, threads, sms));
   return run_steps<LowLatency>(communicator, c, LowLatencyOptions{shape, c.lanes, threads, sms});
 }
 

@@ -18,29 +18,35 @@
 namespace expertwire::inline v0 {
 
 struct HighThroughputOptions {
-  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank.
+  /// The most that calls bring: bytes of a row (H of the dtype), E, K, and M tokens a rank. Without
+  /// a pool M may be 0: then a rank may dispatch 2^24 tokens, or (2^31 - 1) / R, if that is less.
   MoeShape shape;
   int lanes = 1;  ///< operations that can be in flight independently of each other, 1 to 8
-  /// Rows of a receive pool; a lane has two. 0: R*M, which always suffices.
+  static constexpr std::int64_t kEveryRow = -1;  ///< R*M rows of a pool, which always suffice
+  /// Rows of a receive pool, for Output::pool; a lane has two. 0: no pool. Or kEveryRow.
   std::int64_t pool_rows = 0;
   int threads = 0;  ///< CPU backend: threads a lane works with; 0: EXPERTWIRE_THREADS
   /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
   int sms = 0;
   Tuning tuning = {};  ///< CUDA backend
+  /// Frames of each ring, a power of two from 2 to 4096; 0: as many as fit 16 MiB over all rings of
+  /// the object, and no more than M tokens need.
+  int ring_frames = 0;
 };
 
 /// Dispatch and combine for large batches (training, prefill).
 ///
 /// Output is *token-major*: one row per (token, this rank), ordered by source rank, then source
-/// token. Ranks first tell each other how many rows go where, so every row is written once, into
-/// its final place in the receiver's pool.
+/// token. Ranks first tell each other how many rows go where. Rows then pass through rings of a few
+/// megabytes into memory of the caller's, or are written once, to their final places in a receive
+/// pool, if the object was made with one.
 ///
 /// Lanes and call order are as for LowLatency.
 class HighThroughput {
  public:
   /// Where a dispatch leaves its rows.
   enum class Output : std::uint8_t {
-    pool = 0,   ///< a view of the receive pool: no copy; valid until released
+    pool = 0,   ///< a view of the receive pool, if there is one: no copy; valid until released
     owned = 1,  ///< the caller's or allocator's memory, filled as rows arrive
   };
 
@@ -66,10 +72,10 @@ class HighThroughput {
     /// A handle of this object, in place of topk_idx and capacity: the same routing and T again,
     /// without exchanging counts (the backward pass of combine).
     Handle cached;
-    Output output = Output::owned;
-    /// Rows that the output has room for, 0 to the rows of the pool. Set: counts stay on the
-    /// device, a call on a stream does not wait for them, rows past it are not written. Unset: the
-    /// output gets exactly the rows that came. All ranks give one, or none does (else
+    Output output = Output::owned;  ///< all ranks give the same (else `Error{mismatch}`)
+    /// Rows that the output has room for, 0 to the rows of the pool or, owned, to R*M. Set: counts
+    /// stay on the device, a call on a stream does not wait for them, rows past it are not written.
+    /// Unset: the output gets exactly the rows that came. All ranks give one, or none does (else
     /// `Error{mismatch}`); the values may differ.
     std::optional<std::int64_t> capacity;
     /// With Output::owned, and a capacity or a cached handle: else N is not known.
@@ -135,9 +141,9 @@ class HighThroughput {
     std::shared_ptr<void> owner;
   };
 
-  /// Collective. Throws `Error{mismatch}` if ranks disagree on shape, lanes or pool_rows,
-  /// `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the arena is too
-  /// small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts).
+  /// Collective. Throws `Error{mismatch}` if ranks disagree on shape, lanes, pool_rows or
+  /// ring_frames, `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the
+  /// arena is too small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts).
   static std::unique_ptr<HighThroughput> create(const std::shared_ptr<Communicator>& communicator,
                                                 const HighThroughputOptions& options);
   /// Bytes that an object takes of every rank's arena.
@@ -147,10 +153,10 @@ class HighThroughput {
   HighThroughput(const HighThroughput&) = delete;
   HighThroughput& operator=(const HighThroughput&) = delete;
 
-  /// Throws `Error{capacity}` on every rank if some rank's pool is too small and no capacity was
-  /// given; the object works on. Throws `Error{invalid_usage}` while the pool dispatch before last
-  /// of the lane is still held, and for a capture while pool rows of the lane are. Other errors are
-  /// as for LowLatency::dispatch().
+  /// Throws `Error{capacity}` on every rank if some rank's pool is too small for Output::pool and
+  /// no capacity was given; the object works on. Throws `Error{invalid_usage}` while the pool
+  /// dispatch before last of the lane is still held, and for a capture while pool rows of the lane
+  /// are. Other errors are as for LowLatency::dispatch().
   DispatchResult dispatch(const DispatchRequest& request);
   /// Brings rows home and sums them. Releases the pool rows of the handle, if it holds some. Throws
   /// like dispatch(), and `Error{invalid_usage}` for a handle that is empty or another object's,

@@ -14,7 +14,8 @@ struct MoeShape {
   /// E over all ranks, 1 to 2^20; a multiple of the number of ranks; CUDA: at most 8192
   int experts = 0;
   int top_k = 0;  ///< K, 1 to 32
-  /// M, the most tokens any rank may dispatch at once, 1 to 2^24; R*M below 2^31
+  /// M, the most tokens any rank may dispatch at once, 1 to 2^24; R*M below 2^31. High throughput
+  /// without a pool takes 0: no bound but these
   int max_tokens = 0;
   DType dtype = DType::bf16;  ///< of a row: bf16, fp16 or fp32
 

@@ -10,8 +10,13 @@ constexpr std::initializer_list<const char*> kOutputs = {"x", "source_tokens", "
                                                          "topk_weights", "scales"};
 
 HighThroughputOptions options_of(const Arguments& given) {
-  return {given.shape(), given.value("lanes", 1), given.value("pool_rows", std::int64_t{0}),
-          given.value("threads", 0), given.value("sms", 0)};
+  HighThroughputOptions options{given.shape()};
+  options.lanes = given.value("lanes", 1);
+  options.pool_rows = given.value("pool_rows", std::int64_t{0});
+  options.threads = given.value("threads", 0);
+  options.sms = given.value("sms", 0);
+  options.ring_frames = given.value("ring_frames", 0);
+  return options;
 }
 
 /// What views of the library's memory need: rows of a pool lie in its object.

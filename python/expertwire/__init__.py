@@ -14,13 +14,13 @@ from ._native import Handle, Queue, cuda_device_count
 from ._types import (DispatchLayout, HighThroughputCombine, HighThroughputDispatch,
                      LowLatencyDispatch, Status)
 from .communicator import Communicator, run_in_process
-from .high_throughput import HighThroughput
+from .high_throughput import EVERY_ROW, HighThroughput
 from .low_latency import LowLatency
 
 __version__ = _native.__version__
 
 __all__ = [
-    "CapacityError", "Communicator", "DispatchLayout", "Error", "FailedEarlier", "Handle",
+    "CapacityError", "Communicator", "DispatchLayout", "EVERY_ROW", "Error", "FailedEarlier", "Handle",
     "HighThroughput", "HighThroughputCombine", "HighThroughputDispatch", "InvalidArgument",
     "InvalidUsage", "LowLatency", "LowLatencyDispatch", "Mismatch", "PeerLost", "Queue", "Refused",
     "Status", "SystemFailure", "Timeout", "Unsupported", "cuda_device_count", "dispatch_layout",

@@ -10,29 +10,36 @@ from ._types import Array, HighThroughputCombine, HighThroughputDispatch, Status
 from .communicator import Communicator
 from .low_latency import Allocator
 
+EVERY_ROW = -1  #: pool_rows of a pool that always suffices
+
 
 class HighThroughput(Closing):
     """Rows are exchanged token-major: one per (token, this rank), by source rank, then source token.
 
-    Made collectively, for the most that calls bring; see LowLatency. `pool_rows` are those of a receive
-    pool, 0: R * max_tokens, which always suffices.
+    Made collectively, for the most that calls bring; see LowLatency. Rows pass through rings of a few
+    megabytes, so `max_tokens` may be left out: a rank may then dispatch 2^24 tokens. `pool_rows` are
+    those of a receive pool, in which `dispatch(pool=True)` leaves rows: 0 makes none, EVERY_ROW
+    R * max_tokens, which always suffice. `ring_frames`, a power of two, are the rows that a ring holds;
+    0: as many as fit into 16 MiB over all rings.
     """
 
     def __init__(self, communicator: Communicator, *, hidden: int, experts: int, top_k: int,
-                 max_tokens: int, dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0,
-                 threads: int = 0, sms: int = 0) -> None:
+                 max_tokens: int = 0, dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0,
+                 ring_frames: int = 0, threads: int = 0, sms: int = 0) -> None:
         self._device = communicator.cuda_device
         self._native = _native.HighThroughput.create(
             communicator._native, hidden=hidden, experts=experts, top_k=top_k, max_tokens=max_tokens,
-            dtype=dtype, lanes=lanes, pool_rows=pool_rows, threads=threads, sms=sms)
+            dtype=dtype, lanes=lanes, pool_rows=pool_rows, ring_frames=ring_frames, threads=threads,
+            sms=sms)
 
     @staticmethod
-    def memory_bytes(ranks: int, *, hidden: int, experts: int, top_k: int, max_tokens: int,
-                     dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0) -> int:
+    def memory_bytes(ranks: int, *, hidden: int, experts: int, top_k: int, max_tokens: int = 0,
+                     dtype: Any = "bfloat16", lanes: int = 1, pool_rows: int = 0,
+                     ring_frames: int = 0) -> int:
         """Bytes that an object takes of every rank's arena."""
         return _native.HighThroughput.memory_bytes(
             ranks, hidden=hidden, experts=experts, top_k=top_k, max_tokens=max_tokens, dtype=dtype,
-            lanes=lanes, pool_rows=pool_rows)
+            lanes=lanes, pool_rows=pool_rows, ring_frames=ring_frames)
 
     def dispatch(self, x: Array, topk_idx: Optional[Array] = None,
                  topk_weights: Optional[Array] = None, *, x_scales: Optional[Array] = None,

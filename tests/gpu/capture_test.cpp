@@ -86,6 +86,7 @@ const Workload& workload() {
 HighThroughputOptions options() {
   HighThroughputOptions result{kShape};
   result.sms = 8;
+  result.pool_rows = HighThroughputOptions::kEveryRow;
   return result;
 }
 

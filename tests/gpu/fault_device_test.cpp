@@ -21,12 +21,20 @@ using reference::Workload;
 
 const MoeShape kShape{64, 12, 3, 40, DType::bf16};
 
+/// Rings of two frames, which are full at once.
+HighThroughputOptions few_frames() {
+  HighThroughputOptions options{kShape};
+  options.pool_rows = HighThroughputOptions::kEveryRow;
+  options.ring_frames = 2;
+  return options;
+}
+
 template <class Object>
 auto options_of() {
   if constexpr (std::is_same_v<Object, LowLatency>)
     return LowLatencyOptions{kShape};
   else
-    return HighThroughputOptions{kShape};
+    return few_frames();
 }
 
 /// Steps of one mode on three ranks; errors of ranks count as wrong values.

@@ -17,14 +17,16 @@ TEST_P(Tuned, RowsAreTheSame) {
   const reference::Workload workload(
       {shape, 3, 31, reference::RoutingPattern::parse("uniform"), true});
   CommunicatorOptions memory = small_arena();
-  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 3) + (std::size_t{16} << 20);
+  HighThroughputOptions options{shape};
+  options.pool_rows = HighThroughputOptions::kEveryRow;
+  memory.arena_bytes = HighThroughput::memory_bytes(options, 3) + (std::size_t{16} << 20);
   Reports reports;
   with_thread_ranks(
       3,
       [&](const std::shared_ptr<Communicator>& communicator) {
-        HighThroughputOptions options{shape};
-        if (communicator->rank() != 1) options.tuning = GetParam();
-        auto object = HighThroughput::create(communicator, options);
+        HighThroughputOptions mine = options;
+        if (communicator->rank() != 1) mine.tuning = GetParam();
+        auto object = HighThroughput::create(communicator, mine);
         for (int step = 0; step < 6; ++step) {
           RoundTripOptions how;
           how.output = step % 2 == 0 ? HighThroughput::Output::owned : HighThroughput::Output::pool;

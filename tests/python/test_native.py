@@ -71,7 +71,8 @@ def test_high_throughput(ranks, pool, dtype):
     local = SHAPE["experts"] // ranks
 
     def body(c):
-        with ew.HighThroughput(c, dtype=dtype, **SHAPE) as ht:
+        pool_rows = ew.EVERY_ROW if pool else 0
+        with ew.HighThroughput(c, dtype=dtype, pool_rows=pool_rows, ring_frames=2, **SHAPE) as ht:
             for step in range(6):
                 inputs = all_inputs(ranks, step, dtype=dtype)
                 mine = inputs[c.rank]
@@ -120,7 +121,7 @@ def test_numpy_arrays_come_back_as_numpy():
             out = ll.combine(sent.x.copy(), sent.handle)
             want = oracle.combine(inputs[c.rank], SHAPE["experts"], 2, lambda e, row: row)
             assert numpy.array_equal(out, want.numpy())
-        with ew.HighThroughput(c, dtype=numpy.dtype("float32"), **SHAPE) as ht:
+        with ew.HighThroughput(c, dtype=numpy.dtype("float32"), pool_rows=ew.EVERY_ROW, **SHAPE) as ht:
             sent = ht.dispatch(x, ids, weights, pool=True)
             assert isinstance(sent.x, numpy.ndarray)
             ht.release(sent.handle)
@@ -268,7 +269,8 @@ def test_objects_may_be_left_to_the_end_of_the_program():
     text = """
 import torch, expertwire as ew
 c = ew.Communicator.from_all_gather(0, 1, lambda mine: [mine])
-ht = ew.HighThroughput(c, hidden=64, experts=2, top_k=1, max_tokens=8)
+ht = ew.HighThroughput(c, hidden=64, experts=2, top_k=1, max_tokens=8,
+                       pool_rows=8)
 sent = ht.dispatch(torch.zeros(2, 64).bfloat16(), torch.zeros(2, 1, dtype=torch.int64), pool=True)
 """
     said = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)

@@ -58,7 +58,7 @@ TEST(Apart, HighThroughput) {
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
     const reference::Workload workload(
         {kShape, 2, 21, reference::RoutingPattern::parse("uniform")});
-    auto ht = HighThroughput::create(communicator, {kShape});
+    auto ht = HighThroughput::create(communicator, with_pool(kShape));
     Request<HighThroughput> request(*communicator, workload, 1);
     request.dispatch.output = HighThroughput::Output::pool;
     const auto pool = ht->dispatch(request.dispatch);

@@ -25,6 +25,13 @@ using reference::Workload;
 
 const MoeShape kShape{64, 12, 3, 40, DType::bf16};
 
+/// Rings of two frames, which are full at once.
+HighThroughputOptions few_frames() {
+  HighThroughputOptions options{kShape, 1, HighThroughputOptions::kEveryRow, 2};
+  options.ring_frames = 2;
+  return options;
+}
+
 /// Many steps with few pauses between, so that ranks run as far ahead of each other as they may.
 Report run(int steps, const char* routing) {
   const Workload workload({kShape, 3, 31, RoutingPattern::parse(routing), true});
@@ -36,7 +43,7 @@ Report run(int steps, const char* routing) {
       3,
       [&](const std::shared_ptr<Communicator>& communicator) {
         auto ll = LowLatency::create(communicator, {kShape, 1, 2});
-        auto ht = HighThroughput::create(communicator, {kShape, 1, 0, 2});
+        auto ht = HighThroughput::create(communicator, few_frames());
         Report mine;
         for (int step = 0; step < steps; ++step) {
           RoundTripOptions how;
@@ -62,9 +69,19 @@ TEST(Faults, DelaysChangeNothing) {
   }
 }
 
+using Output = HighThroughput::Output;
+
+HighThroughputOptions options_for(const MoeShape& shape, Output output) {
+  HighThroughputOptions options{shape};
+  if (output == Output::pool) options.pool_rows = HighThroughputOptions::kEveryRow;
+  options.ring_frames = 2;
+  return options;
+}
+
 /// Rank 0 sends to rank 1, which sends nothing; with a cached routing no counts go round either. So
-/// nothing but credit keeps rank 0 from overwriting what rank 1, which is slow, has not read yet.
-std::int64_t wrong_rows_of_one_way_traffic(std::chrono::milliseconds timeout) {
+/// nothing but credit keeps rank 0 from overwriting what rank 1, which is slow, has not read yet:
+/// the pool's rows of two operations ago, or frames.
+std::int64_t wrong_rows_of_one_way_traffic(Output output, std::chrono::milliseconds timeout) {
   constexpr int kTokens = 16, kSteps = 40;
   const MoeShape shape{64, 4, 1, kTokens, DType::fp32};
   std::atomic<std::int64_t> wrong{0};
@@ -73,7 +90,7 @@ std::int64_t wrong_rows_of_one_way_traffic(std::chrono::milliseconds timeout) {
   with_thread_ranks(
       2,
       [&](const std::shared_ptr<Communicator>& communicator) {
-        auto ht = HighThroughput::create(communicator, {shape});
+        auto ht = HighThroughput::create(communicator, options_for(shape, output));
         const int rank = communicator->rank(), tokens = rank == 0 ? kTokens : 0;
         reference::Tensors tensors(*communicator);
         const std::vector<std::int32_t> experts(kTokens, 3);  // of rank 1
@@ -90,7 +107,7 @@ std::int64_t wrong_rows_of_one_way_traffic(std::chrono::milliseconds timeout) {
             request.cached = routing;
           else
             request.topk_idx = ids;
-          request.output = HighThroughput::Output::pool;
+          request.output = output;
           const auto result = ht->dispatch(request);
           if (!routing.valid()) routing = result.handle;
           if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -106,7 +123,8 @@ std::int64_t wrong_rows_of_one_way_traffic(std::chrono::milliseconds timeout) {
 }
 
 TEST(Faults, CreditKeepsUnreadRows) {
-  EXPECT_EQ(wrong_rows_of_one_way_traffic(std::chrono::seconds(20)), 0);
+  for (const Output output : {Output::pool, Output::owned})
+    EXPECT_EQ(wrong_rows_of_one_way_traffic(output, std::chrono::seconds(20)), 0);
 }
 
 #if defined(__SANITIZE_THREAD__)
@@ -119,13 +137,15 @@ TEST(Faults, WithoutCreditUnreadRowsAreLost) {
   SKIP_ON_PURPOSE;
   const RestoreFaults restore;
   ep::remove_part(Fault::credit);
-  bool failed = false;
-  try {
-    failed = wrong_rows_of_one_way_traffic(std::chrono::milliseconds(700)) > 0;
-  } catch (const Error&) {
-    failed = true;  // flags were overwritten, too: rank 1 waits for epochs that are gone
+  for (const Output output : {Output::pool, Output::owned}) {
+    bool failed = false;
+    try {
+      failed = wrong_rows_of_one_way_traffic(output, std::chrono::milliseconds(700)) > 0;
+    } catch (const Error&) {
+      failed = true;  // flags were overwritten, too: rank 1 waits for epochs that are gone
+    }
+    EXPECT_TRUE(failed);
   }
-  EXPECT_TRUE(failed);
 }
 
 TEST(Faults, WithoutFlagsRowsAreReadTooEarly) {

@@ -63,20 +63,19 @@ TEST(Geometry, OutputsHaveFewerThanTwoToThe31Rows) {
                });
 }
 
-/// Ranks have capacities, outputs and budgets of their own in one operation.
+/// Ranks have capacities and budgets of their own in one operation.
 TEST(Geometry, RanksDifferInWhatIsTheirOwn) {
   const std::vector<Workload> all = workloads();
   Reports reports;
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
     const int rank = communicator->rank();
-    HighThroughputOptions options{kMost};
+    HighThroughputOptions options = with_pool(kMost);
     options.threads = 1 + rank;
     options.sms = rank == 0 ? 0 : 1 + 6 * rank;
     auto object = HighThroughput::create(communicator, options);
     for (int step = 0; step < 24; ++step) {
       RoundTripOptions how;
-      how.output = (step + rank) % kRanks == 0 ? HighThroughput::Output::pool
-                                               : HighThroughput::Output::owned;
+      how.output = step % 2 == 0 ? HighThroughput::Output::pool : HighThroughput::Output::owned;
       how.in_place = (step + rank) % 2 == 0;
       how.preallocated = rank == step % kRanks;
       how.capacity = step % 3 == 2 ? 0.7 : 0;  // of what each needs
@@ -91,7 +90,7 @@ TEST(Geometry, HighThroughputChangesFromCallToCall) {
   const std::vector<Workload> all = workloads();
   Reports reports;
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
-    auto object = HighThroughput::create(communicator, {kMost, 2});
+    auto object = HighThroughput::create(communicator, with_pool(kMost, 2));
     for (int step = 0; step < 48; ++step) {
       const Workload& workload = all[static_cast<std::size_t>(step) % all.size()];
       RoundTripOptions how;
@@ -149,7 +148,7 @@ TEST(Geometry, ScalesOfTheWidestRowsFit) {
     return static_cast<float>(rank * 10000 + token * 100 + i);
   };
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
-    auto ht = HighThroughput::create(communicator, {kMost});
+    auto ht = HighThroughput::create(communicator, with_pool(kMost));
     const auto input = workload.input(communicator->rank(), 0);
     const std::int64_t tokens = input.tokens;
     std::vector<std::uint8_t> x;
@@ -193,7 +192,7 @@ TEST(Geometry, ScalesOfTheWidestRowsFit) {
 TEST(Geometry, WhatIsTooLargeIsRefused) {
   with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
     auto ll = LowLatency::create(communicator, {kMost});
-    auto ht = HighThroughput::create(communicator, {kMost});
+    auto ht = HighThroughput::create(communicator, with_pool(kMost));
     const auto all = workloads();
     auto refuse = [&](const MoeShape& shape, const char* words, int experts, int max_tokens) {
       const Workload workload({shape, kRanks, 3, RoutingPattern::parse("uniform")});

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "ranks/thread_ranks.hpp"
+#include "ranks/requests.hpp"
 
 namespace expertwire::test {
 namespace {
@@ -20,7 +20,7 @@ TEST_P(ManyRanks, BothModesMatchTheOracle) {
   Reports reports;
   with_thread_ranks(ranks, [&](const std::shared_ptr<Communicator>& communicator) {
     auto ll = LowLatency::create(communicator, {shape});
-    auto ht = HighThroughput::create(communicator, {shape});
+    auto ht = HighThroughput::create(communicator, with_pool(shape));
     for (int step = 0; step < 10; ++step) {
       RoundTripOptions how;
       how.bias = step % 3 == 1;

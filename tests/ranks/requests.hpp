@@ -15,6 +15,11 @@ inline reference::Workload workload_for(int ranks, const MoeShape& shape = kShap
   return reference::Workload({shape, ranks, 21, reference::RoutingPattern::parse("uniform"), true});
 }
 
+/// An object with a pool for every row.
+inline HighThroughputOptions with_pool(const MoeShape& shape, int lanes = 1, int threads = 0) {
+  return {shape, lanes, HighThroughputOptions::kEveryRow, threads};
+}
+
 template <class Call>
 void expect_error(ErrorCode code, const char* words, Call call) {
   try {

@@ -21,7 +21,7 @@ TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
       request.dispatch.output = HighThroughput::Output::pool;
       return object.dispatch(request.dispatch);
     };
-    auto first = HighThroughput::create(communicator, {kShape});
+    auto first = HighThroughput::create(communicator, with_pool(kShape));
     const auto held = pool_dispatch(*first);
     std::unique_ptr<HighThroughput> second;
     const std::size_t before = communicator->arena().carved();
@@ -29,9 +29,9 @@ TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
       first->release(held.handle);
       first.reset();
       EXPECT_EQ(communicator->arena().carved(), before);  // rank 1 still has it
-      second = HighThroughput::create(communicator, {kShape});
+      second = HighThroughput::create(communicator, with_pool(kShape));
     } else {
-      second = HighThroughput::create(communicator, {kShape});
+      second = HighThroughput::create(communicator, with_pool(kShape));
       first->release(held.handle);  // writes a credit into what rank 0 let go of
       first.reset();
     }
@@ -43,12 +43,13 @@ TEST(Resources, MemoryIsNotUsedAgainWhileAPeerStillHasTheObject) {
 TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
   const MoeShape shape{512, 8, 2, 1024, DType::bf16};  // much more than device memory is cut into
   CommunicatorOptions memory = small_arena();
-  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
+  memory.arena_bytes =
+      HighThroughput::memory_bytes(with_pool(shape), 2) * 3 / 2;  // for one at a time
   with_thread_ranks(
       2,
       [&](const std::shared_ptr<Communicator>& communicator) {
         for (int i = 0; i < 3; ++i) {
-          auto object = HighThroughput::create(communicator, {shape});
+          auto object = HighThroughput::create(communicator, with_pool(shape));
           communicator->barrier();
           if (communicator->rank() == i % 2)
             std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -60,18 +61,19 @@ TEST(Resources, ANewObjectWaitsForTheRoomOfOneThatAPeerStillDestroys) {
 TEST(Resources, RoomThatAPeerKeepsIsAnErrorOnEveryRankAndTheJobGoesOn) {
   const MoeShape shape{512, 8, 2, 1024, DType::bf16};  // much more than device memory is cut into
   CommunicatorOptions memory = small_arena();
-  memory.arena_bytes = HighThroughput::memory_bytes({shape}, 2) * 3 / 2;  // for one at a time
+  memory.arena_bytes =
+      HighThroughput::memory_bytes(with_pool(shape), 2) * 3 / 2;  // for one at a time
   memory.timeout = std::chrono::milliseconds(2000);
   with_thread_ranks(
       2,
       [&](const std::shared_ptr<Communicator>& communicator) {
-        auto object = HighThroughput::create(communicator, {shape});
+        auto object = HighThroughput::create(communicator, with_pool(shape));
         if (communicator->rank() == 1) object.reset();
         expect_error(ErrorCode::capacity, "arena",
-                     [&] { HighThroughput::create(communicator, {shape}); });
+                     [&] { HighThroughput::create(communicator, with_pool(shape)); });
         object.reset();
         communicator->barrier();
-        HighThroughput::create(communicator, {shape});
+        HighThroughput::create(communicator, with_pool(shape));
       },
       memory);
 }

@@ -66,7 +66,7 @@ TEST(Slots, LowLatencyPiecesDoNotOverlap) {
 
 TEST(Slots, HighThroughputPiecesDoNotOverlap) {
   const SlotSizes sizes{3, 5, 70, 4, 80, 100, 2};
-  const HighThroughputSlots s = HighThroughputSlots::place(sizes);
+  const HighThroughputSlots s = HighThroughputSlots::place(sizes, 4);
   EXPECT_EQ(s.chunks(), 3U);
   expect_pairs(s, s.bytes);
   std::vector<Piece> words, rows, pool{{0, s.pairs.of(3)}};
@@ -83,15 +83,17 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
     words.push_back({s.counts_of(n), (s.kHeader + 8) * sizeof(Tagged)});
     words.push_back({s.offer_flag_of(n), sizeof(Epoch)});
     rows.push_back({s.offer_of(n), sizeof(CombineOffer)});
-    for (int chunk = 0; chunk < 3; ++chunk) {
+    for (int chunk = 0; chunk < 3; ++chunk)
       words.push_back({s.row_flag_of(n, chunk), sizeof(Epoch)});
-      words.push_back({s.partial_flag_of(n, chunk), sizeof(Epoch)});
-    }
-    for (int row = 0; row < 70; ++row) {
-      rows.push_back({s.partial_of(n, row), 80});
-      rows.push_back({s.partial_weights_of(n, row), 16});
-    }
   }
+  for (const RingSlots& ring : {s.dispatch_ring, s.combine_ring})
+    for (Epoch frame = 0xFFFFFFFE; frame != 2; ++frame) {
+      words.push_back({ring.arrived_of(frame), sizeof(Epoch)});
+      words.push_back({ring.taken_of(frame), sizeof(Epoch)});
+      rows.push_back({ring.frame_of(frame), ring.stride});
+    }
+  EXPECT_GE(s.dispatch_ring.stride, 80U + 4 + 2 * 16 + 8);
+  EXPECT_GE(s.combine_ring.stride, 80U + 16);
   expect_disjoint(words, s.pairs.word_bytes);
   rows.push_back({0, s.pairs.word_bytes});
   expect_disjoint(rows, s.pairs.bytes);
@@ -99,10 +101,27 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
 }
 
 TEST(Slots, OffsetsGoPast32Bits) {
-  const HighThroughputSlots s = HighThroughputSlots::place({8, 32, 16384, 8, 14336, 131072});
+  const HighThroughputSlots s = HighThroughputSlots::place({8, 32, 16384, 8, 14336, 131072}, 2);
   EXPECT_GT(s.pool_row_of(1, 131071, 14336), std::uint64_t{1} << 31);
   EXPECT_EQ(s.pool_row_of(1, 131071, 14336) - s.pool_row_of(1, 0, 14336),
             std::uint64_t{131071} * 14336);
+}
+
+/// Without a pool an object knows no bound on tokens, and takes little.
+TEST(Slots, RingsAreSmall) {
+  for (const std::uint64_t ranks : {2, 8, 64, 128}) {
+    SlotSizes sizes{ranks, 256 / ranks, 1 << 24, 8, 14336, 0, 112};
+    const std::uint32_t frames = HighThroughputSlots::frames_for(sizes, 1);
+    const HighThroughputSlots s = HighThroughputSlots::place(sizes, frames);
+    const std::uint64_t rings =
+        (ranks - 1) * frames * (s.dispatch_ring.stride + s.combine_ring.stride);
+    EXPECT_LE(rings, HighThroughputSlots::kRingBytes) << ranks;
+    EXPECT_GT(2 * rings, HighThroughputSlots::kRingBytes) << ranks;
+    EXPECT_LE(s.bytes, rings * 21 / 10) << ranks;
+  }
+  // Two frames at least, and no more than there are tokens.
+  EXPECT_EQ(HighThroughputSlots::frames_for({128, 2, 1 << 24, 8, 1 << 20, 0, 0}, 1), 2U);
+  EXPECT_EQ(HighThroughputSlots::frames_for({2, 2, 100, 8, 128, 0, 0}, 1), 128U);
 }
 
 // 128 tokens of DeepSeek-V3 in bf16: the design promises about 30 MB on 4 ranks and 60 MB on 8.

@@ -10,24 +10,43 @@ namespace expertwire::inline v0 {
 
 namespace ep {
 
-std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks) {
-  return options.pool_rows > 0 ? options.pool_rows
-                               : static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
-}
-
 HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks) {
   SlotSizes sizes = slot_sizes(options.shape, ranks);
-  sizes.pool_rows = static_cast<std::uint64_t>(pool_rows_of(options, ranks));
+  sizes.pool_rows = static_cast<std::uint64_t>(options.pool_rows);
   sizes.scales = scales_of(static_cast<int>(sizes.row_bytes));  // of fp8 rows that fill a row
-  return HighThroughputSlots::place(sizes);
+  const std::uint32_t frames = options.ring_frames > 0
+                                   ? static_cast<std::uint32_t>(options.ring_frames)
+                                   : HighThroughputSlots::frames_for(sizes, options.lanes);
+  return HighThroughputSlots::place(sizes, frames);
 }
 
 std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options) {
-  const int ranks = object.communicator()->size();
   Agreement agreement = agreement_on(1, options.shape, options.lanes);
-  agreement.pool_rows = pool_rows_of(options, ranks);
+  agreement.pool_rows = options.pool_rows;
+  agreement.ring_frames = options.ring_frames;
   return std::make_shared<Region>(
-      object.communicator(), Region::Request::of(agreement, high_throughput_slots(options, ranks)));
+      object.communicator(),
+      Region::Request::of(agreement,
+                          high_throughput_slots(options, object.communicator()->size())));
+}
+
+HighThroughputOptions settled(const HighThroughputOptions& options, int ranks) {
+  constexpr int kMostFrames = 4096;
+  check_argument(
+      options.pool_rows >= HighThroughputOptions::kEveryRow && options.pool_rows <= INT32_MAX,
+      "pool_rows is {}; it must be from 0 to {}, or kEveryRow", options.pool_rows, INT32_MAX);
+  HighThroughputOptions all = options;
+  if (ranks >= 1 && options.shape.max_tokens == 0 && options.pool_rows == 0)
+    all.shape.max_tokens = std::min(kMostTokens, INT32_MAX / ranks);
+  check_shape(all.shape, ranks);
+  check_lanes(options.lanes);
+  const int frames = options.ring_frames;
+  check_argument(
+      frames == 0 || (frames >= 2 && frames <= kMostFrames && (frames & (frames - 1)) == 0),
+      "ring_frames is {}; it must be a power of two from 2 to {}, or 0", frames, kMostFrames);
+  if (options.pool_rows == HighThroughputOptions::kEveryRow)
+    all.pool_rows = static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
+  return all;
 }
 
 }  // namespace ep
@@ -35,13 +54,6 @@ std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOp
 namespace {
 
 using ep::HighThroughputHandle;
-
-void check_options(const HighThroughputOptions& options, int ranks) {
-  ep::check_shape(options.shape, ranks);
-  ep::check_lanes(options.lanes);
-  check_argument(options.pool_rows >= 0 && options.pool_rows <= INT32_MAX,
-                 "pool_rows is {}; it must be from 0 to {}", options.pool_rows, INT32_MAX);
-}
 
 }  // namespace
 
@@ -60,13 +72,15 @@ struct HighThroughput::Impl {
 
   Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts)
       : object(communicator, "HighThroughput"),
-        options(opts),
+        options(ep::settled(opts, communicator->size())),
         engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
                                                 : ep::make_cpu_engine(object, options)),
         lanes(static_cast<std::size_t>(options.lanes)) {}
 
   int ranks() const { return object.communicator()->size(); }
-  std::int64_t pool_rows() const { return ep::pool_rows_of(options, ranks()); }
+  std::int64_t every_row() const {
+    return static_cast<std::int64_t>(ranks()) * options.shape.max_tokens;
+  }
   Allocator allocator_of(const Allocator& given) const {
     return given ? given : engine->default_allocator();
   }
@@ -92,14 +106,13 @@ HighThroughput::~HighThroughput() { ep::let_go(std::move(impl_)); }
 std::unique_ptr<HighThroughput> HighThroughput::create(
     const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& options) {
   check_argument(communicator != nullptr, "HighThroughput::create: communicator is null");
-  check_options(options, communicator->size());
   return std::unique_ptr<HighThroughput>(
       new HighThroughput(std::make_unique<Impl>(communicator, options)));
 }
 
 std::size_t HighThroughput::memory_bytes(const HighThroughputOptions& options, int ranks) {
-  check_options(options, ranks);
-  return ep::high_throughput_slots(options, ranks).bytes * static_cast<std::size_t>(options.lanes);
+  return ep::high_throughput_slots(ep::settled(options, ranks), ranks).bytes *
+         static_cast<std::size_t>(options.lanes);
 }
 
 Status HighThroughput::status() const {
@@ -144,10 +157,16 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
           "dispatch on a capturing stream needs Output::owned: the pool's rows change places from "
           "one replay to the next");
   }
+  const bool pool = request.output == Output::pool;
+  check_argument(!pool || options.pool_rows > 0,
+                 "output is Output::pool, but the object was made without a pool; make it with "
+                 "pool_rows, or own the output");
   if (request.capacity)
-    check_argument(*request.capacity >= 0 && *request.capacity <= pool_rows(),
-                   "capacity is {}; it must be from 0 to the {} rows of a pool", *request.capacity,
-                   pool_rows());
+    check_argument(
+        *request.capacity >= 0 && *request.capacity <= (pool ? options.pool_rows : every_row()),
+        "capacity is {}; it must be from 0 to the {} rows {}", *request.capacity,
+        pool ? options.pool_rows : every_row(),
+        pool ? "of a pool" : "that all tokens of all ranks make");
   const Outputs& given = request.outputs;
   const bool any = given.x.present() || given.source_tokens.present() ||
                    given.topk_experts.present() || given.topk_weights.present() ||
@@ -253,6 +272,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   handle->format = format;
   handle->shape = shape;
   ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
+  work.room = request.capacity.value_or(owned ? self.every_row() : self.options.pool_rows);
   work.request.cached = {};  // queued work is no caller that holds rows
   self.engine->plan(work);
   handle->output_rows = rows.value_or(handle->needed);
@@ -270,7 +290,7 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   check(rows || !handle->overflow, ErrorCode::capacity,
         "a rank's pool of {} rows is too small for the rows that this dispatch brings (this rank "
         "needs {}); raise pool_rows or give a capacity",
-        self.pool_rows(), handle->needed);
+        self.options.pool_rows, handle->needed);
 
   if (!owned) result.outputs = self.engine->pool_view(*handle, handle->output_rows);
   result.owner = maker.owner();

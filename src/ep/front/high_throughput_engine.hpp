@@ -46,9 +46,16 @@ class HighThroughputEngine {
     HandlePointer cached;             ///< whose routing is taken, or null
     HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
     std::shared_ptr<void> owner;      ///< kept until the operation has run
+    std::int64_t room = 0;            ///< rows that this rank's output has room for
 
     /// The caller knows neither rows nor counts: plan() waits for them.
     bool eager() const { return !request.capacity && cached == nullptr; }
+    /// What all ranks must have in common.
+    std::int32_t call_options() const {
+      const bool capacity = !cached && !eager();
+      return (cached ? Call::kCached : 0) | (capacity ? Call::kCapacity : 0) |
+             (handle->in_pool ? Call::kPool : 0);
+    }
   };
   struct Combine {
     HighThroughput::CombineRequest request;  ///< without its handle
@@ -92,7 +99,8 @@ std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
                                                        const HighThroughputOptions& options);
 
 HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks);
-std::int64_t pool_rows_of(const HighThroughputOptions& options, int ranks);
+/// The options with all that was left open filled in: bounds, rows of the pool, frames.
+HighThroughputOptions settled(const HighThroughputOptions& options, int ranks);
 /// Makes the arena's part for all lanes. Collective.
 std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options);
 

@@ -31,6 +31,7 @@ constexpr std::array kFields = {
     Field{"EXPERTWIRE_FIRST_EPOCH",
           [](const Agreement& a) -> std::int64_t { return a.first_epoch; }},
     Field{"pool_rows", [](const Agreement& a) -> std::int64_t { return a.pool_rows; }},
+    Field{"ring_frames", [](const Agreement& a) -> std::int64_t { return a.ring_frames; }},
 };
 
 }  // namespace
@@ -47,9 +48,16 @@ SlotSizes slot_sizes(const MoeShape& shape, int ranks) {
 }
 
 Agreement agreement_on(int mode, const MoeShape& shape, int lanes) {
-  return {mode,        shape.hidden,           shape.experts,
-          shape.top_k, shape.max_tokens,       static_cast<std::int32_t>(shape.dtype),
-          lanes,       Env::get().first_epoch, 0};
+  return {mode,
+          shape.hidden,
+          shape.experts,
+          shape.top_k,
+          shape.max_tokens,
+          static_cast<std::int32_t>(shape.dtype),
+          lanes,
+          Env::get().first_epoch,
+          0,
+          0};
 }
 
 Peer Region::peer(int rank, int lane) const {

@@ -20,6 +20,7 @@ struct Agreement {
   std::int32_t lanes;
   std::uint32_t first_epoch;
   std::int64_t pool_rows;
+  std::int32_t ring_frames;
 };
 
 /// What both modes' layouts and agreements take from the options.

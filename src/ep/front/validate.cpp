@@ -54,8 +54,8 @@ void check_shape(const MoeShape& shape, int ranks) {
       shape.hidden, shape.row_bytes(), to_string(shape.dtype), kMostHidden);
   check_argument(shape.top_k >= 1 && shape.top_k <= kMostTopK,
                  "shape.top_k is {}; it must be from 1 to {}", shape.top_k, kMostTopK);
-  check_argument(shape.max_tokens >= 1 && shape.max_tokens <= (1 << 24),
-                 "shape.max_tokens is {}; it must be from 1 to {}", shape.max_tokens, 1 << 24);
+  check_argument(shape.max_tokens >= 1 && shape.max_tokens <= kMostTokens,
+                 "shape.max_tokens is {}; it must be from 1 to {}", shape.max_tokens, kMostTokens);
   check_argument(static_cast<std::int64_t>(ranks) * shape.max_tokens <= INT32_MAX,
                  "{} ranks of shape.max_tokens {} make more than {} rows", ranks, shape.max_tokens,
                  INT32_MAX);

@@ -14,6 +14,8 @@ namespace expertwire::inline v0::ep {
 /// Checks of arguments, done before anything is sent. All throw `Error{invalid_argument}` that
 /// names the argument, its value and what is allowed.
 
+inline constexpr int kMostTokens = 1 << 24;  ///< of a rank
+
 void check_expert_count(int experts, int ranks);
 void check_shape(const MoeShape& shape, int ranks);
 void check_lanes(int lanes);

@@ -9,6 +9,7 @@
 // call.
 
 #include "ep/protocol/pair.hpp"
+#include "ep/protocol/ring.hpp"
 
 namespace expertwire::inline v0::ep {
 
@@ -125,13 +126,27 @@ struct CombineOffer {
   std::int32_t weights;  ///< it sends top-k weights home
 };
 
+/// A row of high throughput and what goes beside it; offsets of a frame.
+struct FrameParts {
+  std::uint64_t token = 0;    ///< int32
+  std::uint64_t experts = 0;  ///< int32 [K]
+  std::uint64_t weights = 0;  ///< float [K]
+  std::uint64_t scales = 0;   ///< [scales]
+  std::uint64_t bytes = 0;    ///< of all of it, behind the row itself
+};
+
 /// A lane of the high-throughput mode. Offsets are of a pair, those of the pool of the lane: a row
 /// of a pool can come from any rank.
 ///
-/// Rows are announced by chunk: one flag for every `kChunkRows` rows of a (source, destination)
+/// Rows reach outputs of the caller's through rings, and rows of a combine come home through them
+/// (see ring.hpp). A pool exists if it has been asked for. Its rows are written to their final
+/// places and announced by chunk: one flag for every `kChunkRows` rows of a (source, destination)
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
 struct HighThroughputSlots {
   static constexpr std::uint64_t kChunkRows = 32;
+  /// What all rings of an object take at most, over peers, directions and lanes: less than half of
+  /// the L2 of an A100 (40 MB), H100 (50 MB) or later.
+  static constexpr std::uint64_t kRingBytes = 16 << 20;
   /// The counts of a source: its capacity, then rows to every rank, then selections per local
   /// expert.
   static constexpr int kCapacity = 0, kHeader = 1;
@@ -140,34 +155,65 @@ struct HighThroughputSlots {
   SlotSizes sizes;  ///< of the call
   Pairs pairs;
   DirectionSlots dispatch, combine;
+  RingSlots dispatch_ring, combine_ring;
+  FrameParts dispatched, combined;  ///< of frames of the two rings
   std::uint64_t counts_stride = 0;
-  std::uint64_t counts = 0;                           ///< [slot] Tagged [kHeader + R + L]
-  std::uint64_t row_flags = 0;                        ///< [slot][chunk]
-  std::uint64_t offers = 0, offer_flags = 0;          ///< [slot]
-  std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][M], [slot][chunk]
-  std::uint64_t partial_weights = 0;                  ///< [slot][M][K]
-  std::uint64_t pool = 0;                             ///< [slot][pool_rows] payload
-  std::uint64_t pool_tokens = 0;                      ///< [slot][pool_rows] int32
-  std::uint64_t pool_experts = 0, pool_weights = 0;   ///< [slot][pool_rows][K] int32, float
-  std::uint64_t pool_scales = 0;                      ///< [slot][pool_rows][scales]
-  std::uint64_t bytes = 0;                            ///< of a lane
+  std::uint64_t counts = 0;                          ///< [slot] Tagged [kHeader + R + L]
+  std::uint64_t row_flags = 0;                       ///< [slot][chunk], of the pool
+  std::uint64_t offers = 0, offer_flags = 0;         ///< [slot]
+  std::uint64_t pool = 0;                            ///< [slot][pool_rows] payload
+  std::uint64_t pool_tokens = 0;                     ///< [slot][pool_rows] int32
+  std::uint64_t pool_experts = 0, pool_weights = 0;  ///< [slot][pool_rows][K] int32, float
+  std::uint64_t pool_scales = 0;                     ///< [slot][pool_rows][scales]
+  std::uint64_t bytes = 0;                           ///< of a lane
 
-  static constexpr HighThroughputSlots place(const SlotSizes& sizes) {
+  static constexpr FrameParts parts_of_dispatch(const SlotSizes& sizes) {
+    constexpr std::uint64_t kWord = 4, kVector = 16;
+    FrameParts parts;
+    parts.token = align_up(sizes.row_bytes, kVector);
+    parts.experts = parts.token + kVector;
+    parts.weights = parts.experts + sizes.top_k * kWord;
+    parts.scales = parts.weights + sizes.top_k * kWord;
+    parts.bytes = parts.scales + sizes.scales * kWord;
+    return parts;
+  }
+  static constexpr FrameParts parts_of_combine(const SlotSizes& sizes) {
+    constexpr std::uint64_t kWord = 4, kVector = 16;
+    FrameParts parts;
+    parts.weights = align_up(sizes.row_bytes, kVector);
+    parts.bytes = parts.weights + sizes.top_k * kWord;
+    return parts;
+  }
+  /// Frames of a ring of an object with `lanes` lanes: as many as there is room for, or tokens.
+  static constexpr std::uint32_t frames_for(const SlotSizes& sizes, int lanes) {
+    const std::uint64_t rings = (sizes.ranks > 1 ? sizes.ranks - 1 : 1);
+    const std::uint64_t bytes = align_up(parts_of_dispatch(sizes).bytes, kAlignment) +
+                                align_up(parts_of_combine(sizes).bytes, kAlignment);
+    std::uint32_t frames =
+        frames_within(kRingBytes, rings * static_cast<std::uint64_t>(lanes), bytes);
+    while (frames > 2 && frames / 2 >= sizes.max_tokens) frames /= 2;
+    return frames;
+  }
+
+  /// Without rows of a pool there is none; `frames` are those of a ring.
+  static constexpr HighThroughputSlots place(const SlotSizes& sizes, std::uint32_t frames) {
     HighThroughputSlots s;
     s.most = s.sizes = sizes;
+    s.dispatched = parts_of_dispatch(sizes);
+    s.combined = parts_of_combine(sizes);
     s.counts_stride = align_up((kHeader + sizes.ranks + sizes.local_experts) * sizeof(Tagged), 64);
-    const std::uint64_t rows = kSlots * sizes.max_tokens, flags = kSlots * s.chunks();
     Placer own, pair;
     s.dispatch = DirectionSlots::place(own, pair);
     s.combine = DirectionSlots::place(own, pair);
+    s.dispatch_ring = RingSlots::place(own, pair, sizes.ranks, frames);
+    s.combine_ring = RingSlots::place(own, pair, sizes.ranks, frames);
     s.counts = pair.take(kSlots * s.counts_stride);
-    s.row_flags = pair.take(flags * sizeof(Epoch));
+    s.row_flags = pair.take(kSlots * s.chunks() * sizeof(Epoch));
     s.offer_flags = pair.take(kSlots * sizeof(Epoch));
-    s.partial_flags = pair.take(flags * sizeof(Epoch));
     s.pairs.word_bytes = pair.bytes();
     s.offers = pair.take(kSlots * sizeof(CombineOffer));
-    s.partial_weights = pair.take(rows * sizes.top_k * sizeof(float));
-    s.partial_rows = pair.take(rows * sizes.row_bytes);
+    s.dispatch_ring.place_rows(pair, s.dispatched.bytes);
+    s.combine_ring.place_rows(pair, s.combined.bytes);
     s.pairs.first = own.bytes();
     s.pairs.bytes = pair.bytes();
     s.place_pool();
@@ -182,13 +228,15 @@ struct HighThroughputSlots {
   }
   /// Chunks of one (source, destination) pair.
   EXPERTWIRE_HOST_DEVICE constexpr std::uint64_t chunks() const {
-    return (most.max_tokens + kChunkRows - 1) / kChunkRows;
+    return most.pool_rows == 0 ? 0 : (most.max_tokens + kChunkRows - 1) / kChunkRows;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t counts_of(Epoch n) const {
     return counts + static_cast<std::uint64_t>(slot_of(n)) * counts_stride;
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t row_flag_of(Epoch n, std::int64_t chunk) const {
-    return row_flags + flag_index(n, chunk) * sizeof(Epoch);
+    return row_flags +
+           (static_cast<std::uint64_t>(slot_of(n)) * chunks() + static_cast<std::uint64_t>(chunk)) *
+               sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t pool_index(Epoch n, std::int64_t row) const {
     return static_cast<std::uint64_t>(slot_of(n)) * most.pool_rows +
@@ -222,25 +270,8 @@ struct HighThroughputSlots {
   EXPERTWIRE_HOST_DEVICE std::uint64_t offer_flag_of(Epoch n) const {
     return offer_flags + static_cast<std::uint64_t>(slot_of(n)) * sizeof(Epoch);
   }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, std::int64_t row) const {
-    return partial_rows +
-           static_cast<std::uint64_t>(slot_of(n)) * most.max_tokens * most.row_bytes +
-           static_cast<std::uint64_t>(row) * sizes.row_bytes;
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_weights_of(Epoch n, std::int64_t row) const {
-    return partial_weights +
-           (static_cast<std::uint64_t>(slot_of(n)) * most.max_tokens * most.top_k +
-            static_cast<std::uint64_t>(row) * sizes.top_k) *
-               sizeof(float);
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t partial_flag_of(Epoch n, std::int64_t chunk) const {
-    return partial_flags + flag_index(n, chunk) * sizeof(Epoch);
-  }
 
  private:
-  EXPERTWIRE_HOST_DEVICE std::uint64_t flag_index(Epoch n, std::int64_t chunk) const {
-    return static_cast<std::uint64_t>(slot_of(n)) * chunks() + static_cast<std::uint64_t>(chunk);
-  }
   /// Beside the pairs.
   constexpr void place_pool() {
     const std::uint64_t rows = kSlots * most.pool_rows;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "ep/cpu/high_throughput/lane.hpp"
@@ -7,32 +8,7 @@
 
 namespace expertwire::inline v0::ep::cpu {
 
-namespace {
-
-constexpr auto kChunkRows = static_cast<std::int64_t>(HighThroughputSlots::kChunkRows);
-
-}  // namespace
-
-// Send half ------------------------------------------------------------------------------------
-
-void HighThroughputLane::send_combine(const Combine& op, WaitContext context) {
-  const auto& slots = memory_.slots();
-  const auto lane = memory_.direction(slots.combine);
-  const Epoch n = lane.sending();
-  for_each_peer(memory_.rank(), memory_.size(),
-                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
-  memory_.tell_call(slots.combine, n,
-                    routing_of(op).call(0, RowFormat::of(op.request.y.dtype(), shape_.hidden)),
-                    routing_of(op).epoch);
-  if (op.request.topk_weights.present()) send_weights(op, n);
-  send_offers(op, n);
-  const bool push = !lies_in_pool(op);
-  context.abandoned = team_.failed();
-  team_.run([&](int worker) {
-    if (push) push_rows(op, worker, n);
-    lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
-  });
-}
+// Offers ---------------------------------------------------------------------------------------
 
 /// Whether peers can read y where it is. Own rows are always read there.
 bool HighThroughputLane::lies_in_pool(const Combine& op) const {
@@ -42,137 +18,229 @@ bool HighThroughputLane::lies_in_pool(const Combine& op) const {
                                    memory_.rank(), memory_.slots().pool_row_of(handle.epoch, 0, 0));
 }
 
-/// Tells every rank where this one's rows will be; also releases rows in the pool and weights.
+/// Tells every rank where this one's rows will be; also releases rows in the pool, and beside them
+/// the weights that go home.
 void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
   const auto& slots = memory_.slots();
-  const CombineOffer offer{lies_in_pool(op) ? 1 : 0, op.request.topk_weights.present() ? 1 : 0};
+  const ConstTensorView& weights = op.request.topk_weights;
+  if (lies_in_pool(op) && weights.present())
+    std::memmove(
+        memory_.there<float>(memory_.rank(), slots.pool_weights_of(routing_of(op).epoch, 0)),
+        weights.data(), weights.bytes());
+  const CombineOffer offer{lies_in_pool(op) ? 1 : 0, weights.present() ? 1 : 0};
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     *memory_.outbox<CombineOffer>(peer, slots.offer_of(n)) = offer;
     memory_.announce(peer, slots.offer_flag_of(n), n);
   });
 }
 
-void HighThroughputLane::send_weights(const Combine& op, Epoch n) const {
-  const HighThroughputHandle& handle = routing_of(op);
-  const std::size_t row_bytes = index(shape_.top_k) * sizeof(float);
-  for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-    const Run run = handle.run_from(source, memory_.rank());
-    const std::uint32_t rows =
-        run.fitting(static_cast<std::uint32_t>(handle.rows_between(source, memory_.rank())));
-    if (rows == 0) return;
-    std::memcpy(memory_.outbox<float>(source, memory_.slots().partial_weights_of(n, 0)),
-                op.request.topk_weights.as<std::byte>() + run.first * row_bytes, rows * row_bytes);
-  });
-}
+// Roles: pusher --------------------------------------------------------------------------------
 
-void HighThroughputLane::push_rows(const Combine& op, int worker, Epoch n) const {
-  const auto& slots = memory_.slots();
-  const HighThroughputHandle& handle = routing_of(op);
-  const bool stream = passes_caches(index(handle.came) * shape_.row_bytes());
-  for_each_peer(memory_.rank(), memory_.size(), [&](int source) {
-    if (source == memory_.rank()) return;
-    const Run run = handle.run_from(source, memory_.rank());
-    const std::int64_t rows = handle.rows_between(source, memory_.rank());
-    for (std::int64_t chunk = worker; chunk * kChunkRows < rows; chunk += team_.size()) {
-      const std::int64_t begin = chunk * kChunkRows;
-      const std::int64_t end =
-          run.fitting(static_cast<std::uint32_t>(std::min(rows, begin + kChunkRows)));
-      void* to = memory_.outbox<std::byte>(source, slots.partial_of(n, begin));
-      if (begin < end)
-        vector_ops().copy(
-            &to, 1, op.request.y.as<std::byte>() + index(run.first + begin) * shape_.row_bytes(),
-            index(end - begin) * shape_.row_bytes(), stream);
-      vector_ops().store_fence();
-      memory_.announce(source, slots.partial_flag_of(n, chunk), n);
+/// Writes every W-th row of each source to its ring, to whichever ring has room.
+class HighThroughputLane::Pusher {
+ public:
+  Pusher(const HighThroughputLane& lane, const Combine& op, const HighThroughputRings& rings,
+         int worker)
+      : lane_(lane), op_(op), rings_(rings), next_(index(lane.memory_.size()), worker) {
+    const bool pulled = lane.lies_in_pool(op);
+    stream_ = passes_caches(index(handle().came) * lane.shape_.row_bytes());
+    for (int source = 0; source < lane.memory_.size(); ++source)
+      if (pulled || source == self()) next_[index(source)] = rows_of(source);
+  }
+  bool done() const { return waits_for().peer < 0; }
+  Standing waits_for() const {
+    for (int source = 0; source < lane_.memory_.size(); ++source)
+      if (next_[index(source)] < rows_of(source)) return {source, next_[index(source)]};
+    return {-1, 0};
+  }
+  bool step() {
+    bool moved = false;
+    for_each_peer(self(), lane_.memory_.size(), [&](int source) {
+      std::int64_t& row = next_[index(source)];
+      for (; row < rows_of(source) && rings_.has_room(source, row); row += lane_.team_.size()) {
+        push(source, row);
+        moved = true;
+      }
+    });
+    return moved;
+  }
+
+ private:
+  const HighThroughputHandle& handle() const { return routing_of(op_); }
+  int self() const { return lane_.memory_.rank(); }
+  std::int64_t rows_of(int source) const { return handle().frames_from(source, self()); }
+
+  void push(int source, std::int64_t row) const {
+    const std::size_t bytes = lane_.shape_.row_bytes();
+    const std::size_t place =
+        handle().run_from(source, self()).place(static_cast<std::uint32_t>(row));
+    std::byte* frame = rings_.frame_to(source, row);
+    void* to = frame;
+    vector_ops().copy(&to, 1, op_.request.y.as<std::byte>() + place * bytes, bytes, stream_);
+    if (op_.request.topk_weights.present()) {
+      const std::size_t top_k = index(lane_.shape_.top_k);
+      std::memcpy(frame + lane_.memory_.slots().combined.weights,
+                  op_.request.topk_weights.as<float>() + place * top_k, top_k * sizeof(float));
     }
-  });
-}
+    vector_ops().store_fence();
+    rings_.announce(source, row);
+  }
 
-// Receive half ---------------------------------------------------------------------------------
+  const HighThroughputLane& lane_;
+  const Combine& op_;
+  const HighThroughputRings& rings_;
+  std::vector<std::int64_t> next_;  // of each source
+  bool stream_;
+};
 
-void HighThroughputLane::receive_combine(const Combine& op, WaitContext context) {
+// Roles: summer --------------------------------------------------------------------------------
+
+/// Sums every W-th token, in ascending order, once all its rows are there.
+class HighThroughputLane::Summer {
+ public:
+  Summer(const HighThroughputLane& lane, const Combine& op, const HighThroughputRings& rings,
+         int worker, Epoch n)
+      : lane_(lane), op_(op), rings_(rings), token_(worker) {
+    stream_ = passes_caches(index(route().tokens) * lane.shape_.row_bytes());
+    for (int peer = 0; peer < lane.memory_.size(); ++peer)
+      offers_.push_back(*lane.memory_.inbox<CombineOffer>(peer, lane.memory_.slots().offer_of(n)));
+  }
+  bool done() const { return token_ >= route().tokens; }
+  Standing waits_for() const { return {missing_.rank, missing_.row}; }
+  bool step() {
+    bool moved = false;
+    for (; !done() && find_rows(); token_ += lane_.team_.size()) {
+      sum();
+      moved = true;
+    }
+    return moved;
+  }
+
+ private:
+  /// A row of a token that came home, and its weights if they did.
+  struct Found {
+    Destination from;
+    bool framed;
+    const std::byte* row;
+    const float* weights;
+  };
+  const HighThroughputHandle& handle() const { return routing_of(op_); }
+  const Route& route() const { return handle().route; }
+
+  /// Finds the rows of the token; false if one is not there yet. One past a capacity is none.
+  bool find_rows() {
+    const Destination* list = route().destinations_of(token_);
+    count_ = 0;
+    for (int i = 0; i < route().width() && list[i].rank >= 0; ++i) {
+      const Run run = handle().run_at(list[i].rank);
+      if (!run.has_room(static_cast<std::uint32_t>(list[i].row))) continue;
+      missing_ = list[i];
+      if (!find(list[i], run.place(static_cast<std::uint32_t>(list[i].row)))) return false;
+    }
+    return true;
+  }
+  bool find(const Destination& from, std::uint64_t place) {
+    const auto& memory = lane_.memory_;
+    const auto& slots = memory.slots();
+    const std::size_t bytes = lane_.shape_.row_bytes(), top_k = index(lane_.shape_.top_k);
+    const CombineOffer& offer = offers_[index(from.rank)];
+    Found found{from, false, nullptr, nullptr};
+    if (from.rank == memory.rank()) {
+      found.row = op_.request.y.as<std::byte>() + place * bytes;
+      if (offer.weights != 0) found.weights = op_.request.topk_weights.as<float>() + place * top_k;
+    } else if (offer.pull != 0) {
+      const auto row = static_cast<std::int64_t>(place);
+      found.row = memory.there<std::byte>(from.rank, slots.pool_row_of(handle().epoch, row, bytes));
+      if (offer.weights != 0)
+        found.weights = memory.there<float>(from.rank, slots.pool_weights_of(handle().epoch, row));
+    } else {
+      if (!rings_.has_come(from.rank, from.row)) return false;
+      found.framed = true;
+      found.row = rings_.frame_from(from.rank, from.row);
+      if (offer.weights != 0)
+        found.weights = reinterpret_cast<const float*>(found.row + slots.combined.weights);
+    }
+    found_[index(count_++)] = found;
+    return true;
+  }
+  void sum() {
+    std::array<const void*, kMostTopK> rows;
+    for (int i = 0; i < count_; ++i) rows[index(i)] = found_[index(i)].row;
+    if (op_.out_topk_weights.present()) bring_weights();
+    lane_.sum_home(op_, token_, {rows.data(), count_, stream_});
+    for (int i = 0; i < count_; ++i)
+      if (const Found& found = found_[index(i)]; found.framed)
+        rings_.give_back(found.from.rank, found.from.row);
+  }
+  void bring_weights() {
+    const int top_k = route().top_k;
+    float* home = op_.out_topk_weights.as<float>() + index(token_) * index(top_k);
+    std::fill_n(home, top_k, 0.0F);
+    const std::int32_t* experts = route().experts_of(token_);
+    for (int i = 0; i < count_; ++i) {
+      const Found& found = found_[index(i)];
+      for (int k = 0; k < top_k && found.weights != nullptr; ++k)
+        if (experts[k] >= 0 && route().placement.rank_of(experts[k]) == found.from.rank)
+          home[k] = found.weights[k];
+    }
+  }
+
+  const HighThroughputLane& lane_;
+  const Combine& op_;
+  const HighThroughputRings& rings_;
+  std::vector<CombineOffer> offers_;
+  int token_, count_ = 0;
+  std::array<Found, kMostTopK> found_;
+  Destination missing_{-1, 0};
+  bool stream_;
+};
+
+// Combine --------------------------------------------------------------------------------------
+
+void HighThroughputLane::combine(const Combine& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
-  const Epoch n = lane.receiving();
+  const Epoch n = lane.sending();
+  const HighThroughputHandle& handle = routing_of(op);
+  const int self = memory_.rank();
+  for_each_peer(self, memory_.size(),
+                [&](int peer) { memory_.await_credit(slots.combine, peer, n, context); });
+  memory_.tell_call(slots.combine, n,
+                    handle.call(0, RowFormat::of(op.request.y.dtype(), shape_.hidden)),
+                    handle.epoch);
+  send_offers(op, n);
   memory_.compare_calls(
       slots.combine, n, [](int) { return true; }, context);
-  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+  for_each_peer(self, memory_.size(), [&](int peer) {
     const auto* flag = memory_.inbox<Epoch>(peer, slots.offer_flag_of(n));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
-  const bool pulled = lies_in_pool(op);
+  const HighThroughputRings rings(memory_, slots.combine_ring);
   WaitContext team_context = context;
   team_context.abandoned = team_.failed();
   team_.run([&](int worker) {
-    sum_tokens(op, worker, n, team_context);
+    Pusher pusher(*this, op, rings, worker);
+    Summer summer(*this, op, rings, worker, n);
+    run_both(pusher, summer, Phase::combine_rows, team_context);
     vector_ops().store_fence();
+    lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
+  const bool pulled = lies_in_pool(op);
+  for (int peer = 0; peer < memory_.size(); ++peer) {
+    const bool pulls = memory_.inbox<CombineOffer>(peer, slots.offer_of(n))->pull != 0;
+    if (peer != self)
+      rings.advance(peer, pulled ? 0 : handle.frames_from(peer, self),
+                    pulls ? 0 : handle.frames_to(peer, self));
+  }
   memory_.grant_all(slots.combine, n);
-  if (!routing_of(op).in_pool) return;
+  if (!handle.in_pool) return;
   // Pool rows may be given back only when every rank has read them.
-  for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
+  for_each_peer(self, memory_.size(), [&](int peer) {
     if (pulled)
       wait_until(context, peer, Phase::release, n, [&] { return lane.has_read(peer, n); });
   });
-  release_pool(routing_of(op).epoch);
-}
-
-void HighThroughputLane::sum_tokens(const Combine& op, int worker, Epoch n,
-                                    const WaitContext& context) const {
-  const auto& slots = memory_.slots();
-  const HighThroughputHandle& handle = routing_of(op);
-  const Route& route = handle.route;
-  const int self = memory_.rank();
-  const bool stream = passes_caches(index(route.tokens) * shape_.row_bytes());
-  // What each rank offered, and the chunk of it that is known to be there.
-  std::vector<CombineOffer> offers(index(memory_.size()));
-  std::vector<std::int64_t> there(index(memory_.size()), -1);
-  for (int peer = 0; peer < memory_.size(); ++peer)
-    offers[index(peer)] = *memory_.inbox<CombineOffer>(peer, slots.offer_of(n));
-
-  // The row of this rank's `row` at `from`; null if it lies past the capacity there.
-  auto find_row = [&](const Destination& from) -> const void* {
-    const Run run = handle.run_at(from.rank);
-    if (!run.has_room(static_cast<std::uint32_t>(from.row))) return nullptr;
-    const std::int64_t row = run.place(static_cast<std::uint32_t>(from.row));
-    if (from.rank == self) return op.request.y.as<std::byte>() + index(row) * shape_.row_bytes();
-    if (offers[index(from.rank)].pull != 0)
-      return memory_.there<std::byte>(from.rank,
-                                      slots.pool_row_of(handle.epoch, row, shape_.row_bytes()));
-    const std::int64_t chunk = from.row / kChunkRows;
-    if (there[index(from.rank)] != chunk) {
-      const auto* flag = memory_.inbox<Epoch>(from.rank, slots.partial_flag_of(n, chunk));
-      wait_until(context, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
-                 [&] { return arrived<HostAccess>(flag, n); });
-      there[index(from.rank)] = chunk;
-    }
-    return memory_.inbox<std::byte>(from.rank, slots.partial_of(n, from.row));
-  };
-
-  const Span tokens = part_of(route.tokens, worker, team_.size());
-  for (auto t = static_cast<int>(tokens.begin); t < tokens.end; ++t) {
-    const Destination* list = route.destinations_of(t);
-    const void* rows[kMostTopK];
-    int count = 0;
-    float* home = op.out_topk_weights.present()
-                      ? op.out_topk_weights.as<float>() + index(t) * index(route.top_k)
-                      : nullptr;
-    if (home != nullptr) std::fill_n(home, route.top_k, 0.0F);
-    for (int i = 0; i < route.width() && list[i].rank >= 0; ++i) {
-      const void* row = find_row(list[i]);
-      if (row == nullptr) continue;
-      rows[count++] = row;
-      if (home == nullptr || offers[index(list[i].rank)].weights == 0) continue;
-      const auto* weights =
-          memory_.inbox<float>(list[i].rank, slots.partial_weights_of(n, list[i].row));
-      for (int k = 0; k < route.top_k; ++k)
-        if (route.experts_of(t)[k] >= 0 &&
-            route.placement.rank_of(route.experts_of(t)[k]) == list[i].rank)
-          home[k] = weights[k];
-    }
-    sum_home(op, t, {rows, count, stream});
-  }
+  release_pool(handle.epoch);
 }
 
 }  // namespace expertwire::ep::cpu

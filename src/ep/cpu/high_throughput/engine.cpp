@@ -17,9 +17,7 @@ using CpuHandle = cpu::HighThroughputHandle;
 class CpuEngine final : public HighThroughputEngine {
  public:
   CpuEngine(Object& object, const HighThroughputOptions& options)
-      : object_(object),
-        pool_rows_(pool_rows_of(options, object.communicator()->size())),
-        lanes_(static_cast<std::size_t>(options.lanes)) {
+      : object_(object), lanes_(static_cast<std::size_t>(options.lanes)) {
     const auto slots = high_throughput_slots(options, object.communicator()->size());
     const int workers = team_size(*object.communicator(), options.threads);
     const auto region = make_region(object, options);
@@ -46,8 +44,7 @@ class CpuEngine final : public HighThroughputEngine {
     object_.execute({"high-throughput dispatch", op.request.stream, op.request.timeout},
                     lane.turnstile(), [&lane, op](const WaitContext& context) {
                       lane.use(op.handle->shape, op.handle->shape.dtype);
-                      lane.send_rows(op);
-                      lane.receive_rows(op, context);
+                      lane.dispatch(op, context);
                     });
   }
   void combine(const Combine& op) override {
@@ -55,8 +52,7 @@ class CpuEngine final : public HighThroughputEngine {
     object_.execute({"high-throughput combine", op.request.stream, op.request.timeout},
                     lane.turnstile(), [&lane, op](const WaitContext& context) {
                       lane.use(op.handle->shape, op.request.y.dtype());
-                      lane.send_combine(op, context);
-                      lane.receive_combine(op, context);
+                      lane.combine(op, context);
                     });
   }
   void release(const HandlePointer& handle, const Stream& stream) override {
@@ -98,7 +94,6 @@ class CpuEngine final : public HighThroughputEngine {
   }
 
   Object& object_;
-  std::int64_t pool_rows_;
   std::vector<Lane> lanes_;
 };
 
@@ -114,15 +109,14 @@ void CpuEngine::plan(const Dispatch& work) {
         lane.use(handle->shape, handle->shape.dtype);
         if (work.cached) {
           handle->adopt(static_cast<const CpuHandle&>(*work.cached), context);
-          lane.exchange_calls(*handle, context);
+          lane.exchange_calls(*handle, work.call_options(), context);
         } else {
           const ConstTensorView& given = work.request.topk_idx;
           const ExpertIds ids{given.data(), given.dtype() == DType::int64};
           handle->route = make_route(ids, handle->tokens, handle->shape.top_k,
                                      {object_.communicator()->size(), handle->shape.experts});
           object_.note_invalid_ids(handle->route, ids);
-          lane.exchange_counts(*handle, work.request.capacity.value_or(pool_rows_), work.eager(),
-                               context);
+          lane.exchange_counts(*handle, work.room, work.call_options(), context);
         }
         promise->set_value();
       });

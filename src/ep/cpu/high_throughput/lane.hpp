@@ -9,6 +9,7 @@
 
 #include "comm/wait.hpp"
 #include "ep/cpu/lane.hpp"
+#include "ep/cpu/rings.hpp"
 #include "ep/front/high_throughput_engine.hpp"
 #include "ep/protocol/layout.hpp"
 
@@ -44,42 +45,54 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
     return rows[static_cast<std::size_t>(source) * first_at.size() +
                 static_cast<std::size_t>(destination)];
   }
+  /// Rows that pass between this rank, `self`, and another; what has no room stays at home.
+  std::int64_t frames_to(int rank, int self) const {
+    return run_at(rank).fitting(static_cast<std::uint32_t>(rows_between(self, rank)));
+  }
+  std::int64_t frames_from(int source, int self) const {
+    return run_from(source, self).fitting(static_cast<std::uint32_t>(rows_between(source, self)));
+  }
 };
+
+using HighThroughputRings = Rings<HighThroughputSlots>;
 
 /// One lane of the high-throughput mode on the CPU.
 ///
-/// Roles: a worker of a send half owns contiguous tokens (dispatch) or every W-th chunk of rows
-/// (combine); a worker of a receive half owns every W-th chunk (dispatch) or contiguous tokens
-/// (combine). Worker 0 alone exchanges counts and offers.
+/// Roles: every worker sends and receives at once, so that it never waits for one ring while
+/// another can move: of dispatch it has every W-th token and every W-th row of each source; of
+/// combine every W-th row of each source and every W-th token. With a pool it first writes the rows
+/// of contiguous tokens, then waits for every W-th chunk. The caller alone exchanges counts and
+/// offers.
 ///
-/// Who writes what: a row of the pool has one writer, the source whose range it lies in; so has
-/// every slot region. A chunk's flag is released by whichever worker of the source adds the chunk's
-/// last row, after the others' additions to the same (local) counter.
+/// Who writes what: a frame and a row of the pool have one writer. A chunk's flag is released by
+/// whichever worker of the source adds the chunk's last row, after the others' additions to the
+/// same (local) counter.
 ///
-/// Memory order: rows, store fence (rows may be written past the caches), acq_rel addition to the
-/// chunk's counter, release of the chunk's flag; acquire of the flag, then reads.
+/// Memory order: a frame, release of its flag; acquire, then reads, release of its place. Rows of a
+/// pool, store fence (they may be written past the caches), acq_rel addition to the chunk's
+/// counter, release of the chunk's flag; acquire of the flag, then reads.
 ///
-/// Cost: dispatch writes each row once (owned: twice); combine copies nothing when rows lie in the
-/// pool, else each row once; every token is summed once.
+/// Cost: dispatch writes each row once, and what came by a ring once more; combine copies nothing
+/// when rows lie in the pool, else each row once; every token is summed once.
 class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughputHandle> {
  public:
   HighThroughputLane(Memory memory, const MoeShape& shape, int workers);
 
   /// First part of a dispatch that has a new route: fills the handle's counts. `capacity` is what
-  /// this rank's output takes; with `strict`, on all ranks or none, needing more is an overflow.
-  void exchange_counts(HighThroughputHandle& handle, std::int64_t capacity, bool strict,
+  /// this rank's output takes; if no rank gave one, needing more is an overflow. `options` are
+  /// those of a Call.
+  void exchange_counts(HighThroughputHandle& handle, std::int64_t capacity, std::int32_t options,
                        const WaitContext& context);
   /// The same of a dispatch that takes the routing of another: ranks tell each other which.
-  void exchange_calls(const HighThroughputHandle& handle, const WaitContext& context) const;
+  void exchange_calls(const HighThroughputHandle& handle, std::int32_t options,
+                      const WaitContext& context) const;
 
   using Dispatch = HighThroughputEngine::Dispatch;
   /// Second part: rows. Ends the dispatch's epoch, also when there was an overflow.
-  void send_rows(const Dispatch& op);
-  void receive_rows(const Dispatch& op, WaitContext context);
+  void dispatch(const Dispatch& op, WaitContext context);
 
   using Combine = HighThroughputEngine::Combine;
-  void send_combine(const Combine& op, WaitContext context);
-  void receive_combine(const Combine& op, WaitContext context);
+  void combine(const Combine& op, WaitContext context);
 
   /// Gives the rows of a pool dispatch back to the senders.
   void release_pool(Epoch epoch);
@@ -99,6 +112,10 @@ class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughput
     std::byte* scales;
   };
   class ChunkTally;
+  class Sender;
+  class Receiver;
+  class Pusher;
+  class Summer;
 
   struct PoolRow {
     int owner;
@@ -110,14 +127,12 @@ class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughput
                     const RowFormat& format) const;
   static RowPlace place_in(const HighThroughput::Outputs& outputs, std::int64_t row,
                            const RowFormat& format, int top_k);
-  void send_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
-  void copy_rows(const Dispatch& op, Epoch n, std::int64_t begin, std::int64_t end,
-                 bool stream) const;
+  RowPlace place_in(std::byte* frame) const;
+  void write_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
+  void fill_pools(const Dispatch& op, int worker, Epoch n);
+  void await_pool(const Dispatch& op, int worker, Epoch n, const WaitContext& context) const;
   bool lies_in_pool(const Combine& op) const;
   void send_offers(const Combine& op, Epoch n) const;
-  void send_weights(const Combine& op, Epoch n) const;
-  void push_rows(const Combine& op, int worker, Epoch n) const;
-  void sum_tokens(const Combine& op, int worker, Epoch n, const WaitContext& context) const;
   void settle();
 
   const HighThroughputSlots places_;  // for callers, who do not wait for the lane's turn

@@ -4,18 +4,19 @@
 // rows of a chunk are counted.
 
 #include "ep/cuda/high_throughput/kernels.hpp"
-#include "ep/cuda/high_throughput/pipeline.cuh"
+#include "ep/cuda/high_throughput/rings.cuh"
 #include "ep/cuda/kernel/call.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
 
 inline constexpr int kChunk = static_cast<int>(HighThroughputSlots::kChunkRows);
 
-/// The counts of a handle that every row needs, and rings behind them.
+/// The counts of a handle that every row needs, and stages of the warps behind them.
 struct BlockShared {
   std::uint64_t full[kHighThroughputWarps][kMostStages];
-  std::int32_t held[kHighThroughputWarps][kMostStages];  // rows in a stage
+  std::uint8_t held[kHighThroughputWarps][kMostStages];  // rows in a stage
   std::int32_t first_at[kMostRanks], capacity[kMostRanks];
+  Epoch frames_to[kMostRanks], frames_from[kMostRanks];  // the first of this operation
   bool overflow;
 
   /// Where this rank's rows lie at `rank`, and those of `source` here.
@@ -26,20 +27,34 @@ struct BlockShared {
                                           int source) const {
     return TokenMajor{capacity[c.rank]}.run(routing.first_from[source]);
   }
+  /// How many rows this rank sends to `rank`, and gets from `source`; without room there, or here,
+  /// they stay at home.
+  __device__ __forceinline__ int rows_to(const HighThroughputRouting& routing, int rank) const {
+    return static_cast<int>(
+        run_at(rank).fitting(static_cast<std::uint32_t>(routing.rows_to[rank])));
+  }
+  __device__ __forceinline__ int rows_from(const Context& c, const HighThroughputRouting& routing,
+                                           int source) const {
+    return static_cast<int>(run_from(c, routing, source)
+                                .fitting(static_cast<std::uint32_t>(routing.rows_from[source])));
+  }
 };
 
 inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 128 * 128;
-static_assert(kBlockSharedBytes + kRingBytes + 1024 <= 227 * 1024,
+static_assert(kBlockSharedBytes + kRingBytes + 256 <= 227 * 1024,
               "shared memory of a Hopper block");
 
 inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }
 
 /// To be followed by a barrier.
 __device__ __forceinline__ void take_routing(const Context& c, const HighThroughputRouting& routing,
-                                             BlockShared& s) {
+                                             const RingSlots& ring, BlockShared& s) {
   for (int rank = threadIdx.x; rank < c.size; rank += blockDim.x) {
     s.first_at[rank] = routing.first_at[rank];
     s.capacity[rank] = routing.capacity[rank];
+    const RingWords last = *ring_words(c, ring, rank);
+    s.frames_to[rank] = last.written + 1;
+    s.frames_from[rank] = last.read + 1;
   }
   if (threadIdx.x == 0) s.overflow = *routing.overflow != 0;
 }
@@ -141,6 +156,13 @@ class SharedRows {
 /// The last block of a launch makes the tickets ready for the next.
 __device__ __forceinline__ void return_tickets(std::uint32_t* tickets) {
   if (threadIdx.x < kTickets) tickets[threadIdx.x] = 0;
+}
+
+/// So many frames have passed to and from `peer` in this operation; a thread of the last block.
+__device__ __forceinline__ void advance(const Context& c, const RingSlots& ring,
+                                        const BlockShared& s, int peer, int to, int from) {
+  *ring_words(c, ring, peer) = {s.frames_to[peer] - 1 + static_cast<Epoch>(to),
+                                s.frames_from[peer] - 1 + static_cast<Epoch>(from)};
 }
 
 /// The same calls for rows that a warp owns from the start: every `step`-th, so that all warps work

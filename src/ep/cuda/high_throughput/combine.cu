@@ -2,13 +2,13 @@
 // token are added in ascending order of rank.
 //
 // Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
-// read them (pull), or pushed into slots of theirs. Pushing warps, half of a block, write rows to
-// their sources, a few at a time and in order, and then sum as the others do. A summing warp holds
-// the rows of a token side by side in stages of its ring, the next pieces on their way while one is
-// added.
+// read them (pull), or pushed through rings. Pushing warps, half of a block, serve the rings of
+// their sources as they have room, and then sum as the others do. A summing warp takes tokens in
+// ascending order and holds the rows of one side by side in stages of its ring, the next pieces on
+// their way while one is added.
 //
-// Who writes what. A pair is written by one rank, that of the experts; a token of
-// the output by one warp. A chunk's flag is released by the lane that counts its last piece.
+// Who writes what. A pair is written by one rank, that of the experts; a frame, and a token of the
+// output, by one warp.
 //
 // Memory order. Pull: the rows were written before this kernel, on this stream; they are released
 // by the offer's flag. Push: as in dispatch. Whoever acquires a flag and reads by the copy engine
@@ -38,18 +38,15 @@ __device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
   return {p.context, p.shape.slots.combine, n, p.call, *p.epoch};
 }
 
-/// Weights go home, then the offer to every rank; the first block.
-__device__ void send_offers(const Params& p, const BlockShared& s, Epoch n) {
+/// The offer to every rank; before it, where rows are pulled, the weights that go home with them.
+/// The first block.
+__device__ void send_offers(const Params& p, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
-  const int top_k = p.shape.top_k;
-  for (int source = 0; p.topk_weights != nullptr && source < c.size; ++source) {
-    const Run run = s.run_from(c, p.routing, source);
-    const auto rows =
-        static_cast<int>(run.fitting(static_cast<std::uint32_t>(p.routing.rows_from[source])));
-    float* home = outbox<float>(c, source, slots.partial_weights_of(n, 0));
-    const float* mine = p.topk_weights + static_cast<std::int64_t>(run.first) * top_k;
-    for (int i = threadIdx.x; i < rows * top_k; i += blockDim.x) home[i] = mine[i];
+  if (p.pull && p.topk_weights != nullptr) {
+    auto* beside = there<float>(c, c.rank, slots.pool_weights_of(*p.epoch, 0));
+    const int all = min(p.routing.first_from[c.size], p.routing.capacity[c.rank]) * p.shape.top_k;
+    for (int i = threadIdx.x; i < all; i += blockDim.x) beside[i] = p.topk_weights[i];
   }
   const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
@@ -78,76 +75,77 @@ __device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoc
 
 // Roles: pusher ----------------------------------------------------------------------------------
 
-/// A row that goes home: `row` of those that `source` sent here.
-struct HomeRow {
-  int source;
-  int row;
-};
-
-/// The rows of all other ranks one behind the other; every rank begins with another one.
-__device__ __forceinline__ HomeRow home_row(const Params& p, int item) {
-  const Context& c = p.context;
-  int i = 1;
-  for (;; ++i) {
-    const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
-    if (item < rows || i == c.size - 1) return {source, item};
-    item -= rows;
-  }
-}
-
-/// Writes rows to the ranks that they came from.
-__device__ void push_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
+/// Writes rows to the rings of the ranks that they came from, as there is room.
+__device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
-  const bool first_lane = threadIdx.x % 32 == 0;
-  const Moving& moving = p.pushing;
+  const RingSlots& ring = slots.combine_ring;
+  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = static_cast<int>(gridDim.x);
   const auto row_bytes = static_cast<std::uint32_t>(slots.sizes.row_bytes);
-  const int all = p.routing.first_from[c.size] - p.routing.rows_from[c.rank];
-  SharedRows items({p.tickets, all, kPushers * static_cast<int>(gridDim.x), moving.awaited});
-  auto in_y = [&](const HomeRow& home) { return s.run_from(c, p.routing, home.source); };
-  auto slot_of_home = [&](const HomeRow& home) {
-    return outbox<std::byte>(c, home.source, slots.partial_of(n, home.row));
+  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), kPushers * blocks,
+                        p.tickets + kRingTickets};
+  auto rows_of = [&](int source) { return s.rows_from(c, p.routing, source); };
+  Served served(c, servers, rows_of);
+  Served::Row held{};  // lane i % 32: the i-th row
+  float weight = 0;
+  bool good = true;
+  auto frame_of = [&](const Served::Row& at) {
+    return s.frames_to[at.peer] + static_cast<Epoch>(at.row);
   };
-  auto ready = [&](int row) { return items.take(row); };
-  auto look = [](int) {};
-  auto piece = [&](const Cursor& at) -> Piece {
-    // A row past the capacity does not exist: nothing is read for it, and it is only counted.
-    const HomeRow home = home_row(p, items.at(at.row));
-    const Run run = in_y(home);
-    const auto row = static_cast<std::uint32_t>(home.row);
-    Piece piece = piece_of(moving, p.y + std::uint64_t{run.place(row)} * row_bytes, row_bytes, at);
-    if (!run.has_room(row)) piece.bytes = 0;
-    return piece;
+  auto ready = [&](int i, bool wait) {
+    Served::Row found{};
+    const Answer answer = served.next(
+        c, Phase::credit, wait, rows_of,
+        [&](const Served::Row& at) { return has_room(c, ring, at.peer, frame_of(at)); }, &found,
+        &good);
+    if (answer != Answer::row) return answer;
+    let_bulk_copies_see();
+    if (lane == i % 32) held = found;
+    return answer;
   };
+  auto row_at = [&](int i) -> Served::Row {
+    return {__shfl_sync(kAllLanes, held.peer, i % 32), __shfl_sync(kAllLanes, held.row, i % 32)};
+  };
+  auto place_of = [&](const Served::Row& at) {
+    return std::uint64_t{
+        s.run_from(c, p.routing, at.peer).place(static_cast<std::uint32_t>(at.row))};
+  };
+  auto piece = [&](const Cursor& at) {
+    return piece_of(p.pushing, p.y + place_of(row_at(at.row)) * row_bytes, row_bytes, at);
+  };
+  const bool weighs = p.topk_weights != nullptr && lane < p.shape.top_k;
+  auto look = [&](int i) {
+    const std::uint64_t place = place_of(row_at(i));
+    if (weighs) weight = p.topk_weights[place * static_cast<std::uint32_t>(p.shape.top_k) + lane];
+  };
+  auto open = [](int, bool) { return true; };
   auto land = [&](const Cursor& at) -> Landing {
-    const HomeRow home = home_row(p, items.at(at.row));
-    if (!first_lane) return {};
-    Landing landing{nullptr, home.source, home.row};
-    if (in_y(home).has_room(static_cast<std::uint32_t>(home.row)))
-      landing.to = slot_of_home(home) + offset_of(moving, at);
-    return landing;
-  };
-  ChunkTally tally;
-  auto close = [&](int source, int chunk, std::uint32_t written) {
-    count_pieces(&p.chunk_rows[source * slots.chunks() + chunk],
-                 outbox<Epoch>(c, source, slots.partial_flag_of(n, chunk)), chunk, written,
-                 p.routing.rows_from[source], moving.pieces, n);
+    const Served::Row to = row_at(at.row);
+    std::byte* frame = frame_to(c, ring, to.peer, frame_of(to));
+    if (at.piece == 0 && weighs)
+      reinterpret_cast<float*>(frame + slots.combined.weights)[lane] = weight;
+    return {lane == 0 ? frame + offset_of(p.pushing, at) : nullptr, to.peer, to.row};
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
-    tally.add(landing, 1, close);
-    if (moving.awaited && at.piece == moving.pieces - 1 && items.closes(at.row))
-      tally.close_all(close);
+    if (at.piece == p.pushing.pieces - 1 && lane == 0)
+      announce(c, ring, landing.rank, frame_of({landing.rank, landing.row}));
   };
-  const Ring ring = ring_of(s, moving, warp, 1);
-  move_rows(ring, moving, Moves{ready, piece, look, land, done});
-  if (has_bulk_copies() && moving.bulk) {
-    if (first_lane) ring.end();  // the warp will sum, with a ring of another form
+  const Ring stages = ring_of(s, p.pushing, warp, 1);
+  move_rows(stages, p.pushing, Moves{ready, piece, look, open, land, done});
+  if (has_bulk_copies() && p.pushing.bulk) {
+    if (lane == 0) stages.end();  // the warp will sum, with stages of another form
     __syncwarp();
   }
-  tally.close_all(close);
+  return good;
 }
 
 // Roles: summer ----------------------------------------------------------------------------------
+
+/// Where this lane's row of a token comes from, if it comes.
+struct Origin {
+  Destination from{-1, -1};  ///< rank below 0: it had no room there, and counts as zero
+  bool framed = false;
+};
 
 /// The tokens of one warp and where their rows are.
 struct Summer {
@@ -155,48 +153,75 @@ struct Summer {
   BlockShared& s;
   Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
 
-  __device__ Destination destination(int token, int lane) const {
-    Destination from{-1, -1};
+  __device__ __forceinline__ Origin origin(int token, int lane) const {
+    Origin o;
     if (lane < p.shape.width)
-      from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
-    if (from.rank >= 0 && !s.run_at(from.rank).has_room(static_cast<std::uint32_t>(from.row)))
-      from.rank = -1;  // it had no room there, and counts as zero
-    return from;
+      o.from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
+    if (o.from.rank >= 0 && !s.run_at(o.from.rank).has_room(static_cast<std::uint32_t>(o.from.row)))
+      o.from.rank = -1;
+    o.framed =
+        o.from.rank >= 0 && o.from.rank != p.context.rank && offer_of(p, o.from.rank, n).pull == 0;
+    return o;
   }
+  __device__ __forceinline__ Epoch frame_of(const Destination& from) const {
+    return s.frames_from[from.rank] + static_cast<Epoch>(from.row);
+  }
+  __device__ __forceinline__ const RingSlots& ring() const { return p.shape.slots.combine_ring; }
 
-  /// The row of this lane's rank for `token`, once it is there; null if there is none.
-  __device__ const std::byte* find_row(int token, int lane, bool* good) const {
+  /// Whether the rows of a token are all there; all lanes call. With `wait` it waits for them, and
+  /// false means that the wait was given up.
+  __device__ __forceinline__ bool there_are_all(const Origin& o, bool wait) const {
+    const auto come = [&] { return has_come(p.context, ring(), o.from.rank, frame_of(o.from)); };
+    bool is_there = !o.framed || come();
+    if (!is_there && wait)
+      is_there = wait_until(p.context, o.from.rank, Phase::combine_rows,
+                            static_cast<std::uint64_t>(o.from.row), come);
+    is_there = __all_sync(kAllLanes, is_there);
+    __syncwarp();  // what one lane acquired, all may read
+    return is_there;
+  }
+  /// This lane's row, which is there; null if there is none.
+  __device__ __forceinline__ const std::byte* row_of(const Origin& o) const {
     const Context& c = p.context;
     const HighThroughputSlots& slots = p.shape.slots;
-    const Destination from = destination(token, lane);
-    if (from.rank < 0) return nullptr;
-    const std::uint32_t row = s.run_at(from.rank).place(static_cast<std::uint32_t>(from.row));
-    if (from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
-    if (offer_of(p, from.rank, n).pull != 0)
-      return there<std::byte>(c, from.rank,
-                              slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
-    const auto* flag = inbox<Epoch>(c, from.rank, slots.partial_flag_of(n, from.row / kChunk));
-    *good = wait_until(c, from.rank, Phase::combine_rows, static_cast<std::uint64_t>(from.row),
-                       [&] { return arrived<KernelAccess>(flag, n); });
-    return inbox<std::byte>(c, from.rank, slots.partial_of(n, from.row));
+    if (o.from.rank < 0) return nullptr;
+    if (o.framed) return frame_from(c, ring(), o.from.rank, frame_of(o.from));
+    const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
+    if (o.from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
+    return there<std::byte>(c, o.from.rank,
+                            slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
+  }
+  /// The weights beside that row.
+  __device__ __forceinline__ const float* weights_of(const Origin& o) const {
+    const Context& c = p.context;
+    const HighThroughputSlots& slots = p.shape.slots;
+    if (o.from.rank < 0 || offer_of(p, o.from.rank, n).weights == 0) return nullptr;
+    if (o.framed) return reinterpret_cast<const float*>(row_of(o) + slots.combined.weights);
+    const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
+    if (o.from.rank == c.rank) return p.topk_weights + std::uint64_t{row} * p.shape.top_k;
+    return there<float>(c, o.from.rank, slots.pool_weights_of(dispatched, row));
   }
 
-  /// Writes the weights of a token that came home.
-  __device__ void take_weights(int token, int lane) const {
-    const HighThroughputSlots& slots = p.shape.slots;
-    const Destination from = destination(token, lane);
+  /// Writes the weights of a token that came home; all lanes call.
+  __device__ __forceinline__ void take_weights(int token, int lane, const Origin& o) const {
     std::int32_t expert = -1;
     const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
     if (lane < p.shape.top_k) expert = p.routing.experts[i];
     const int rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
+    const auto* mine = reinterpret_cast<const std::byte*>(weights_of(o));
     float weight = 0;
     for (int j = 0; j < p.shape.width; ++j) {
-      const int other = __shfl_sync(kAllLanes, from.rank, j);
-      const int row = __shfl_sync(kAllLanes, from.row, j);
-      if (rank >= 0 && other == rank && offer_of(p, rank, n).weights != 0)
-        weight = inbox<float>(p.context, rank, slots.partial_weights_of(n, row))[lane];
+      const int other = __shfl_sync(kAllLanes, o.from.rank, j);
+      const auto weights = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(mine), j);
+      if (rank >= 0 && other == rank && weights != 0)
+        weight = reinterpret_cast<const float*>(weights)[lane];
     }
     if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
+  }
+  /// The rows of a token have been read, and what lies beside them; all lanes call.
+  __device__ __forceinline__ void finish(const Origin& o) const {
+    __syncwarp();
+    if (o.framed) give_back(p.context, ring(), o.from.rank, frame_of(o.from));
   }
 };
 
@@ -242,27 +267,28 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
   const int pieces = p.summing.pieces;
   const auto row_bytes = static_cast<std::uint32_t>(p.shape.slots.sizes.row_bytes);
   const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
-  std::int32_t* held = w.s.held[warp];
+  std::uint8_t* held = w.s.held[warp];
   Cursor loading, summing;
   int on_way = 0;
-  bool good = true, ended = false;
-  const std::byte* row = nullptr;  // of the token that is being loaded, on this lane
-  auto load = [&] {
-    if (ended) return;
+  bool good = true, taken = false, ended = false;  // taken: the token to load, whose rows may come
+  Origin origin;                                   // of its row on this lane
+  // Loads a piece, if the token's rows are there; with `wait` it waits for them.
+  auto load = [&](bool wait) -> bool {
     if (loading.piece == 0) {
-      ended = !rows.take(loading.row);
-      if (ended) return;
-      bool found = true;
-      row = w.find_row(rows.at(loading.row), lane, &found);
-      good = __all_sync(kAllLanes, found);
-      ended = !good;
-      if (ended) return;
+      if (!taken) {
+        ended = ended || !rows.take(loading.row);
+        if (ended) return false;
+        origin = w.origin(rows.at(loading.row), lane);
+        taken = true;
+      }
+      if (!w.there_are_all(origin, wait)) return false;
       let_bulk_copies_see();
     }
+    const std::byte* row = w.row_of(origin);
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint32_t bytes = bytes_of(p.summing, row_bytes, loading);
     if (lane == 0) {
-      held[loading.stage] = __popc(present);
+      held[loading.stage] = static_cast<std::uint8_t>(__popc(present));
       device::mbarrier_expect(ring.barrier(loading), bytes * __popc(present));
     }
     __syncwarp();
@@ -272,23 +298,39 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
           row + offset_of(p.summing, loading), bytes, ring.barrier(loading));
     ++on_way;
     loading.step(pieces, ring.stages);
+    taken = loading.piece != 0;
+    return true;
   };
-  for (int s = 0; s < ring.stages; ++s) load();
 #pragma unroll 1
-  for (; on_way > 0; --on_way, summing.step(pieces, ring.stages)) {
-    device::mbarrier_wait(ring.barrier(summing), summing.parity);
-    if (!good) continue;  // loads must not outlive the block
+  for (;;) {
+#pragma unroll 1
+    while (on_way < ring.stages && load(false)) {
+    }
+    if (on_way == 0) {
+      if (ended) break;
+      good = load(true) || ended;
+      if (!good) break;
+      continue;
+    }
     const int token = rows.at(summing.row);
+    const bool last = summing.piece == pieces - 1;
+    Origin read;
+    if (last) read = w.origin(token, lane);
+    device::mbarrier_wait(ring.barrier(summing), summing.parity);
     const std::uint64_t offset =
         static_cast<std::uint64_t>(token) * row_bytes + offset_of(p.summing, summing);
     const auto* bias =
         p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
+    if (last) {
+      if (p.out_topk_weights != nullptr) w.take_weights(token, lane, read);
+      w.finish(read);
+    }
     add_stage<Element>(ring.stage(summing), p.summing.piece_bytes, held[summing.stage], bias,
                        reinterpret_cast<uint4*>(p.out + offset),
                        static_cast<int>(bytes_of(p.summing, row_bytes, summing) / sizeof(uint4)));
-    if (summing.piece == 0 && p.out_topk_weights != nullptr) w.take_weights(token, lane);
     __syncwarp();
-    load();
+    --on_way;
+    summing.step(pieces, ring.stages);
   }
   return good;
 }
@@ -301,10 +343,9 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = 0; rows.take(i); ++i) {
     const int token = rows.at(i);
-    bool found = true;
-    const std::byte* row = w.find_row(token, lane, &found);
-    __syncwarp();  // what one lane acquired, all may read
-    if (!__all_sync(kAllLanes, found)) return false;
+    const Origin origin = w.origin(token, lane);
+    if (!w.there_are_all(origin, true)) return false;
+    const std::byte* row = w.row_of(origin);
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
     const std::uint64_t offset = static_cast<std::uint64_t>(token) * p.shape.slots.sizes.row_bytes;
     const auto vectors = static_cast<int>(p.shape.slots.sizes.row_bytes / sizeof(uint4));
@@ -320,7 +361,8 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
       }
       if (mine) reinterpret_cast<uint4*>(p.out + offset)[v + lane] = Element::round(acc);
     }
-    if (p.out_topk_weights != nullptr) w.take_weights(token, lane);
+    if (p.out_topk_weights != nullptr) w.take_weights(token, lane, origin);
+    w.finish(origin);
   }
   return true;
 }
@@ -344,7 +386,16 @@ __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   return sum(SharedRows({p.tickets + kSumTicket, p.tokens, warps, true}));
 }
 
-// Roles: release ---------------------------------------------------------------------------------
+// Roles: end -------------------------------------------------------------------------------------
+
+/// How many frames have passed; the last block.
+__device__ void advance_rings(const Params& p, const BlockShared& s, Epoch n) {
+  const Context& c = p.context;
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
+    if (peer != c.rank)
+      advance(c, p.shape.slots.combine_ring, s, peer, p.pull ? 0 : s.rows_from(c, p.routing, peer),
+              offer_of(p, peer, n).pull != 0 ? 0 : s.rows_to(p.routing, peer));
+}
 
 /// Gives pool rows back to the senders; the last block. When peers have read them here, first waits
 /// until all have granted this epoch.
@@ -364,21 +415,21 @@ __device__ void run(const Params& p, BlockShared& s) {
   const auto lane = direction(c, p.shape.slots.combine);
   start(p);
   const Peeked peeked = peek(c, lane);
-  take_routing(c, p.routing, s);
+  take_routing(c, p.routing, p.shape.slots.combine_ring, s);
   if (stops(c, Phase::credit)) return;
   const Entry entry = admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::counts)) return;
   const Epoch n = entry.send;
   mark(c, kAdmitted);
-  if (blockIdx.x == 0) send_offers(p, s, n);
+  if (blockIdx.x == 0) send_offers(p, n);
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool good = true;
   if (!p.pull && warp < kPushers) {
     let_bulk_copies_see();  // credit, behind which they write
-    push_rows(p, s, warp, n);
+    good = push_rows(p, s, warp);
     mark(c, kSent);
   }
-  bool good = true;
   if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
     good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
   good = good && sum_tokens<Element>(p, s, warp, n);
@@ -386,6 +437,7 @@ __device__ void run(const Params& p, BlockShared& s) {
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
     return_tickets(p.tickets);
+    advance_rings(p, s, n);
     release_pool(p, lane, n);
   }
   mark(c, kEnded);

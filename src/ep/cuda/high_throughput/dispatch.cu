@@ -1,24 +1,23 @@
-// High-throughput dispatch: every row is read once and written to its final place in the pool of
-// each of its ranks.
+// High-throughput dispatch: every row is read once and written to each of its ranks: through a ring
+// into the caller's output, or to its final place in a pool.
 //
-// Roles. Sender warps share out the tokens while they work, in large batches if rows stay in the
-// pool, else a few at a time, so that the first chunks are complete first. A sender's lane i has
-// the token's i-th destination: it starts that store, waits for it, counts it and releases the
-// chunk's flag. Receiver warps wait for chunks; if the caller owns the output they copy row after
-// row out of the pool.
+// Roles. Sender warps share out the tokens while they work, a few at a time, or in large batches if
+// rows stay in the pool. A sender's lane i has the token's i-th destination: it waits for room in
+// the ring, starts that store, waits for it, and announces the row. Receiver warps serve the rings
+// as rows come, and copy them to the output; with a pool they only wait for its chunks.
 //
-// Who writes what. A row of a pool has one writer, the source whose range it lies in. A chunk's
-// flag is released by whichever lane of the source counts the chunk's last piece. Own rows go
-// straight to the output.
+// Who writes what. A frame, and a row of a pool, has one writer. A chunk of a pool is announced by
+// whichever lane of the source counts the chunk's last piece. Own rows go straight to the output.
 //
 // Memory order. A bulk store is complete when its lane's wait_group returns; metadata stored by
-// other lanes is ordered by __syncwarp; then an acq_rel count, and the last one's release at system
-// scope. Receivers acquire the flag. notify has acquired all credit for a new route; here it is
-// acquired again, which is one load a peer, because a cached dispatch has no notify.
+// other lanes is ordered by __syncwarp; then a release of the frame's flag at system scope, or an
+// acq_rel count, and the last one's release. Receivers acquire the flag, and release a frame's
+// place when all its parts have been read. Whoever acquires and then uses the copy engine puts a
+// proxy fence between. notify has acquired all credit for a new route; here it is acquired again,
+// which is one load a peer, because a cached dispatch has no notify.
 //
-// Cost. Reads T rows, writes T * (distinct ranks) rows; owned: the rows of other ranks once more. A
-// warp has two pieces in flight or more; one count for each (warp, rank, chunk), or for each batch
-// if rows are awaited.
+// Cost. Reads T rows, writes T * (distinct ranks) rows; what came by rings once more. A warp has
+// two pieces in flight or more; a release a frame, or a count for each (warp, rank, chunk).
 
 #include "ep/cuda/high_throughput/block.cuh"
 
@@ -129,9 +128,25 @@ struct Outgoing {
     there.weight = here ? beside.weight : 0.0F;
     there.write(p, place, scales(p));
   }
+  /// The same for every rank of `lanes`, whose lane knows where the row of its rank is.
+  template <class PlaceOf>
+  __device__ __forceinline__ void write_all(const Params& p, unsigned lanes, std::uint32_t row,
+                                            PlaceOf place_of) const {
+#pragma unroll 1
+    for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+      const int from = __ffs(static_cast<int>(rest)) - 1;
+      const int rank = __shfl_sync(kAllLanes, to.rank, from);
+      write(p, place_of(rank, __shfl_sync(kAllLanes, row, from)), rank);
+    }
+  }
 };
 
-__device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
+__device__ __forceinline__ Piece piece_of_token(const Params& p, int token, const Cursor& at) {
+  const std::byte* row = p.x + static_cast<std::uint64_t>(token) * p.format.data_bytes;
+  return piece_of(p.moving, row, p.format.data_bytes, at);
+}
+
+__device__ void send_to_pools(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const int width = p.shape.width, pieces = p.moving.pieces;
@@ -139,16 +154,12 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
   SharedRows tokens(
       {p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), p.moving.awaited});
   Outgoing token;
-  auto ready = [&](int row) { return tokens.take(row); };
+  auto ready = [&](int row, bool) { return tokens.take(row) ? Answer::row : Answer::end; };
   auto look = [&](int row) { token.load(p, tokens.at(row)); };
-  auto piece = [&](const Cursor& at) {
-    return piece_of(p.moving,
-                    p.x + static_cast<std::uint64_t>(tokens.at(at.row)) * p.format.data_bytes,
-                    p.format.data_bytes, at);
-  };
+  auto open = [](int, bool) { return true; };
+  auto piece = [&](const Cursor& at) { return piece_of_token(p, tokens.at(at.row), at); };
   auto place_of = [&](int rank, std::uint32_t row) {
-    const bool direct = p.out_x != nullptr && rank == c.rank;
-    return direct ? output_place(p, row) : pool.at(p, there<std::byte>(c, rank, 0), row);
+    return pool.at(p, there<std::byte>(c, rank, 0), row);
   };
   auto land = [&](const Cursor& at) -> Landing {
     const Destination to = token.to;
@@ -161,13 +172,7 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
       fits = run.has_room(static_cast<std::uint32_t>(to.row));
       if (fits) landing.to = place_of(to.rank, row).x + offset_of(p.moving, at);
     }
-    if (at.piece != 0) return landing;
-#pragma unroll 1
-    for (unsigned rest = __ballot_sync(kAllLanes, fits); rest != 0; rest &= rest - 1) {
-      const int from = __ffs(static_cast<int>(rest)) - 1;
-      const int rank = __shfl_sync(kAllLanes, to.rank, from);
-      token.write(p, place_of(rank, __shfl_sync(kAllLanes, row, from)), rank);
-    }
+    if (at.piece == 0) token.write_all(p, __ballot_sync(kAllLanes, fits), row, place_of);
     return landing;
   };
   ChunkTally tally;
@@ -177,12 +182,67 @@ __device__ void send_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
                  outbox<Epoch>(c, rank, slots.row_flag_of(n, chunk)), chunk, count,
                  p.routing.rows_to[rank], pieces, n);
   };
-  auto done = [&](const Cursor& at, const Landing& landing) {
-    tally.add(landing, width, close);
-    if (p.moving.awaited && at.piece == pieces - 1 && tokens.closes(at.row)) tally.close_all(close);
-  };
-  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, land, done});
+  auto done = [&](const Cursor&, const Landing& landing) { tally.add(landing, width, close); };
+  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
   tally.close_all(close);
+}
+
+/// What a frame holds.
+__device__ __forceinline__ RowPlace place_in(const Params& p, std::byte* frame) {
+  const FrameParts& parts = p.shape.slots.dispatched;
+  return {frame, reinterpret_cast<std::int32_t*>(frame + parts.token),
+          reinterpret_cast<std::int32_t*>(frame + parts.experts),
+          reinterpret_cast<float*>(frame + parts.weights),
+          reinterpret_cast<float*>(frame + parts.scales)};
+}
+
+__device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
+  const Context& c = p.context;
+  const RingSlots& ring = p.shape.slots.dispatch_ring;
+  SharedRows tokens({p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), true});
+  Outgoing token;
+  bool good = true;
+  auto ready = [&](int row, bool) { return good && tokens.take(row) ? Answer::row : Answer::end; };
+  auto look = [&](int row) { token.load(p, tokens.at(row)); };
+  auto piece = [&](const Cursor& at) { return piece_of_token(p, tokens.at(at.row), at); };
+  // Whether this lane has a destination that has room for the row, in a ring or, own rows, in the
+  // output.
+  auto sends = [&] {
+    const Destination to = token.to;
+    return to.rank >= 0 && (to.rank != c.rank || p.out_x != nullptr) &&
+           s.run_at(to.rank).has_room(static_cast<std::uint32_t>(to.row));
+  };
+  auto frame_of = [&](int rank, std::uint32_t row) { return s.frames_to[rank] + row; };
+  auto open = [&](int, bool wait) {
+    const Destination to = token.to;
+    const bool framed = sends() && to.rank != c.rank;
+    const auto row = static_cast<std::uint32_t>(to.row);
+    const auto room = [&] { return has_room(c, ring, to.rank, frame_of(to.rank, row)); };
+    bool found = good && (!framed || room());
+    if (!found && wait && good) found = wait_until(c, to.rank, Phase::credit, row, room);
+    found = __all_sync(kAllLanes, found);
+    if (wait) good = found;
+    if (found) let_bulk_copies_see();
+    return found;
+  };
+  auto place_of = [&](int rank, std::uint32_t row) {
+    return rank == c.rank ? output_place(p, s.run_at(rank).place(row))
+                          : place_in(p, frame_to(c, ring, rank, frame_of(rank, row)));
+  };
+  auto land = [&](const Cursor& at) -> Landing {
+    const bool mine = good && sends();
+    const auto row = static_cast<std::uint32_t>(token.to.row);
+    if (at.piece == 0) token.write_all(p, __ballot_sync(kAllLanes, mine), row, place_of);
+    if (!mine) return {};
+    return {place_of(token.to.rank, row).x + offset_of(p.moving, at), token.to.rank, token.to.row};
+  };
+  auto done = [&](const Cursor& at, const Landing& landing) {
+    if (at.piece == p.moving.pieces - 1 && landing.rank >= 0 && landing.rank != c.rank)
+      announce(c, ring, landing.rank,
+               frame_of(landing.rank, static_cast<std::uint32_t>(landing.row)));
+  };
+  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
+  return good;
 }
 
 // Roles: caller ----------------------------------------------------------------------------------
@@ -224,53 +284,44 @@ __device__ bool await_rows(const Params& p, int warp, Epoch n) {
   return __all_sync(kAllLanes, good);
 }
 
-/// Copies rows of other ranks out of the pool as they arrive; one warp. It takes every `stride`-th
-/// row of a source, so that all warps work on the chunks that come first.
-__device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
+/// Copies rows of other ranks out of the rings as they come, or, without outputs, lets them
+/// through; one warp.
+__device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-  const int stride = receivers_of(p) * static_cast<int>(gridDim.x);
-  const Rows pool = Rows::of_pool(p, n);
+  const RingSlots& ring = p.shape.slots.dispatch_ring;
+  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = static_cast<int>(gridDim.x);
+  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), receivers_of(p) * blocks,
+                        p.tickets + kRingTickets};
+  auto rows_of = [&](int source) { return s.rows_from(c, p.routing, source); };
+  Served served(c, servers, rows_of);
+  Served::Row held{};  // lane i % 32: the i-th row
   bool good = true;
-  // Where the next row is; the rows of the last pieces are remembered by lanes.
-  int source = 0, row = first - stride, known = -1;
-  std::uint32_t held = 0;
-  auto next_row = [&]() -> bool {
-    row += stride;
-    while (source == 0 || row >= p.routing.rows_from[(c.rank + source) % c.size]) {
-      if (++source >= c.size) return false;
-      row = first;
-      known = -1;
-    }
-    return true;
+  auto frame_of = [&](const Served::Row& at) {
+    return s.frames_from[at.peer] + static_cast<Epoch>(at.row);
   };
-  auto ready = [&](int i) {
-    Run run{};
-    do {  // rows past the capacity are left where they are
-      if (!next_row()) return false;
-      run = s.run_from(c, p.routing, (c.rank + source) % c.size);
-    } while (!run.has_room(static_cast<std::uint32_t>(row)));
-    const int rank = (c.rank + source) % c.size;
-    if (row / kChunk != known) {
-      if (lane == 0) good = await_chunk(p, rank, row / kChunk, n);
-      __syncwarp();  // what lane 0 acquired, all may read
-      good = __all_sync(kAllLanes, good);
-      let_bulk_copies_see();
-    }
-    known = row / kChunk;
-    if (lane == i % 32) held = run.place(static_cast<std::uint32_t>(row));
-    return good;
+  auto ready = [&](int i, bool wait) {
+    Served::Row found{};
+    const Answer answer = served.next(
+        c, Phase::dispatch_rows, wait, rows_of,
+        [&](const Served::Row& at) { return has_come(c, ring, at.peer, frame_of(at)); }, &found,
+        &good);
+    if (answer != Answer::row) return answer;
+    let_bulk_copies_see();
+    if (lane == i % 32) held = found;
+    return answer;
   };
-  auto place_of = [&](int i) {
-    return pool.at(p, there<std::byte>(c, c.rank, 0), __shfl_sync(kAllLanes, held, i % 32));
+  auto row_at = [&](int i) -> Served::Row {
+    return {__shfl_sync(kAllLanes, held.peer, i % 32), __shfl_sync(kAllLanes, held.row, i % 32)};
+  };
+  auto place_of = [&](const Served::Row& at) {
+    return place_in(p, const_cast<std::byte*>(frame_from(c, ring, at.peer, frame_of(at))));
   };
   auto piece = [&](const Cursor& at) {
-    return piece_of(p.moving, place_of(at.row).x, p.format.data_bytes, at);
+    return piece_of(p.moving, place_of(row_at(at.row)).x, p.format.data_bytes, at);
   };
   Beside beside;
   auto look = [&](int i) {
-    const RowPlace from = place_of(i);
+    const RowPlace from = place_of(row_at(i));
     beside.token = *from.token;
     if (lane < p.shape.top_k) {
       beside.expert = from.experts[lane];
@@ -278,15 +329,31 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp, Epoch n) {
     }
     beside.load_scales(p, from.scales);
   };
+  auto open = [](int, bool) { return true; };
   auto land = [&](const Cursor& at) -> Landing {
-    const RowPlace to = output_place(p, __shfl_sync(kAllLanes, held, at.row % 32));
-    if (at.piece == 0) beside.write(p, to, place_of(at.row).scales);
-    return {lane == 0 ? to.x + offset_of(p.moving, at) : nullptr, -1, -1};
+    const Served::Row from = row_at(at.row);
+    if (p.out_x == nullptr) return {nullptr, from.peer, from.row};
+    const Run run = s.run_from(c, p.routing, from.peer);
+    const RowPlace to = output_place(p, run.place(static_cast<std::uint32_t>(from.row)));
+    if (at.piece == 0) beside.write(p, to, place_of(from).scales);
+    return {lane == 0 ? to.x + offset_of(p.moving, at) : nullptr, from.peer, from.row};
   };
-  auto done = [](const Cursor&, const Landing&) {};
+  auto done = [&](const Cursor& at, const Landing& landing) {
+    if (at.piece == p.moving.pieces - 1 && lane == 0)
+      give_back(c, ring, landing.rank, frame_of({landing.rank, landing.row}));
+  };
   move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving,
-            Moves{ready, piece, look, land, done});
+            Moves{ready, piece, look, open, land, done});
   return good;
+}
+
+/// How many frames have passed; the last block.
+__device__ void advance_rings(const Params& p, const BlockShared& s) {
+  const Context& c = p.context;
+  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
+    if (peer != c.rank)
+      advance(c, p.shape.slots.dispatch_ring, s, peer, s.rows_to(p.routing, peer),
+              s.rows_from(c, p.routing, peer));
 }
 
 }  // namespace
@@ -303,7 +370,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   const auto lane = direction(c, p.shape.slots.dispatch);
   start(p);
   const Peeked peeked = peek(c, lane);
-  take_routing(c, p.routing, s);
+  take_routing(c, p.routing, p.shape.slots.dispatch_ring, s);
   const Entry entry = admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::dispatch_rows)) return;
   const Epoch n = entry.send;
@@ -316,15 +383,20 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     // Nothing is sent, on any rank; the epoch ends all the same.
   } else if (warp < p.senders) {
     let_bulk_copies_see();  // credit, behind which they write
-    send_rows(p, s, warp, n);
+    if (p.pool)
+      send_to_pools(p, s, warp, n);
+    else
+      good = send_to_rings(p, s, warp);
     mark(c, kSent);
   } else if (good) {
-    good = p.out_x == nullptr ? await_rows(p, warp - p.senders, n)
-                              : take_rows(p, s, warp - p.senders, n);
+    good = p.pool ? await_rows(p, warp - p.senders, n) : take_rows(p, s, warp - p.senders);
   }
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
-  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) return_tickets(p.tickets);
+  if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) {
+    return_tickets(p.tickets);
+    if (!p.pool && !s.overflow) advance_rings(p, s);
+  }
   mark(c, kEnded);
 }
 

@@ -84,7 +84,8 @@ class CudaEngine final : public HighThroughputEngine {
     return handle.routing_lane == handle.lane ? -1 : handle.routing_lane;
   }
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
-  std::size_t carve_routing(std::byte* base, HighThroughputRouting* routing) const;
+  std::size_t carve_routing(std::byte* base, std::int64_t tokens,
+                            HighThroughputRouting* routing) const;
   void make_lane(Lane& lane);
   void learn_epoch(CudaHandle& handle, const Dispatch& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
@@ -94,7 +95,6 @@ class CudaEngine final : public HighThroughputEngine {
   Runtime runtime_;
   MoeShape most_;
   HighThroughputSlots slots_;
-  std::int64_t pool_rows_;
   bool bulk_;
   Tuning tuning_;
   double link_bytes_per_us_ = 0;
@@ -115,7 +115,6 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
     : runtime_(object, make_region(object, options), options.lanes, options.sms),
       most_(options.shape),
       slots_(high_throughput_slots(options, object.communicator()->size())),
-      pool_rows_(pool_rows_of(options, object.communicator()->size())),
       bulk_(runtime_.share().bulk_copies()),
       tuning_(tuning),
       lanes_(static_cast<std::size_t>(options.lanes)) {
@@ -124,16 +123,19 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
   check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
   for (Lane& lane : lanes_) make_lane(lane);
-  // No rows are in the pool yet, so it can be written to.
+  // No rows are in the pool yet, so it can be written to. Rings need no such measure.
   const SlotSizes& sizes = slots_.most;
-  link_bytes_per_us_ = runtime_.measure_links(
-      {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
+  if (sizes.pool_rows > 0)
+    link_bytes_per_us_ = runtime_.measure_links(
+        {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
 }
 
 void CudaEngine::make_lane(Lane& lane) {
   const auto share = runtime_.shared_share();
   const SlotSizes& sizes = slots_.most;
-  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, nullptr));
+  constexpr std::uint64_t kUsualTokens = 4096;  // handles of more are made when they come
+  const auto tokens = static_cast<std::int64_t>(std::min(sizes.max_tokens, kUsualTokens));
+  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, tokens, nullptr));
   lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch));
   const std::size_t values =
       CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
@@ -164,12 +166,14 @@ void CudaEngine::make_lane(Lane& lane) {
   check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
 }
 
-std::size_t CudaEngine::carve_routing(std::byte* base, HighThroughputRouting* routing) const {
+std::size_t CudaEngine::carve_routing(std::byte* base, std::int64_t tokens,
+                                      HighThroughputRouting* routing) const {
   const SlotSizes& sizes = slots_.most;
+  const auto count = static_cast<std::size_t>(tokens);
   Carver carver(base);
   HighThroughputRouting r{};
-  r.destinations = carver.take<Destination>(sizes.max_tokens * std::min(sizes.top_k, sizes.ranks));
-  r.experts = carver.take<std::int32_t>(sizes.max_tokens * sizes.top_k);
+  r.destinations = carver.take<Destination>(count * std::min(sizes.top_k, sizes.ranks));
+  r.experts = carver.take<std::int32_t>(count * sizes.top_k);
   r.epoch = carver.take<Epoch>(1);
   r.rows_to = carver.take<std::int32_t>(sizes.ranks);
   r.rows_from = carver.take<std::int32_t>(sizes.ranks);
@@ -200,8 +204,10 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(
       cuda::keep_with_graph(place, handle->routing_memory);
   } else {
     handle->routing_lane = number;
-    handle->routing_memory = lane.routings->take(place, request.allocator);
-    carve_routing(handle->routing_memory.get(), &handle->routing);
+    const std::int64_t tokens = request.x.size(0);
+    handle->routing_memory =
+        lane.routings->take(place, carve_routing(nullptr, tokens, nullptr), request.allocator);
+    carve_routing(handle->routing_memory.get(), tokens, &handle->routing);
   }
   lane.captured = lane.captured || place.captured();
   handle->host_epoch = Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
@@ -240,9 +246,9 @@ void CudaEngine::plan(const Dispatch& work) {
   p.shape = shape_of(handle.shape);
   p.routing = handle.routing;
   p.tokens = handle.tokens;
-  p.capacity = static_cast<std::int32_t>(work.request.capacity.value_or(pool_rows_));
+  p.capacity = static_cast<std::int32_t>(work.room);
   p.strict = work.eager();
-  p.call = handle.call(work.eager() ? 0 : Call::kCapacity, handle.format);
+  p.call = handle.call(work.call_options(), handle.format);
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
@@ -295,16 +301,18 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.shape = shape_of(handle->shape);
   p.routing = handle->routing;
   p.format = handle->format;
-  const bool owned = work.outputs.x.present();
+  p.pool = handle->in_pool;
+  const bool owned = !p.pool;
   const int blocks = runtime_.budget_of(job);
   const cuda::Sending sending =
       asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
-  p.senders = sending.warps;
+  constexpr int kMostSenders = cuda::kHighThroughputWarps - cuda::kFewestReceivers;
+  p.senders = owned ? std::min(sending.warps, kMostSenders) : sending.warps;
   // Receivers need rings, too, if they copy.
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
       {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
-  p.call = handle->call(handle->cached ? Call::kCached : 0, p.format);
+  p.call = handle->call(work.call_options(), p.format);
   p.call.lane = handle->routing_lane;
   p.tokens = handle->tokens;
   p.keep = settle(lane, nullptr) != handle;
@@ -365,7 +373,6 @@ void CudaEngine::combine(const Combine& work) {
   std::shared_ptr<CudaHandle> released;
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
-  p.chunk_rows = lane.chunk_rows;
   p.tickets = lane.tickets;
   p.y = work.request.y.as<std::byte>();
   p.topk_weights =

@@ -63,8 +63,10 @@ struct NotifyParams {
   const Epoch* release;  ///< epoch up to which pool rows are given back
 };
 
-/// Work that warps share out: rows that are sent, and tokens that are summed.
-enum Ticket : std::int32_t { kSendTicket, kSumTicket, kTickets };
+/// Work that warps share out: tokens that are sent or summed, and from kRingTickets on the rows of
+/// each ring.
+enum Ticket : std::int32_t { kSendTicket, kSumTicket, kRingTickets };
+inline constexpr int kTickets = kRingTickets + kMostRanks - 1;
 
 struct HighThroughputDispatchParams {
   Context context;
@@ -73,16 +75,18 @@ struct HighThroughputDispatchParams {
   Moving moving;
   Call call;  ///< told here if the routing is an earlier dispatch's; else notify has
   std::int32_t tokens;
-  std::int32_t senders;       ///< warps of a block; the others receive
-  bool keep;                  ///< no credit at the end: rows stay in the pool, or older ones do
-  Epoch* epoch;               ///< of the handle: set to this dispatch's
-  std::uint32_t* chunk_rows;  ///< [R, chunks] pieces of a chunk written so far; zero between calls
+  std::int32_t senders;  ///< warps of a block; the others receive
+  bool pool;             ///< rows stay in the pool
+  bool keep;             ///< no credit at the end: rows stay in the pool, or older ones do
+  Epoch* epoch;          ///< of the handle: set to this dispatch's
+  /// [R, chunks] pieces of a chunk of the pool written so far; zero between calls
+  std::uint32_t* chunk_rows;
   std::uint32_t* tickets;     ///< [kTickets]; zero between calls
   RowFormat format;           ///< of the rows
   const std::byte* x;         ///< [T, H]
   const float* x_scales;      ///< [T, scales] or null
   const float* topk_weights;  ///< [T, K] or null
-  std::byte* out_x;           ///< [N, H], or null: rows stay in the pool
+  std::byte* out_x;           ///< [N, H]; null: rows stay in the pool, or are let through
   float* out_scales;          ///< [N, scales] or null
   std::int32_t* out_tokens;
   std::int32_t* out_experts;
@@ -99,7 +103,6 @@ struct HighThroughputCombineParams {
   bool pull;             ///< y lies in the pool: peers read it there
   const Epoch* epoch;    ///< of the dispatch
   const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
-  std::uint32_t* chunk_rows;
   std::uint32_t* tickets;
   const std::byte* y;         ///< [N, H]
   const float* topk_weights;  ///< [N, K] or null

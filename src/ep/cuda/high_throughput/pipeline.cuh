@@ -72,43 +72,55 @@ struct Piece {
   std::uint32_t bytes;
 };
 
+/// What a role says when it is asked for its next row.
+enum class Answer : std::int32_t { row, not_yet, end };
+
 /// What a role says of the rows that it moves; called by all lanes of one warp. While a row is
 /// being stored, pieces of the next ones are being loaded:
 ///
-///     row r       ready  piece (load) ........ look  land (store) ... done
-///     row r + 1                 ready  piece (load) ............. look  land (store) ... done
-template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
+///     row r       ready  piece (load) ........ look  open  land (store) ... done
+///     row r + 1                 ready  piece (load) ............. look  open  land (store) ...
+///     done
+///
+/// A role is asked to wait only when nothing of what it has begun can move, and is done with all
+/// that has been stored: see ep/protocol/ring.hpp.
+template <class Ready, class PieceOf, class Look, class Open, class LandingOf, class Done>
 struct Moves {
-  Ready ready;  ///< (row): whether there is such a row; once for each, in order, ahead of its turn
+  Ready ready;     ///< (row, wait): whether there is such a row; in order, ahead of its turn
   PieceOf piece;   ///< (at): where a piece is read, the same on all lanes
   Look look;       ///< (row): asks memory for what `land` will need of it
+  Open open;       ///< (row, wait): whether its destinations can be written; false once it failed
   LandingOf land;  ///< (at): where this lane's destination of a piece is, if it has one
   /// (at, landing): the piece is in the memory of all its destinations, so that a release of the
   /// calling lane covers it.
   Done done;
 };
-template <class Ready, class PieceOf, class Look, class LandingOf, class Done>
-Moves(Ready, PieceOf, Look, LandingOf, Done) -> Moves<Ready, PieceOf, Look, LandingOf, Done>;
+template <class Ready, class PieceOf, class Look, class Open, class LandingOf, class Done>
+Moves(Ready, PieceOf, Look, Open, LandingOf, Done)
+    -> Moves<Ready, PieceOf, Look, Open, LandingOf, Done>;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// Moves rows 0, 1, ... as long as `ready` says that there is one. The ring is fresh and has two
+/// Moves rows 0, 1, ... until `ready` says that there is no more. The ring is fresh and has two
 /// stages or more.
 template <class Role>
 __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role moves) {
   const bool first_lane = threadIdx.x % 32 == 0;
   Cursor loading, moving, previous;
   Landing landed;
-  int rows = 0, on_way = 0;  // rows known to be there; pieces that are loaded and not stored
+  int rows = 0, looked = 0;  // rows known to be there, and looked at
+  int on_way = 0;            // pieces that are loaded and not stored
+  bool stored = false;       // the previous piece is not known to be done
   bool ended = false;
-  auto ask = [&] {
-    if (!ended && moves.ready(rows))
-      ++rows;
-    else
-      ended = true;
+  auto ask = [&](bool wait) {
+    if (ended || loading.row < rows) return;
+    const Answer answer = moves.ready(rows, wait);
+    if (answer == Answer::row) ++rows;
+    ended = answer == Answer::end;
   };
   auto load = [&] {
-    if (loading.row >= rows) return;
+    ask(false);
+    if (loading.row >= rows) return false;
     const Piece p = moves.piece(loading);
     if (first_lane) {
       device::mbarrier_expect(ring.barrier(loading), p.bytes);
@@ -117,46 +129,68 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     }
     ++on_way;
     loading.step(pieces, ring.stages);
-    if (loading.piece == 0) ask();
+    return true;
   };
-  ask();
-  for (int s = 0; s < ring.stages; ++s) load();
-  if (rows > 0) moves.look(0);
-  bool first = true;
+  auto finish = [&] {
+    if (!stored) return;
+    device::bulk_wait<0>();
+    __syncwarp();
+    moves.done(previous, landed);
+    stored = false;
+  };
+  auto look = [&](int row) {
+    if (looked > row || row >= rows) return;
+    moves.look(row);
+    looked = row + 1;
+  };
 #pragma unroll 1
-  for (; on_way > 0; --on_way) {
+  for (;;) {
+#pragma unroll 1
+    while (on_way + (stored ? 1 : 0) < ring.stages && load()) {
+    }
+    if (on_way == 0) {
+      finish();
+      if (ended) break;
+      ask(true);
+      continue;
+    }
+    look(moving.row);
+    if (moving.piece == 0 && !moves.open(moving.row, false)) {
+      finish();
+      moves.open(moving.row, true);
+    }
     const Landing current = moves.land(moving);
     const std::uint32_t bytes = moves.piece(moving).bytes;
     device::mbarrier_wait(ring.barrier(moving), moving.parity);
     if (current.to != nullptr) device::bulk_store(current.to, ring.stage(moving), bytes);
     device::bulk_commit();
-    if (moving.piece == pieces - 1 && moving.row + 1 < rows) moves.look(moving.row + 1);
-    if (!first) {
+    --on_way;
+    if (moving.piece == pieces - 1) look(moving.row + 1);
+    if (stored) {
       device::bulk_wait<1>();
       __syncwarp();
       moves.done(previous, landed);
-      load();
     }
-    first = false;
+    stored = true;
     previous = moving;
     landed = current;
     moving.step(pieces, ring.stages);
   }
-  device::bulk_wait<0>();
-  __syncwarp();
-  if (!first) moves.done(previous, landed);
 }
 
 #endif
 
-/// The same by loads and stores.
+/// The same by loads and stores; each row is done before the next.
 template <class Role>
 __device__ __forceinline__ void move_by_vectors(int pieces, Role moves) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
-  for (Cursor at; at.piece > 0 || moves.ready(at.row); at.step(pieces, 1)) {
+  for (Cursor at; at.piece > 0 || moves.ready(at.row, true) == Answer::row; at.step(pieces, 1)) {
     const Piece p = moves.piece(at);
-    if (at.piece == 0) moves.look(at.row);
+    if (at.piece == 0) {
+      moves.look(at.row);
+      moves.open(at.row, true);
+    }
     const Landing landing = moves.land(at);
     const unsigned landed = __ballot_sync(kAllLanes, landing.to != nullptr);
     const auto vectors = static_cast<int>(p.bytes / sizeof(uint4));

@@ -13,6 +13,7 @@ namespace expertwire::inline v0::ep::cuda {
 
 /// Warps of a block of dispatch and combine, and the shared memory of its rings.
 inline constexpr int kHighThroughputWarps = 16;
+inline constexpr int kFewestReceivers = 4;  ///< of them, where rows come through rings
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336, kFewestRingBytes = 16384;
 
 // What is on its way ------------------------------------------------------------------------------
@@ -26,7 +27,7 @@ struct Sending {
 struct SendingRequest {
   int blocks;
   double link_bytes_per_us;  ///< what a GPU writes to a peer
-  bool owned;                ///< receivers copy rows out of the pool, with rings of their own
+  bool owned;                ///< receivers copy rows out of rings, with stages of their own
   bool bulk;                 ///< there are rings
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -10,28 +11,38 @@
 
 namespace expertwire::inline v0::ep::cuda {
 
-/// Blocks of device memory of one size, for the routing of handles; used again in the order of
-/// their lane. A block that a capture uses is the graph's as long as that exists.
+/// Blocks of device memory for the routing of handles, of the usual size and of twice that, four
+/// times, and so on; used again in the order of their lane. A block that a capture uses is the
+/// graph's as long as that exists.
 class BlockPool : public std::enable_shared_from_this<BlockPool> {
  public:
-  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t bytes);
+  BlockPool(std::shared_ptr<DeviceShare> share, std::size_t usual);
   /// A block for work on `place`: from the caller's allocator, who then says how long it lasts, or
   /// of the pool, which grows as it must.
-  std::shared_ptr<std::byte> take(const StreamPlace& place, const Allocator& given);
-  std::size_t bytes() const { return bytes_; }
+  std::shared_ptr<std::byte> take(const StreamPlace& place, std::size_t bytes,
+                                  const Allocator& given);
+  /// One of the usual size.
+  std::shared_ptr<std::byte> take(const StreamPlace& place, const Allocator& given) {
+    return take(place, usual_, given);
+  }
 
  private:
   static constexpr int kFewest = 8;
 
-  std::shared_ptr<std::byte> take(const StreamPlace& place);
-  void add(int count);
+  /// Blocks of one size.
+  struct Size {
+    std::vector<std::byte*> free;
+    int blocks = 0;
+  };
+
+  std::shared_ptr<std::byte> take(const StreamPlace& place, std::size_t bytes);
+  void add(std::size_t bytes, int count);
 
   std::shared_ptr<DeviceShare> share_;
-  std::size_t bytes_;
+  std::size_t usual_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<void>> owned_;
-  std::vector<std::byte*> free_;
-  int blocks_ = 0;
+  std::map<std::size_t, Size> sizes_;
 };
 
 }  // namespace expertwire::ep::cuda
