@@ -44,6 +44,13 @@ __device__ __forceinline__ void store_relaxed_system(std::uint32_t* word, std::u
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
+/// Orders what this thread, and those it has learnt from, did before it with what it does after,
+/// for this GPU or for all.
+__device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
+__device__ __forceinline__ void fence_system() {
+  asm volatile("fence.acq_rel.sys;" : : : "memory");
+}
+
 /// Adds and returns the value before; orders this thread with the others that add there.
 __device__ __forceinline__ std::uint32_t add_gpu(std::uint32_t* word, std::uint32_t count) {
   std::uint32_t before;

@@ -23,13 +23,13 @@ constexpr std::uint32_t kFrames = 2;
 constexpr Epoch kStart = 0xFFFFFFFD;  // numbers wrap while the model runs
 
 enum class Rule {
-  none,           ///< nothing is taken away
-  credit,         ///< a writer does not look whether a frame has been read
-  flag,           ///< a reader does not look whether a frame is there
-  announce,       ///< a writer may wait before it has announced what it has written
-  give_back,      ///< a reader may wait before it has given back what it has read
-  whichever,      ///< a role that serves several rings takes them one behind the other
-  in_order,       ///< tokens are begun with the last
+  none,       ///< nothing is taken away
+  credit,     ///< a writer does not look whether a frame has been read
+  flag,       ///< a reader does not look whether a frame is there
+  announce,   ///< a writer may wait before it has announced what it has written
+  give_back,  ///< a reader may wait before it has given back what it has read
+  whichever,  ///< a role that serves several rings takes them one behind the other
+  in_order,   ///< tokens are begun with the last
 };
 
 struct Model {
@@ -41,6 +41,7 @@ struct Model {
   }
   static Epoch acquire(const Epoch* word, Fault) { return *word; }
   static void release(Epoch* word, Epoch value, Fault) { *word = value; }
+  static void store_after_reads(Epoch* word, Epoch value, Fault) { *word = value; }
 };
 bool holds(Rule rule) { return Model::without != rule; }
 
@@ -121,14 +122,11 @@ class Explorer {
   static constexpr Epoch frame(int row) { return kStart + 1 + static_cast<Epoch>(row); }
   /// 64 bits of a hash: among millions of states that two have the same is one in a million.
   static std::size_t key(const State& state) {
-    return std::hash<std::string_view>()(
-        {reinterpret_cast<const char*>(&state), sizeof(state)});
+    return std::hash<std::string_view>()({reinterpret_cast<const char*>(&state), sizeof(state)});
   }
-  int rows_between(int home, int rank) const {
-    return static_cast<int>(rows_[home][rank].size());
-  }
-  /// Rows of the ring from `writer` to `reader`: of a dispatch the writer's tokens, of a combine the
-  /// reader's.
+  int rows_between(int home, int rank) const { return static_cast<int>(rows_[home][rank].size()); }
+  /// Rows of the ring from `writer` to `reader`: of a dispatch the writer's tokens, of a combine
+  /// the reader's.
   const std::vector<int>& rows_of(int writer, int reader) const {
     return combine_ ? rows_[reader][writer] : rows_[writer][reader];
   }
@@ -146,8 +144,8 @@ class Explorer {
     return has_room<Model>(state.taken(writer, reader, frame(row)), frame(row), kFrames);
   }
   void write(State& state, int writer, int reader, int row) const {
-    *state.token(writer, reader, frame(row)) = static_cast<std::uint32_t>(
-        rows_of(writer, reader)[static_cast<std::size_t>(row)] + 1);
+    *state.token(writer, reader, frame(row)) =
+        static_cast<std::uint32_t>(rows_of(writer, reader)[static_cast<std::size_t>(row)] + 1);
   }
   static void announce(State& state, int writer, Held held) {
     publish<Model>(state.arrived(writer, held.peer, frame(held.row)), frame(held.row));
@@ -161,7 +159,7 @@ class Explorer {
       wrong_ = "a reader read another row";
   }
   static void give_back(State& state, int reader, Held held) {
-    grant<Model>(state.taken(held.peer, reader, frame(held.row)), frame(held.row));
+    ep::give_back<Model>(state.taken(held.peer, reader, frame(held.row)), frame(held.row));
   }
 
   // Roles ----------------------------------------------------------------------------------------

@@ -86,14 +86,12 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
     for (int chunk = 0; chunk < 3; ++chunk)
       words.push_back({s.row_flag_of(n, chunk), sizeof(Epoch)});
   }
-  for (const RingSlots& ring : {s.dispatch_ring, s.combine_ring})
-    for (Epoch frame = 0xFFFFFFFE; frame != 2; ++frame) {
-      words.push_back({ring.arrived_of(frame), sizeof(Epoch)});
-      words.push_back({ring.taken_of(frame), sizeof(Epoch)});
-      rows.push_back({ring.frame_of(frame), ring.stride});
-    }
-  EXPECT_GE(s.dispatch_ring.stride, 80U + 4 + 2 * 16 + 8);
-  EXPECT_GE(s.combine_ring.stride, 80U + 16);
+  for (Epoch frame = 0xFFFFFFFE; frame != 2; ++frame) {
+    words.push_back({s.ring.arrived_of(frame), sizeof(Epoch)});
+    words.push_back({s.ring.taken_of(frame), sizeof(Epoch)});
+    rows.push_back({s.ring.frame_of(frame), s.ring.stride});
+  }
+  EXPECT_GE(s.ring.stride, 80U + 4 + 2 * 16 + 8);
   expect_disjoint(words, s.pairs.word_bytes);
   rows.push_back({0, s.pairs.word_bytes});
   expect_disjoint(rows, s.pairs.bytes);
@@ -113,8 +111,7 @@ TEST(Slots, RingsAreSmall) {
     SlotSizes sizes{ranks, 256 / ranks, 1 << 24, 8, 14336, 0, 112};
     const std::uint32_t frames = HighThroughputSlots::frames_for(sizes, 1);
     const HighThroughputSlots s = HighThroughputSlots::place(sizes, frames);
-    const std::uint64_t rings =
-        (ranks - 1) * frames * (s.dispatch_ring.stride + s.combine_ring.stride);
+    const std::uint64_t rings = (ranks - 1) * frames * s.ring.stride;
     EXPECT_LE(rings, HighThroughputSlots::kRingBytes) << ranks;
     EXPECT_GT(2 * rings, HighThroughputSlots::kRingBytes) << ranks;
     EXPECT_LE(s.bytes, rings * 21 / 10) << ranks;

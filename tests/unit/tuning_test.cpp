@@ -35,9 +35,11 @@ TEST(Tuning, WarpsHaveTwoStagesOfSevenKilobytesOrMore) {
 }
 
 TEST(Tuning, OwnedOutputLeavesRingsForReceivers) {
-  const Sending sending = sending_of({132, kLink, true, true});
-  EXPECT_EQ(sending.ring_bytes, kRingBytes);
-  EXPECT_EQ(sending.warps, 8);
+  for (const int blocks : {1, 16, 24, 48, 132}) {
+    const Sending sending = sending_of({blocks, kLink, true, true});
+    EXPECT_EQ(sending.ring_bytes, kRingBytes);
+    EXPECT_EQ(sending.warps, sending_of({blocks, kLink, false, true}).warps) << blocks;
+  }
 }
 
 TEST(Tuning, WithoutBulkCopiesAllWarpsSend) {

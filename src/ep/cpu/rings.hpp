@@ -7,7 +7,7 @@
 
 namespace expertwire::inline v0::ep::cpu {
 
-/// The rings of one direction in one operation, seen from one rank; the i-th frame of a ring is the
+/// The rings in one operation, seen from one rank; the i-th frame of a ring is the
 /// i-th row that passes it in this operation. See ep/protocol/ring.hpp.
 template <class Slots>
 class Rings {
@@ -43,7 +43,8 @@ class Rings {
   /// Frame `i` from `source` has been read.
   void give_back(int source, std::int64_t i) const {
     const Epoch frame = read(source, i);
-    grant<HostAccess>(memory_.template outbox<Epoch>(source, place_.taken_of(frame)), frame);
+    ep::give_back<HostAccess>(memory_.template outbox<Epoch>(source, place_.taken_of(frame)),
+                              frame);
   }
 
   /// The operation has ended: so many frames have passed to and from `peer`.

@@ -155,6 +155,12 @@ EXPERTWIRE_HOST_DEVICE void grant(Epoch* consumed_at_sender, Epoch n) {
   Access::release(consumed_at_sender, n, Fault::credit_release);
 }
 
+/// The same of one frame of a ring, of which the calling worker has used all that it read.
+template <class Access>
+EXPERTWIRE_HOST_DEVICE void give_back(Epoch* taken_at_writer, Epoch frame) {
+  Access::store_after_reads(taken_at_writer, frame, Fault::credit_release);
+}
+
 /// Words shared between CPU threads and processes.
 struct HostAccess {
   static bool removed(Fault fault) { return ep::removed(fault); }
@@ -178,6 +184,9 @@ struct HostAccess {
   static void release(Epoch* word, Epoch value, Fault order) {
     delay();
     ref(word).store(value, removed(order) ? std::memory_order_relaxed : std::memory_order_release);
+  }
+  static void store_after_reads(Epoch* word, Epoch value, Fault order) {
+    release(word, value, order);
   }
   static std::uint32_t count_up(std::uint32_t* word) {
     delay();

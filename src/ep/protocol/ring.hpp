@@ -4,9 +4,9 @@
 //
 // A ring lies in a pair: its writer fills frames, its reader empties them, in the order of their
 // numbers. A frame holds one row and what goes beside it. Numbers are 32 bits, run on from
-// operation to operation and wrap; frame f lies at place f % C, and C is a power of two, so that
-// wrapping is seamless. Every place is a lane of its own (see lane.hpp) whose epochs are the
-// numbers f, f + C, f + 2C, ...:
+// operation to operation, of both directions, and wrap; frame f lies at place f % C, and C is a
+// power of two, so that wrapping is seamless. Every place is a lane of its own (see lane.hpp) whose
+// epochs are the numbers f, f + C, f + 2C, ...:
 //
 //     writer                                  reader
 //     ------                                  ------
@@ -48,7 +48,7 @@ struct RingWords {
   Epoch read;
 };
 
-/// Where the rings of one direction of a lane lie: one in every pair.
+/// Where the rings of a lane lie: one in every pair.
 struct RingSlots {
   std::uint64_t words = 0;    ///< of the lane: RingWords [R]
   std::uint64_t arrived = 0;  ///< of a pair: Epoch [C], the frame that lies at each place

@@ -144,7 +144,7 @@ struct FrameParts {
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
 struct HighThroughputSlots {
   static constexpr std::uint64_t kChunkRows = 32;
-  /// What all rings of an object take at most, over peers, directions and lanes: less than half of
+  /// What all rings of an object take at most, over peers and lanes: less than half of
   /// the L2 of an A100 (40 MB), H100 (50 MB) or later.
   static constexpr std::uint64_t kRingBytes = 16 << 20;
   /// The counts of a source: its capacity, then rows to every rank, then selections per local
@@ -155,8 +155,8 @@ struct HighThroughputSlots {
   SlotSizes sizes;  ///< of the call
   Pairs pairs;
   DirectionSlots dispatch, combine;
-  RingSlots dispatch_ring, combine_ring;
-  FrameParts dispatched, combined;  ///< of frames of the two rings
+  RingSlots ring;                   ///< of both directions, whose operations take turns
+  FrameParts dispatched, combined;  ///< of its frames
   std::uint64_t counts_stride = 0;
   std::uint64_t counts = 0;                          ///< [slot] Tagged [kHeader + R + L]
   std::uint64_t row_flags = 0;                       ///< [slot][chunk], of the pool
@@ -184,13 +184,16 @@ struct HighThroughputSlots {
     parts.bytes = parts.weights + sizes.top_k * kWord;
     return parts;
   }
+  static constexpr std::uint64_t frame_bytes(const SlotSizes& sizes) {
+    const std::uint64_t there = parts_of_dispatch(sizes).bytes,
+                        home = parts_of_combine(sizes).bytes;
+    return there > home ? there : home;
+  }
   /// Frames of a ring of an object with `lanes` lanes: as many as there is room for, or tokens.
   static constexpr std::uint32_t frames_for(const SlotSizes& sizes, int lanes) {
     const std::uint64_t rings = (sizes.ranks > 1 ? sizes.ranks - 1 : 1);
-    const std::uint64_t bytes = align_up(parts_of_dispatch(sizes).bytes, kAlignment) +
-                                align_up(parts_of_combine(sizes).bytes, kAlignment);
-    std::uint32_t frames =
-        frames_within(kRingBytes, rings * static_cast<std::uint64_t>(lanes), bytes);
+    std::uint32_t frames = frames_within(kRingBytes, rings * static_cast<std::uint64_t>(lanes),
+                                         align_up(frame_bytes(sizes), kAlignment));
     while (frames > 2 && frames / 2 >= sizes.max_tokens) frames /= 2;
     return frames;
   }
@@ -205,15 +208,13 @@ struct HighThroughputSlots {
     Placer own, pair;
     s.dispatch = DirectionSlots::place(own, pair);
     s.combine = DirectionSlots::place(own, pair);
-    s.dispatch_ring = RingSlots::place(own, pair, sizes.ranks, frames);
-    s.combine_ring = RingSlots::place(own, pair, sizes.ranks, frames);
+    s.ring = RingSlots::place(own, pair, sizes.ranks, frames);
     s.counts = pair.take(kSlots * s.counts_stride);
     s.row_flags = pair.take(kSlots * s.chunks() * sizeof(Epoch));
     s.offer_flags = pair.take(kSlots * sizeof(Epoch));
     s.pairs.word_bytes = pair.bytes();
     s.offers = pair.take(kSlots * sizeof(CombineOffer));
-    s.dispatch_ring.place_rows(pair, s.dispatched.bytes);
-    s.combine_ring.place_rows(pair, s.combined.bytes);
+    s.ring.place_rows(pair, frame_bytes(sizes));
     s.pairs.first = own.bytes();
     s.pairs.bytes = pair.bytes();
     s.place_pool();

@@ -215,7 +215,7 @@ void HighThroughputLane::combine(const Combine& op, WaitContext context) {
     const auto* flag = memory_.inbox<Epoch>(peer, slots.offer_flag_of(n));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
-  const HighThroughputRings rings(memory_, slots.combine_ring);
+  const HighThroughputRings rings(memory_, slots.ring);
   WaitContext team_context = context;
   team_context.abandoned = team_.failed();
   team_.run([&](int worker) {

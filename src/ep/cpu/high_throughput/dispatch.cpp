@@ -186,7 +186,7 @@ void HighThroughputLane::dispatch(const Dispatch& op, WaitContext context) {
       context);
   const bool sends = !handle.too_many, pool = handle.in_pool && sends;
   const bool owned = !handle.in_pool && sends;
-  const HighThroughputRings rings(memory_, slots.dispatch_ring);
+  const HighThroughputRings rings(memory_, slots.ring);
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     if (owned) {

@@ -17,6 +17,8 @@ struct BlockShared {
   std::uint8_t held[kHighThroughputWarps][kMostStages];  // rows in a stage
   std::int32_t first_at[kMostRanks], capacity[kMostRanks];
   Epoch frames_to[kMostRanks], frames_from[kMostRanks];  // the first of this operation
+  bool empty[kMostRanks];           // all frames of earlier operations have been read there
+  std::uint8_t offers[kMostRanks];  // of combine: whether rows are pulled, and weights come
   bool overflow;
 
   /// Where this rank's rows lie at `rank`, and those of `source` here.
@@ -46,9 +48,15 @@ static_assert(kBlockSharedBytes + kRingBytes + 256 <= 227 * 1024,
 
 inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }
 
-/// To be followed by a barrier.
+/// `other` is the direction that this operation is not of. To be followed by a barrier.
 __device__ __forceinline__ void take_routing(const Context& c, const HighThroughputRouting& routing,
-                                             const RingSlots& ring, BlockShared& s) {
+                                             const RingSlots& ring, const Peeked& peeked,
+                                             const Direction<KernelAccess>& other, BlockShared& s) {
+  // A rank that has read all operations before this one has read all frames before this one's.
+  const auto peer = static_cast<int>(threadIdx.x);
+  if (peer < c.size)
+    s.empty[peer] =
+        reached(peeked.credit, peeked.send - 1) && other.has_read(peer, other.sending() - 1);
   for (int rank = threadIdx.x; rank < c.size; rank += blockDim.x) {
     s.first_at[rank] = routing.first_at[rank];
     s.capacity[rank] = routing.capacity[rank];
@@ -96,12 +104,14 @@ struct Sharing {
   int rows;
   int warps;
   bool awaited;
+  int first = -1;  ///< this warp's first ticket, if all warps take one at once
 };
 
 class SharedRows {
  public:
   __device__ __forceinline__ explicit SharedRows(const Sharing& sharing) : sharing_(sharing) {
-    if (lane() == 0) ticket_ = atomicAdd(sharing.ticket, 1U);
+    if (lane() == 0)
+      ticket_ = sharing.first >= 0 ? static_cast<unsigned>(sharing.first) : next_ticket();
   }
   /// Whether this warp has an `i`-th row; asked once for each, in order. All lanes call.
   __device__ __forceinline__ bool take(int i) {
@@ -113,7 +123,7 @@ class SharedRows {
       closes_ = next_ == end_;
     }
     // The next ticket is on its way while the last row of a batch is.
-    if (next_ == end_ && lane() == 0) ticket_ = atomicAdd(sharing_.ticket, 1U);
+    if (next_ == end_ && lane() == 0) ticket_ = next_ticket();
     return true;
   }
   /// The `i`-th row; of the last 32 that were taken.
@@ -125,6 +135,10 @@ class SharedRows {
 
  private:
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ __forceinline__ unsigned next_ticket() const {
+    return atomicAdd(sharing_.ticket, 1U) +
+           static_cast<unsigned>(sharing_.first >= 0 ? sharing_.warps : 0);
+  }
   __device__ __forceinline__ void open_batch() {
     constexpr int kAwaited = 2;  // rows of a batch
     const auto ticket = static_cast<int>(__shfl_sync(kAllLanes, ticket_, 0));
@@ -158,6 +172,13 @@ __device__ __forceinline__ void return_tickets(std::uint32_t* tickets) {
   if (threadIdx.x < kTickets) tickets[threadIdx.x] = 0;
 }
 
+/// Whether a row to `peer` may be written before the reader has given its frame back: in a ring
+/// that was empty at the start all frames are free once.
+__device__ __forceinline__ bool is_free(const BlockShared& s, const RingSlots& ring, int peer,
+                                        std::uint32_t row) {
+  return s.empty[peer] && row < ring.frames;
+}
+
 /// So many frames have passed to and from `peer` in this operation; a thread of the last block.
 __device__ __forceinline__ void advance(const Context& c, const RingSlots& ring,
                                         const BlockShared& s, int peer, int to, int from) {
@@ -172,6 +193,7 @@ struct OwnRows {
 
   __device__ __forceinline__ bool take(int i) const { return at(i) < rows; }
   __device__ __forceinline__ int at(int i) const { return first + i * step; }
+  __device__ __forceinline__ bool closes(int) const { return true; }
 };
 
 /// Counts the pieces that a warp has written to each chunk; lane r % 32 keeps rank r. A count is an

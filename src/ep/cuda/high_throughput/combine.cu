@@ -2,8 +2,8 @@
 // token are added in ascending order of rank.
 //
 // Roles. The first block tells every rank where this one's rows will be: in its pool, where peers
-// read them (pull), or pushed through rings. Pushing warps, half of a block, serve the rings of
-// their sources as they have room, and then sum as the others do. A summing warp takes tokens in
+// read them (pull), or pushed through rings. Pushing warps, up to half of a block, serve the rings
+// of their sources as they have room, and then sum as the others do. A summing warp takes tokens in
 // ascending order and holds the rows of one side by side in stages of its ring, the next pieces on
 // their way while one is added.
 //
@@ -25,8 +25,6 @@ namespace expertwire::inline v0::ep::cuda {
 // Config -----------------------------------------------------------------------------------------
 
 namespace {
-
-constexpr int kPushers = kHighThroughputWarps / 2;
 
 // Params -----------------------------------------------------------------------------------------
 
@@ -57,49 +55,67 @@ __device__ void send_offers(const Params& p, Epoch n) {
     announce(c, peer, slots.offer_flag_of(n), n);
 }
 
-/// One warp.
-__device__ bool await_offers(const Params& p, Epoch n) {
+constexpr std::uint8_t kPulled = 1, kWeighed = 2;
+
+/// One warp, which takes them into the block's memory; all warps write the same there.
+__device__ bool await_offers(const Params& p, BlockShared& s, Epoch n) {
   const Context& c = p.context;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
     const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.offer_flag_of(n));
     good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
+    const CombineOffer offer = *inbox<CombineOffer>(c, peer, p.shape.slots.offer_of(n));
+    if (good)
+      s.offers[peer] = static_cast<std::uint8_t>((offer.pull != 0 ? kPulled : 0) |
+                                                 (offer.weights != 0 ? kWeighed : 0));
   }
   __syncwarp();  // what one lane acquired, all may read
   return __all_sync(kAllLanes, good);
 }
 
-__device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
-  return *inbox<CombineOffer>(p.context, rank, p.shape.slots.offer_of(n));
-}
-
 // Roles: pusher ----------------------------------------------------------------------------------
+
+/// Rows that this rank pushes, and whether they are so few that their warps announce them.
+__device__ __forceinline__ int rows_home(const Params& p, const BlockShared& s) {
+  const Context& c = p.context;
+  int rows = 0;
+  for (int i = 1; i < c.size; ++i) rows += s.rows_from(c, p.routing, (c.rank + i) % c.size);
+  return rows;
+}
+__device__ __forceinline__ bool is_direct(const Params& p, const BlockShared& s) {
+  return rows_home(p, s) <= p.pushers * writing_blocks();
+}
 
 /// Writes rows to the rings of the ranks that they came from, as there is room.
 __device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
-  const RingSlots& ring = slots.combine_ring;
-  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = static_cast<int>(gridDim.x);
+  const RingSlots& ring = slots.ring;
+  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = writing_blocks();
   const auto row_bytes = static_cast<std::uint32_t>(slots.sizes.row_bytes);
-  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), kPushers * blocks,
+  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), p.pushers * blocks,
                         p.tickets + kRingTickets};
   auto rows_of = [&](int source) { return s.rows_from(c, p.routing, source); };
   Served served(c, servers, rows_of);
   Served::Row held{};  // lane i % 32: the i-th row
+  Written written(p.queue, p.queue_places, is_direct(p, s));
   float weight = 0;
   bool good = true;
   auto frame_of = [&](const Served::Row& at) {
     return s.frames_to[at.peer] + static_cast<Epoch>(at.row);
   };
   auto ready = [&](int i, bool wait) {
+    if (wait) written.post(c, ring, s.frames_to);
     Served::Row found{};
     const Answer answer = served.next(
         c, Phase::credit, wait, rows_of,
-        [&](const Served::Row& at) { return has_room(c, ring, at.peer, frame_of(at)); }, &found,
-        &good);
+        [&](const Served::Row& at) {
+          return is_free(s, ring, at.peer, static_cast<std::uint32_t>(at.row)) ||
+                 has_room(c, ring, at.peer, frame_of(at));
+        },
+        &found, &good);
     if (answer != Answer::row) return answer;
-    let_bulk_copies_see();
+    if (!is_free(s, ring, found.peer, static_cast<std::uint32_t>(found.row))) let_bulk_copies_see();
     if (lane == i % 32) held = found;
     return answer;
   };
@@ -127,16 +143,24 @@ __device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
     return {lane == 0 ? frame + offset_of(p.pushing, at) : nullptr, to.peer, to.row};
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
-    if (at.piece == p.pushing.pieces - 1 && lane == 0)
-      announce(c, ring, landing.rank, frame_of({landing.rank, landing.row}));
+    if (at.piece == p.pushing.pieces - 1 && written.add(lane == 0 ? landing.rank : -1, landing.row))
+      written.post(c, ring, s.frames_to);
   };
   const Ring stages = ring_of(s, p.pushing, warp, 1);
   move_rows(stages, p.pushing, Moves{ready, piece, look, open, land, done});
+  written.post(c, ring, s.frames_to);
   if (has_bulk_copies() && p.pushing.bulk) {
     if (lane == 0) stages.end();  // the warp will sum, with stages of another form
     __syncwarp();
   }
   return good;
+}
+
+/// Announces what all pushers of the grid write, unless they do; one warp of it.
+__device__ void announce_rows(const Params& p, const BlockShared& s) {
+  if (!is_direct(p, s))
+    announce_frames(p.context, p.shape.slots.ring, {p.queue, p.queue_places}, rows_home(p, s),
+                    s.frames_to);
 }
 
 // Roles: summer ----------------------------------------------------------------------------------
@@ -160,13 +184,13 @@ struct Summer {
     if (o.from.rank >= 0 && !s.run_at(o.from.rank).has_room(static_cast<std::uint32_t>(o.from.row)))
       o.from.rank = -1;
     o.framed =
-        o.from.rank >= 0 && o.from.rank != p.context.rank && offer_of(p, o.from.rank, n).pull == 0;
+        o.from.rank >= 0 && o.from.rank != p.context.rank && (s.offers[o.from.rank] & kPulled) == 0;
     return o;
   }
   __device__ __forceinline__ Epoch frame_of(const Destination& from) const {
     return s.frames_from[from.rank] + static_cast<Epoch>(from.row);
   }
-  __device__ __forceinline__ const RingSlots& ring() const { return p.shape.slots.combine_ring; }
+  __device__ __forceinline__ const RingSlots& ring() const { return p.shape.slots.ring; }
 
   /// Whether the rows of a token are all there; all lanes call. With `wait` it waits for them, and
   /// false means that the wait was given up.
@@ -195,7 +219,7 @@ struct Summer {
   __device__ __forceinline__ const float* weights_of(const Origin& o) const {
     const Context& c = p.context;
     const HighThroughputSlots& slots = p.shape.slots;
-    if (o.from.rank < 0 || offer_of(p, o.from.rank, n).weights == 0) return nullptr;
+    if (o.from.rank < 0 || (s.offers[o.from.rank] & kWeighed) == 0) return nullptr;
     if (o.framed) return reinterpret_cast<const float*>(row_of(o) + slots.combined.weights);
     const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
     if (o.from.rank == c.rank) return p.topk_weights + std::uint64_t{row} * p.shape.top_k;
@@ -209,6 +233,7 @@ struct Summer {
     if (lane < p.shape.top_k) expert = p.routing.experts[i];
     const int rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
     const auto* mine = reinterpret_cast<const std::byte*>(weights_of(o));
+    Written written(p.queue, p.queue_places, is_direct(p, s));
     float weight = 0;
     for (int j = 0; j < p.shape.width; ++j) {
       const int other = __shfl_sync(kAllLanes, o.from.rank, j);
@@ -219,9 +244,10 @@ struct Summer {
     if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
   }
   /// The rows of a token have been read, and what lies beside them; all lanes call.
-  __device__ __forceinline__ void finish(const Origin& o) const {
+  __device__ __forceinline__ void finish(const Origin& o, Owed* owed) const {
     __syncwarp();
-    if (o.framed) give_back(p.context, ring(), o.from.rank, frame_of(o.from));
+    owed->give_back(p.context, ring());
+    if (o.framed) owed->set(o.from.rank, frame_of(o.from));
   }
 };
 
@@ -271,18 +297,36 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
   Cursor loading, summing;
   int on_way = 0;
   bool good = true, taken = false, ended = false;  // taken: the token to load, whose rows may come
-  Origin origin;                                   // of its row on this lane
+  bool seen = false, next_taken = false, next_seen = false;  // its rows; the same of the one behind
+  Origin origin, next;                                       // of their rows on this lane
+  Owed owed;                                                 // of a row that this lane has read
   // Loads a piece, if the token's rows are there; with `wait` it waits for them.
   auto load = [&](bool wait) -> bool {
     if (loading.piece == 0) {
       if (!taken) {
-        ended = ended || !rows.take(loading.row);
-        if (ended) return false;
-        origin = w.origin(rows.at(loading.row), lane);
+        if (!next_taken) {
+          ended = ended || !rows.take(loading.row);
+          if (ended) return false;
+          origin = w.origin(rows.at(loading.row), lane);
+        } else {
+          origin = next;
+        }
+        seen = next_taken && next_seen;
+        next_taken = false;
         taken = true;
       }
-      if (!w.there_are_all(origin, wait)) return false;
-      let_bulk_copies_see();
+      if (!seen) {
+        if (wait) owed.give_back(p.context, w.ring());
+        if (!w.there_are_all(origin, wait)) return false;
+        if (!rows.closes(loading.row)) {  // the fence covers the token behind it, if that is there
+          rows.take(loading.row + 1);
+          next = w.origin(rows.at(loading.row + 1), lane);
+          next_seen = w.there_are_all(next, false);
+          next_taken = true;
+        }
+        let_bulk_copies_see();
+        owed.give_back(p.context, w.ring());
+      }
     }
     const std::byte* row = w.row_of(origin);
     const unsigned present = __ballot_sync(kAllLanes, row != nullptr);
@@ -323,7 +367,7 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
         p.bias != nullptr ? reinterpret_cast<const uint4*>(p.bias + offset) : nullptr;
     if (last) {
       if (p.out_topk_weights != nullptr) w.take_weights(token, lane, read);
-      w.finish(read);
+      w.finish(read, &owed);
     }
     add_stage<Element>(ring.stage(summing), p.summing.piece_bytes, held[summing.stage], bias,
                        reinterpret_cast<uint4*>(p.out + offset),
@@ -332,6 +376,7 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
     --on_way;
     summing.step(pieces, ring.stages);
   }
+  owed.give_back(p.context, w.ring());
   return good;
 }
 
@@ -341,6 +386,7 @@ template <class Element, class Rows>
 __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
   const Params& p = w.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  Owed owed;
   for (int i = 0; rows.take(i); ++i) {
     const int token = rows.at(i);
     const Origin origin = w.origin(token, lane);
@@ -362,7 +408,8 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
       if (mine) reinterpret_cast<uint4*>(p.out + offset)[v + lane] = Element::round(acc);
     }
     if (p.out_topk_weights != nullptr) w.take_weights(token, lane, origin);
-    w.finish(origin);
+    w.finish(origin, &owed);
+    owed.give_back(p.context, w.ring());
   }
   return true;
 }
@@ -371,7 +418,7 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
 /// start. Pushed ones come in order, and warps that have pushed join those that sum already.
 template <class Element>
 __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
-  if (!await_offers(p, n)) return false;
+  if (!await_offers(p, s, n)) return false;
   const Summer summer{p, s, n, *p.epoch};
   const int warps = kHighThroughputWarps * static_cast<int>(gridDim.x);
   auto sum = [&](auto rows) {
@@ -389,12 +436,12 @@ __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
 // Roles: end -------------------------------------------------------------------------------------
 
 /// How many frames have passed; the last block.
-__device__ void advance_rings(const Params& p, const BlockShared& s, Epoch n) {
+__device__ void advance_rings(const Params& p, const BlockShared& s) {
   const Context& c = p.context;
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     if (peer != c.rank)
-      advance(c, p.shape.slots.combine_ring, s, peer, p.pull ? 0 : s.rows_from(c, p.routing, peer),
-              offer_of(p, peer, n).pull != 0 ? 0 : s.rows_to(p.routing, peer));
+      advance(c, p.shape.slots.ring, s, peer, p.pull ? 0 : s.rows_from(c, p.routing, peer),
+              (s.offers[peer] & kPulled) != 0 ? 0 : s.rows_to(p.routing, peer));
 }
 
 /// Gives pool rows back to the senders; the last block. When peers have read them here, first waits
@@ -415,7 +462,7 @@ __device__ void run(const Params& p, BlockShared& s) {
   const auto lane = direction(c, p.shape.slots.combine);
   start(p);
   const Peeked peeked = peek(c, lane);
-  take_routing(c, p.routing, p.shape.slots.combine_ring, s);
+  take_routing(c, p.routing, p.shape.slots.ring, peeked, direction(c, p.shape.slots.dispatch), s);
   if (stops(c, Phase::credit)) return;
   const Entry entry = admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::counts)) return;
@@ -425,19 +472,21 @@ __device__ void run(const Params& p, BlockShared& s) {
   if (stops(c, Phase::combine_rows)) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
-  if (!p.pull && warp < kPushers) {
+  if (!p.pull && warp < p.pushers && static_cast<int>(blockIdx.x) < writing_blocks()) {
     let_bulk_copies_see();  // credit, behind which they write
     good = push_rows(p, s, warp);
     mark(c, kSent);
   }
   if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
     good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
+  // One of the warps that only sum announces first.
+  if (!p.pull && warp == kHighThroughputWarps - 2 && is_last_block()) announce_rows(p, s);
   good = good && sum_tokens<Element>(p, s, warp, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
     return_tickets(p.tickets);
-    advance_rings(p, s, n);
+    advance_rings(p, s);
     release_pool(p, lane, n);
   }
   mark(c, kEnded);

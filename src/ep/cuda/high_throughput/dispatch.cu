@@ -3,21 +3,23 @@
 //
 // Roles. Sender warps share out the tokens while they work, a few at a time, or in large batches if
 // rows stay in the pool. A sender's lane i has the token's i-th destination: it waits for room in
-// the ring, starts that store, waits for it, and announces the row. Receiver warps serve the rings
-// as rows come, and copy them to the output; with a pool they only wait for its chunks.
+// the ring, starts that store, waits for it, and queues it for the one warp of the grid that
+// announces. Receiver warps serve the rings as rows come, and copy them to the output; with a pool
+// they only wait for its chunks.
 //
 // Who writes what. A frame, and a row of a pool, has one writer. A chunk of a pool is announced by
 // whichever lane of the source counts the chunk's last piece. Own rows go straight to the output.
 //
 // Memory order. A bulk store is complete when its lane's wait_group returns; metadata stored by
-// other lanes is ordered by __syncwarp; then a release of the frame's flag at system scope, or an
-// acq_rel count, and the last one's release. Receivers acquire the flag, and release a frame's
-// place when all its parts have been read. Whoever acquires and then uses the copy engine puts a
-// proxy fence between. notify has acquired all credit for a new route; here it is acquired again,
-// which is one load a peer, because a cached dispatch has no notify.
+// other lanes is ordered by __syncwarp; then a fence for this GPU, a place in the queue, and the
+// announcer's fence for all; or an acq_rel count, and the last one's release. Receivers acquire the
+// flag, and give a frame back when they have used all that they read of it. Whoever acquires and
+// then uses the copy engine puts a proxy fence between. notify has acquired all credit for a new
+// route; here it is acquired again, which is one load a peer, because a cached dispatch has no
+// notify.
 //
 // Cost. Reads T rows, writes T * (distinct ranks) rows; what came by rings once more. A warp has
-// two pieces in flight or more; a release a frame, or a count for each (warp, rank, chunk).
+// two pieces in flight or more; a fence for two tokens, or a count for each (warp, rank, chunk).
 
 #include "ep/cuda/high_throughput/block.cuh"
 
@@ -196,14 +198,21 @@ __device__ __forceinline__ RowPlace place_in(const Params& p, std::byte* frame) 
           reinterpret_cast<float*>(frame + parts.scales)};
 }
 
+/// Whether there are so few tokens that their warps announce their rows.
+__device__ __forceinline__ bool is_direct(const Params& p) {
+  return p.tokens <= p.senders * writing_blocks();
+}
+
 __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
-  const RingSlots& ring = p.shape.slots.dispatch_ring;
-  SharedRows tokens({p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), true});
+  const RingSlots& ring = p.shape.slots.ring;
+  const int blocks = writing_blocks();
+  SharedRows tokens({p.tickets, p.tokens, p.senders * blocks, true,
+                     warp * blocks + static_cast<int>(blockIdx.x)});
   Outgoing token;
   bool good = true;
+  Written written(p.queue, p.queue_places, is_direct(p));
   auto ready = [&](int row, bool) { return good && tokens.take(row) ? Answer::row : Answer::end; };
-  auto look = [&](int row) { token.load(p, tokens.at(row)); };
   auto piece = [&](const Cursor& at) { return piece_of_token(p, tokens.at(at.row), at); };
   // Whether this lane has a destination that has room for the row, in a ring or, own rows, in the
   // output.
@@ -213,17 +222,31 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
            s.run_at(to.rank).has_room(static_cast<std::uint32_t>(to.row));
   };
   auto frame_of = [&](int rank, std::uint32_t row) { return s.frames_to[rank] + row; };
+  bool found = true;  // this lane's frame is free
+  auto room = [&] {
+    return has_room(c, ring, token.to.rank,
+                    frame_of(token.to.rank, static_cast<std::uint32_t>(token.to.row)));
+  };
+  bool asked = false;  // some lane's frame had to be asked for
+  auto look = [&](int row) {
+    token.load(p, tokens.at(row));
+    const bool known = !sends() || token.to.rank == c.rank ||
+                       is_free(s, ring, token.to.rank, static_cast<std::uint32_t>(token.to.row));
+    found = known || room();
+    asked = __any_sync(kAllLanes, !known);
+  };
   auto open = [&](int, bool wait) {
-    const Destination to = token.to;
-    const bool framed = sends() && to.rank != c.rank;
-    const auto row = static_cast<std::uint32_t>(to.row);
-    const auto room = [&] { return has_room(c, ring, to.rank, frame_of(to.rank, row)); };
-    bool found = good && (!framed || room());
-    if (!found && wait && good) found = wait_until(c, to.rank, Phase::credit, row, room);
-    found = __all_sync(kAllLanes, found);
-    if (wait) good = found;
-    if (found) let_bulk_copies_see();
-    return found;
+    if (!good || !asked) return true;
+    if (wait) written.post(c, ring, s.frames_to);
+    if (!found && wait)
+      found = wait_until(c, token.to.rank, Phase::credit, static_cast<std::uint64_t>(token.to.row),
+                         room);
+    else if (!found)
+      found = room();
+    const bool all = __all_sync(kAllLanes, found);
+    if (wait) good = all;
+    if (all) let_bulk_copies_see();
+    return all;
   };
   auto place_of = [&](int rank, std::uint32_t row) {
     return rank == c.rank ? output_place(p, s.run_at(rank).place(row))
@@ -237,12 +260,22 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
     return {place_of(token.to.rank, row).x + offset_of(p.moving, at), token.to.rank, token.to.row};
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
-    if (at.piece == p.moving.pieces - 1 && landing.rank >= 0 && landing.rank != c.rank)
-      announce(c, ring, landing.rank,
-               frame_of(landing.rank, static_cast<std::uint32_t>(landing.row)));
+    if (at.piece == p.moving.pieces - 1 &&
+        written.add(landing.rank == c.rank ? -1 : landing.rank, landing.row))
+      written.post(c, ring, s.frames_to);
   };
   move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
+  written.post(c, ring, s.frames_to);
   return good;
+}
+
+/// Announces what all senders of the grid write, unless they do; one warp of it.
+__device__ void announce_rows(const Params& p, const BlockShared& s) {
+  const Context& c = p.context;
+  if (is_direct(p)) return;
+  int rows = 0;
+  for (int i = 1; i < c.size; ++i) rows += s.rows_to(p.routing, (c.rank + i) % c.size);
+  announce_frames(c, p.shape.slots.ring, {p.queue, p.queue_places}, rows, s.frames_to);
 }
 
 // Roles: caller ----------------------------------------------------------------------------------
@@ -288,18 +321,21 @@ __device__ bool await_rows(const Params& p, int warp, Epoch n) {
 /// through; one warp.
 __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
-  const RingSlots& ring = p.shape.slots.dispatch_ring;
+  const RingSlots& ring = p.shape.slots.ring;
   const int lane = static_cast<int>(threadIdx.x) % 32, blocks = static_cast<int>(gridDim.x);
-  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), receivers_of(p) * blocks,
+  const Servers servers{warp * blocks + static_cast<int>(blockIdx.x),
+                        receivers_of(p) * blocks - 1,  // the last one announces
                         p.tickets + kRingTickets};
   auto rows_of = [&](int source) { return s.rows_from(c, p.routing, source); };
   Served served(c, servers, rows_of);
   Served::Row held{};  // lane i % 32: the i-th row
+  Owed owed;           // lane 0
   bool good = true;
   auto frame_of = [&](const Served::Row& at) {
     return s.frames_from[at.peer] + static_cast<Epoch>(at.row);
   };
   auto ready = [&](int i, bool wait) {
+    if (wait) owed.give_back(c, ring);
     Served::Row found{};
     const Answer answer = served.next(
         c, Phase::dispatch_rows, wait, rows_of,
@@ -307,6 +343,7 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
         &good);
     if (answer != Answer::row) return answer;
     let_bulk_copies_see();
+    owed.give_back(c, ring);
     if (lane == i % 32) held = found;
     return answer;
   };
@@ -339,11 +376,13 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
     return {lane == 0 ? to.x + offset_of(p.moving, at) : nullptr, from.peer, from.row};
   };
   auto done = [&](const Cursor& at, const Landing& landing) {
-    if (at.piece == p.moving.pieces - 1 && lane == 0)
-      give_back(c, ring, landing.rank, frame_of({landing.rank, landing.row}));
+    if (at.piece != p.moving.pieces - 1) return;
+    owed.give_back(c, ring);
+    if (lane == 0) owed.set(landing.rank, frame_of({landing.rank, landing.row}));
   };
   move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving,
             Moves{ready, piece, look, open, land, done});
+  owed.give_back(c, ring);
   return good;
 }
 
@@ -352,7 +391,7 @@ __device__ void advance_rings(const Params& p, const BlockShared& s) {
   const Context& c = p.context;
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     if (peer != c.rank)
-      advance(c, p.shape.slots.dispatch_ring, s, peer, s.rows_to(p.routing, peer),
+      advance(c, p.shape.slots.ring, s, peer, s.rows_to(p.routing, peer),
               s.rows_from(c, p.routing, peer));
 }
 
@@ -370,7 +409,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   const auto lane = direction(c, p.shape.slots.dispatch);
   start(p);
   const Peeked peeked = peek(c, lane);
-  take_routing(c, p.routing, p.shape.slots.dispatch_ring, s);
+  take_routing(c, p.routing, p.shape.slots.ring, peeked, direction(c, p.shape.slots.combine), s);
   const Entry entry = admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::dispatch_rows)) return;
   const Epoch n = entry.send;
@@ -385,9 +424,11 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     let_bulk_copies_see();  // credit, behind which they write
     if (p.pool)
       send_to_pools(p, s, warp, n);
-    else
+    else if (static_cast<int>(blockIdx.x) < writing_blocks())
       good = send_to_rings(p, s, warp);
     mark(c, kSent);
+  } else if (!p.pool && warp == kHighThroughputWarps - 1 && is_last_block()) {
+    announce_rows(p, s);
   } else if (good) {
     good = p.pool ? await_rows(p, warp - p.senders, n) : take_rows(p, s, warp - p.senders);
   }

@@ -70,6 +70,7 @@ class CudaEngine final : public HighThroughputEngine {
     std::shared_ptr<BlockPool> routings, epochs;
     std::uint32_t* chunk_rows = nullptr;
     std::uint32_t* tickets = nullptr;
+    cuda::FrameQueue* queue = nullptr;
     Tagged* tallies = nullptr;
     CountsMirror mirror{};
     std::uint32_t ticket = 0;
@@ -95,11 +96,21 @@ class CudaEngine final : public HighThroughputEngine {
   Runtime runtime_;
   MoeShape most_;
   HighThroughputSlots slots_;
+  std::uint32_t queue_places_;
   bool bulk_;
   Tuning tuning_;
   double link_bytes_per_us_ = 0;
   std::vector<Lane> lanes_;
 };
+
+/// A power of two that all frames of all rings fit into: no more are written and not announced. An
+/// announcer looks at 128 at once.
+std::uint32_t queue_places_of(const HighThroughputSlots& slots) {
+  const std::uint64_t frames = (slots.most.ranks - 1) * slots.ring.frames;
+  std::uint32_t places = 128;
+  while (places < frames) places *= 2;
+  return places;
+}
 
 /// What kernels are told of a call's shape.
 cuda::HighThroughputShape CudaEngine::shape_of(const MoeShape& call) const {
@@ -115,6 +126,7 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
     : runtime_(object, make_region(object, options), options.lanes, options.sms),
       most_(options.shape),
       slots_(high_throughput_slots(options, object.communicator()->size())),
+      queue_places_(queue_places_of(slots_)),
       bulk_(runtime_.share().bulk_copies()),
       tuning_(tuning),
       lanes_(static_cast<std::size_t>(options.lanes)) {
@@ -123,11 +135,10 @@ CudaEngine::CudaEngine(Object& object, const HighThroughputOptions& options, con
   check_cuda(cuda::prepare_high_throughput_dispatch(bulk_), "loading dispatch");
   check_cuda(cuda::prepare_high_throughput_combine(bulk_), "loading combine");
   for (Lane& lane : lanes_) make_lane(lane);
-  // No rows are in the pool yet, so it can be written to. Rings need no such measure.
+  // No rows are in the pool yet, so it can be written to.
   const SlotSizes& sizes = slots_.most;
-  if (sizes.pool_rows > 0)
-    link_bytes_per_us_ = runtime_.measure_links(
-        {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
+  link_bytes_per_us_ = runtime_.measure_links(
+      {slots_.pool, static_cast<std::size_t>(sizes.pool_rows * sizes.row_bytes)});
 }
 
 void CudaEngine::make_lane(Lane& lane) {
@@ -144,11 +155,14 @@ void CudaEngine::make_lane(Lane& lane) {
   lane.mirror.values = static_cast<std::int32_t*>(mirror.get());
   lane.mirror.ticket = reinterpret_cast<std::uint32_t*>(lane.mirror.values + values);
   const std::size_t chunks = sizes.ranks * slots_.chunks();
-  const std::size_t bytes = (chunks + cuda::kTickets) * sizeof(std::uint32_t);
+  // The queue's head and tail, and its places of two words.
+  const std::size_t words = chunks + cuda::kTickets + cuda::kTickets % 2 + chunks % 2;
+  const std::size_t bytes = (words + 2 + 2 * queue_places_) * sizeof(std::uint32_t);
   const auto counters = allocate_on_device(bytes, share->device(), share->memory_stream());
   runtime_.keep(counters);
   lane.chunk_rows = static_cast<std::uint32_t*>(counters.get());
   lane.tickets = lane.chunk_rows + chunks;
+  lane.queue = reinterpret_cast<cuda::FrameQueue*>(lane.chunk_rows + words);
   check_cuda(cudaMemsetAsync(lane.chunk_rows, 0, bytes, share->memory_stream().get()),
              "cudaMemsetAsync");
   // Tallies carry an epoch, and at first the one before all.
@@ -319,6 +333,8 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.epoch = handle->epoch();
   p.chunk_rows = lane.chunk_rows;
   p.tickets = lane.tickets;
+  p.queue = lane.queue;
+  p.queue_places = queue_places_;
   p.x = work.request.x.as<std::byte>();
   p.x_scales = work.request.x_scales.as<float>();
   p.topk_weights =
@@ -374,6 +390,8 @@ void CudaEngine::combine(const Combine& work) {
   if (handle->in_pool && !handle->release_called) released = settle(lane, handle.get());
   if (released) p.release = released->epoch();
   p.tickets = lane.tickets;
+  p.queue = lane.queue;
+  p.queue_places = queue_places_;
   p.y = work.request.y.as<std::byte>();
   p.topk_weights =
       work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
@@ -382,6 +400,7 @@ void CudaEngine::combine(const Combine& work) {
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
   const int blocks = runtime_.budget_of(job);
+  p.pushers = cuda::sending_of({blocks, link_bytes_per_us_, true, bulk_}).warps;
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
   });

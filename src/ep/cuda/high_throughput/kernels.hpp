@@ -68,6 +68,8 @@ struct NotifyParams {
 enum Ticket : std::int32_t { kSendTicket, kSumTicket, kRingTickets };
 inline constexpr int kTickets = kRingTickets + kMostRanks - 1;
 
+struct FrameQueue;
+
 struct HighThroughputDispatchParams {
   Context context;
   HighThroughputShape shape;
@@ -81,7 +83,9 @@ struct HighThroughputDispatchParams {
   Epoch* epoch;          ///< of the handle: set to this dispatch's
   /// [R, chunks] pieces of a chunk of the pool written so far; zero between calls
   std::uint32_t* chunk_rows;
-  std::uint32_t* tickets;     ///< [kTickets]; zero between calls
+  std::uint32_t* tickets;  ///< [kTickets]; zero between calls
+  FrameQueue* queue;       ///< frames that are written and not announced
+  std::uint32_t queue_places;
   RowFormat format;           ///< of the rows
   const std::byte* x;         ///< [T, H]
   const float* x_scales;      ///< [T, scales] or null
@@ -100,10 +104,13 @@ struct HighThroughputCombineParams {
   Moving pushing, summing;
   Call call;
   std::int32_t tokens;
+  std::int32_t pushers;  ///< warps of a block that push rows before they sum
   bool pull;             ///< y lies in the pool: peers read it there
   const Epoch* epoch;    ///< of the dispatch
   const Epoch* release;  ///< epoch up to which pool rows are given back at the end, or null
   std::uint32_t* tickets;
+  FrameQueue* queue;
+  std::uint32_t queue_places;
   const std::byte* y;         ///< [N, H]
   const float* topk_weights;  ///< [N, K] or null
   const std::byte* bias;      ///< [T, H] or null

@@ -11,7 +11,7 @@
 
 namespace expertwire::inline v0::ep::cuda {
 
-inline constexpr int kMostStages = 4;
+inline constexpr int kMostStages = 2;
 
 /// A piece of a warp's rows: which of them, in the order of the warp, which piece of it, and where
 /// it is in the ring. It steps from piece to piece, so that nothing is divided: a warp by itself
@@ -119,7 +119,7 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     ended = answer == Answer::end;
   };
   auto load = [&] {
-    ask(false);
+    if (loading.row >= rows) ask(false);
     if (loading.row >= rows) return false;
     const Piece p = moves.piece(loading);
     if (first_lane) {
@@ -129,6 +129,7 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     }
     ++on_way;
     loading.step(pieces, ring.stages);
+    if (loading.piece == 0) ask(false);
     return true;
   };
   auto finish = [&] {
@@ -166,15 +167,18 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     device::bulk_commit();
     --on_way;
     if (moving.piece == pieces - 1) look(moving.row + 1);
-    if (stored) {
-      device::bulk_wait<1>();
-      __syncwarp();
-      moves.done(previous, landed);
-    }
+    const bool before = stored;
+    const Cursor done = previous;
+    const Landing there = landed;
     stored = true;
     previous = moving;
     landed = current;
     moving.step(pieces, ring.stages);
+    if (!before) continue;
+    device::bulk_wait<1>();
+    __syncwarp();
+    load();  // first: what is said of the piece before may take as long as this does
+    moves.done(done, there);
   }
 }
 

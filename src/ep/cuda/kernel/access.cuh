@@ -46,6 +46,13 @@ struct DeviceAccess {
     else
       device::store_release_system(word, value);
   }
+  /// For a thread whose warp has used all that it has read: loads that have returned are over, and
+  /// so are bulk loads whose barrier has been seen, so no later store can be seen before them. A
+  /// release would wait for the stores on their way as well, a few microseconds.
+  __device__ static void store_after_reads(Epoch* word, Epoch value, Fault) {
+    Faults::delay();
+    device::store_relaxed_system(word, value);
+  }
   __device__ static std::uint32_t count_up(std::uint32_t* word) { return add(word, 1); }
   __device__ static std::uint32_t add(std::uint32_t* word, std::uint32_t count) {
     Faults::delay();

@@ -13,7 +13,7 @@ namespace expertwire::inline v0::ep::cuda {
 
 /// Warps of a block of dispatch and combine, and the shared memory of its rings.
 inline constexpr int kHighThroughputWarps = 16;
-inline constexpr int kFewestReceivers = 4;  ///< of them, where rows come through rings
+inline constexpr int kFewestReceivers = 5;  ///< of them, where rows come through rings
 inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336, kFewestRingBytes = 16384;
 
 // What is on its way ------------------------------------------------------------------------------
@@ -34,19 +34,19 @@ struct SendingRequest {
 /// A piece of a row needs about 8 us from the start of its load to the end of its store while the
 /// wire is busy, so speed * 8 us are on their way, over all blocks. More waits in queues, and then
 /// SMs that get a small part of the wire end late. As many warps as have two stages of 7 KB or
-/// more, and two at least. Owned output fills the rings: receivers need them as well. Without bulk
-/// copies there is little on its way, however many warps send.
+/// more, and two at least. With owned output receivers need stages as well, and all are used.
+/// Without bulk copies there is little on its way, however many warps send.
 constexpr Sending sending_of(const SendingRequest& r) {
   constexpr double kJourneyUs = 8;
   constexpr std::uint32_t kStageBytes = 7168, kStages = 2;
   constexpr int kFewestWarps = 2, kMostWarps = 8;
-  if (r.owned || !r.bulk) return {kMostWarps, kRingBytes};
+  if (!r.bulk) return {kMostWarps, kRingBytes};
   const double wanted = r.link_bytes_per_us * kJourneyUs / r.blocks;
   const auto ring = static_cast<std::uint32_t>(
       std::clamp(wanted, static_cast<double>(kFewestWarps * kStages * kStageBytes),
                  static_cast<double>(kRingBytes)));
   const auto warps = static_cast<int>(ring / (kStages * kStageBytes));
-  return {std::clamp(warps, kFewestWarps, kMostWarps), ring};
+  return {std::clamp(warps, kFewestWarps, kMostWarps), r.owned ? kRingBytes : ring};
 }
 
 /// What was asked for in place of the formula's.
