@@ -18,7 +18,6 @@ struct BlockShared {
   std::int32_t first_at[kMostRanks], capacity[kMostRanks];
   Epoch frames_to[kMostRanks], frames_from[kMostRanks];  // the first of this operation
   bool empty[kMostRanks];           // all frames of earlier operations have been read there
-  std::uint8_t offers[kMostRanks];  // of combine: whether rows are pulled, and weights come
   bool overflow;
 
   /// Where this rank's rows lie at `rank`, and those of `source` here.

@@ -55,22 +55,20 @@ __device__ void send_offers(const Params& p, Epoch n) {
     announce(c, peer, slots.offer_flag_of(n), n);
 }
 
-constexpr std::uint8_t kPulled = 1, kWeighed = 2;
-
-/// One warp, which takes them into the block's memory; all warps write the same there.
-__device__ bool await_offers(const Params& p, BlockShared& s, Epoch n) {
+/// One warp.
+__device__ bool await_offers(const Params& p, Epoch n) {
   const Context& c = p.context;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
     const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.offer_flag_of(n));
     good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
-    const CombineOffer offer = *inbox<CombineOffer>(c, peer, p.shape.slots.offer_of(n));
-    if (good)
-      s.offers[peer] = static_cast<std::uint8_t>((offer.pull != 0 ? kPulled : 0) |
-                                                 (offer.weights != 0 ? kWeighed : 0));
   }
   __syncwarp();  // what one lane acquired, all may read
   return __all_sync(kAllLanes, good);
+}
+
+__device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
+  return *inbox<CombineOffer>(p.context, rank, p.shape.slots.offer_of(n));
 }
 
 // Roles: pusher ----------------------------------------------------------------------------------
@@ -184,7 +182,7 @@ struct Summer {
     if (o.from.rank >= 0 && !s.run_at(o.from.rank).has_room(static_cast<std::uint32_t>(o.from.row)))
       o.from.rank = -1;
     o.framed =
-        o.from.rank >= 0 && o.from.rank != p.context.rank && (s.offers[o.from.rank] & kPulled) == 0;
+        o.from.rank >= 0 && o.from.rank != p.context.rank && offer_of(p, o.from.rank, n).pull == 0;
     return o;
   }
   __device__ __forceinline__ Epoch frame_of(const Destination& from) const {
@@ -219,7 +217,7 @@ struct Summer {
   __device__ __forceinline__ const float* weights_of(const Origin& o) const {
     const Context& c = p.context;
     const HighThroughputSlots& slots = p.shape.slots;
-    if (o.from.rank < 0 || (s.offers[o.from.rank] & kWeighed) == 0) return nullptr;
+    if (o.from.rank < 0 || offer_of(p, o.from.rank, n).weights == 0) return nullptr;
     if (o.framed) return reinterpret_cast<const float*>(row_of(o) + slots.combined.weights);
     const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
     if (o.from.rank == c.rank) return p.topk_weights + std::uint64_t{row} * p.shape.top_k;
@@ -418,7 +416,7 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
 /// start. Pushed ones come in order, and warps that have pushed join those that sum already.
 template <class Element>
 __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
-  if (!await_offers(p, s, n)) return false;
+  if (!await_offers(p, n)) return false;
   const Summer summer{p, s, n, *p.epoch};
   const int warps = kHighThroughputWarps * static_cast<int>(gridDim.x);
   auto sum = [&](auto rows) {
@@ -436,12 +434,12 @@ __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
 // Roles: end -------------------------------------------------------------------------------------
 
 /// How many frames have passed; the last block.
-__device__ void advance_rings(const Params& p, const BlockShared& s) {
+__device__ void advance_rings(const Params& p, const BlockShared& s, Epoch n) {
   const Context& c = p.context;
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
     if (peer != c.rank)
       advance(c, p.shape.slots.ring, s, peer, p.pull ? 0 : s.rows_from(c, p.routing, peer),
-              (s.offers[peer] & kPulled) != 0 ? 0 : s.rows_to(p.routing, peer));
+              offer_of(p, peer, n).pull != 0 ? 0 : s.rows_to(p.routing, peer));
 }
 
 /// Gives pool rows back to the senders; the last block. When peers have read them here, first waits
@@ -486,7 +484,7 @@ __device__ void run(const Params& p, BlockShared& s) {
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
     return_tickets(p.tickets);
-    advance_rings(p, s);
+    advance_rings(p, s, n);
     release_pool(p, lane, n);
   }
   mark(c, kEnded);
