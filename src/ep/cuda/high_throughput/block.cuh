@@ -17,7 +17,7 @@ struct BlockShared {
   std::uint8_t held[kHighThroughputWarps][kMostStages];  // rows in a stage
   std::int32_t first_at[kMostRanks], capacity[kMostRanks];
   Epoch frames_to[kMostRanks], frames_from[kMostRanks];  // the first of this operation
-  bool empty[kMostRanks];           // all frames of earlier operations have been read there
+  bool empty[kMostRanks];  // all frames of earlier operations have been read there
   bool overflow;
 
   /// Where this rank's rows lie at `rank`, and those of `source` here.

@@ -1,0 +1,268 @@
+"""`Buffer`, the first generation of DeepEP's API, on expertwire's two modes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, Callable, List, Optional, Tuple, Union
+
+import torch
+
+from .. import Communicator, HighThroughput
+from ._config import Config
+from ._events import EventHandle, EventOverlap, handle_of, on_cuda
+from ._low_latency import LowLatencyPart
+
+topk_idx_t = torch.int64
+
+_MOST_TOP_K = 32
+_MOST_EXPERTS = 4096
+#: Bytes of the largest row that dispatch takes: 16,384 elements of bf16.
+_ROW_BYTES = int(os.environ.get("EXPERTWIRE_DEEP_EP_ROW_BYTES", 32768))
+
+Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+
+
+class DispatchHandle(tuple):
+    """The elements that callers index, and expertwire's handle. Channels are an affair of DeepEP's
+    kernels: what counts them is None."""
+
+    native: Any
+    rows: int
+
+
+class Buffer(LowLatencyPart):
+    """Dispatch and combine of one group of ranks, made collectively.
+
+    `group` is a torch process group of any backend, or `comm` an mpi4py communicator. Sizes are hints:
+    what is needed is made here, and for low latency at the first call of a larger shape, which all
+    ranks make alike. Tensors are on the current CUDA device, or, without one, on the host. All ranks
+    make the same calls in the same order. Not destroyed, it waits for nobody when it is dropped.
+    """
+
+    num_sms: int = 20
+
+    def __init__(self, group: Any, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0,
+                 low_latency_mode: bool = False, num_qps_per_rank: int = 24,
+                 allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
+                 use_fabric: bool = False, explicitly_destroy: bool = False,
+                 enable_shrink: bool = False, comm: Any = None) -> None:
+        assert group is not None or comm is not None, "give a process group, or comm"
+        settings = {"cuda_device": torch.cuda.current_device()} if on_cuda() else {}
+        if group is not None:
+            self.communicator = Communicator.from_process_group(group, **settings)
+        else:
+            self.communicator = Communicator.from_mpi(comm, **settings)
+        self.group = group
+        self.rank, self.group_size = self.communicator.rank, self.communicator.size
+        self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
+        self.low_latency_mode, self.enable_shrink = low_latency_mode, enable_shrink
+        self.explicitly_destroy = explicitly_destroy
+        self.runtime = self
+        self._comm_stream = torch.cuda.Stream() if on_cuda() else None
+        self._high_throughput = HighThroughput(
+            self.communicator, hidden=_ROW_BYTES // 2, dtype="bfloat16",
+            experts=_MOST_EXPERTS // self.group_size * self.group_size, top_k=_MOST_TOP_K)
+        super().__init__()
+
+    def destroy(self) -> None:
+        """Local: waits for what was called, and for no other rank."""
+        self._close_low_latency()
+        self._high_throughput.close()
+        self.communicator.close()
+
+    # What callers ask of the class ----------------------------------------------------------------
+
+    @staticmethod
+    def is_sm90_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def set_num_sms(new_num_sms: int) -> None:
+        """SMs of an operation that is given no Config."""
+        assert new_num_sms % 2 == 0, "num_sms must be even"
+        Buffer.num_sms = new_num_sms
+
+    @staticmethod
+    def capture() -> EventOverlap:
+        return EventOverlap(EventHandle())
+
+    @staticmethod
+    def get_dispatch_config(num_ranks: int) -> Config:
+        return Config(Buffer.num_sms)
+
+    @staticmethod
+    def get_combine_config(num_ranks: int) -> Config:
+        return Config(Buffer.num_sms)
+
+    def get_comm_stream(self) -> "torch.cuda.Stream":
+        assert self._comm_stream is not None, "there is no CUDA device"
+        return self._comm_stream
+
+    # Streams --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _working(self, previous_event: Any, async_finish: bool, allocate_on_comm_stream: bool,
+                 inputs: Tuple[Any, ...]):
+        """Where an operation runs: on the comm stream, behind `previous_event` or else the current
+        stream, if it is asynchronous; else on the current stream. On the host it has happened when the
+        call returns. Gives a function that makes the event of what has been made."""
+        previous = handle_of(previous_event)
+        if not on_cuda() or not async_finish:
+            if previous is not None:
+                previous.current_stream_wait()
+            stream = torch.cuda.current_stream() if on_cuda() else None
+            yield stream, lambda *made: EventOverlap(EventHandle() if async_finish else None)
+            return
+        assert not allocate_on_comm_stream or previous is not None, \
+            "allocate_on_comm_stream needs a previous_event"
+        current, comm = torch.cuda.current_stream(), self._comm_stream
+        if previous is None:
+            comm.wait_stream(current)
+        with torch.cuda.stream(comm):
+            if previous is not None:
+                previous.current_stream_wait()
+
+            def finish(*made: Any) -> EventOverlap:
+                for tensor in inputs:
+                    if isinstance(tensor, torch.Tensor):
+                        tensor.record_stream(comm)
+                for tensor in made:
+                    if isinstance(tensor, torch.Tensor):
+                        tensor.record_stream(current)
+                return EventOverlap(EventHandle())
+
+            yield comm, finish
+
+    @staticmethod
+    def _sms(config: Optional[Config]) -> int:
+        return (config.num_sms if config is not None else Buffer.num_sms) if on_cuda() else 0
+
+    # Layout ---------------------------------------------------------------------------------------
+
+    def get_dispatch_layout(self, topk_idx: torch.Tensor, num_experts: int,
+                            previous_event: Any = None, async_finish: bool = False,
+                            allocate_on_comm_stream: bool = False):
+        """Tokens per rank [R], None (ranks are on one host), tokens per expert [E], int32; which token
+        goes to which rank, bool [T, R]; and an event."""
+        with self._working(previous_event, async_finish, allocate_on_comm_stream,
+                           (topk_idx,)) as (_, finish):
+            local = num_experts // self.group_size
+            valid = topk_idx >= 0
+            ranks = torch.where(valid, topk_idx // local, self.group_size)
+            chosen = torch.zeros(len(topk_idx), self.group_size + 1, dtype=torch.bool,
+                                 device=topk_idx.device)
+            chosen.scatter_(1, ranks.long(), True)
+            in_rank = chosen[:, :self.group_size].contiguous()
+            per_rank = in_rank.sum(0, dtype=torch.int32)
+            of_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=topk_idx.device)
+            experts = torch.where(valid, topk_idx, num_experts).long().flatten()
+            of_expert.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32))
+            per_expert = of_expert[:num_experts].contiguous()
+            return per_rank, None, per_expert, in_rank, finish(per_rank, per_expert, in_rank)
+
+    # High throughput ------------------------------------------------------------------------------
+
+    def dispatch(self, x: Rows, handle: Optional[DispatchHandle] = None,
+                 num_tokens_per_rank: Optional[torch.Tensor] = None,
+                 num_tokens_per_rdma_rank: Optional[torch.Tensor] = None,
+                 is_token_in_rank: Optional[torch.Tensor] = None,
+                 num_tokens_per_expert: Optional[torch.Tensor] = None,
+                 topk_idx: Optional[torch.Tensor] = None,
+                 topk_weights: Optional[torch.Tensor] = None, expert_alignment: int = 1,
+                 num_worst_tokens: int = 0, config: Optional[Config] = None,
+                 previous_event: Any = None, async_finish: bool = False,
+                 allocate_on_comm_stream: bool = False):
+        """As DeepEP's. Rows [N, H] by source rank, then token; ids are local, -1 where the expert is on
+        another rank. With `num_worst_tokens` nothing is told to the host: so many rows, the tail of
+        ids -1, and an empty list. Returns (rows, ids, weights, list, handle, event)."""
+        rows, scales = x if isinstance(x, tuple) else (x, None)
+        if scales is not None:
+            scales = self._plain_scales(scales)
+        inputs = (rows, scales, topk_idx, topk_weights)
+        with self._working(previous_event, async_finish, allocate_on_comm_stream,
+                           inputs) as (stream, finish):
+            options = dict(x_scales=scales, stream=stream, sms=self._sms(config))
+            if handle is not None:
+                assert topk_idx is None and topk_weights is None, \
+                    "a cached dispatch takes its routing from the handle"
+                sent = self._high_throughput.dispatch(rows, cached=handle.native, **options)
+                return (self._with_scales(sent, scales), None, None, None, None,
+                        finish(sent.x, sent.scales))
+            routed = topk_idx is not None
+            assert routed == (topk_weights is not None), "give topk_idx and topk_weights, or neither"
+            assert num_tokens_per_expert is not None and is_token_in_rank is not None, \
+                "give what get_dispatch_layout returned, or a handle"
+            ids, experts = topk_idx, len(num_tokens_per_expert)
+            if not routed:
+                ids, experts = self._ids_of_ranks(is_token_in_rank), self.group_size
+            if num_worst_tokens > 0:
+                assert routed, "num_worst_tokens needs topk_idx"
+                options["capacity"] = num_worst_tokens
+            sent = self._high_throughput.dispatch(rows, ids.contiguous(), topk_weights,
+                                                  experts=experts, **options)
+            if num_worst_tokens > 0:
+                self._clear_tail(sent)
+            made = self._handle_of(sent, is_token_in_rank)
+            recv_idx = sent.topk_experts.to(topk_idx.dtype) if routed else None
+            counts = [] if num_worst_tokens > 0 else [
+                (count + expert_alignment - 1) // expert_alignment * expert_alignment
+                for count in sent.rows_per_expert]
+            recv_weights = sent.topk_weights if routed else None
+            return (self._with_scales(sent, scales), recv_idx, recv_weights,
+                    counts if routed else [], made,
+                    finish(sent.x, sent.scales, recv_idx, recv_weights, made[3]))
+
+    def combine(self, x: torch.Tensor, handle: DispatchHandle,
+                topk_weights: Optional[torch.Tensor] = None, bias: Any = None,
+                config: Optional[Config] = None, previous_event: Any = None,
+                async_finish: bool = False, allocate_on_comm_stream: bool = False):
+        """Sums the rows of each token over ascending ranks, in fp32, rounded at the end; `bias`, one or
+        two [T, H], is the initial value (two are rounded once to the type of x before). Weights come
+        home if they are given. Returns (rows [T, H], weights [T, K] or None, event)."""
+        if isinstance(bias, tuple):
+            bias = (bias[0].float() + bias[1].float()).to(x.dtype)
+        with self._working(previous_event, async_finish, allocate_on_comm_stream,
+                           (x, topk_weights, bias)) as (stream, finish):
+            home = self._high_throughput.combine(
+                x.contiguous(), handle.native, topk_weights=topk_weights, bias=bias, stream=stream,
+                sms=self._sms(config))
+            return home.out, home.topk_weights, finish(home.out, home.topk_weights)
+
+    internode_dispatch, internode_combine = dispatch, combine
+
+    @staticmethod
+    def _plain_scales(scales: torch.Tensor) -> torch.Tensor:
+        if scales.dtype != torch.float32:
+            raise NotImplementedError(
+                f"scales of {scales.dtype}: expertwire takes float32, one for every 128 channels")
+        return scales.contiguous()
+
+    @staticmethod
+    def _with_scales(sent: Any, scales: Optional[torch.Tensor]) -> Rows:
+        return sent.x if scales is None else (sent.x, sent.scales)
+
+    def _ids_of_ranks(self, is_token_in_rank: torch.Tensor) -> torch.Tensor:
+        """One expert a rank: for a dispatch that is told ranks alone."""
+        if self.group_size > _MOST_TOP_K:
+            raise NotImplementedError(f"a dispatch without topk_idx over more than {_MOST_TOP_K} ranks")
+        ranks = torch.arange(self.group_size, dtype=torch.int32, device=is_token_in_rank.device)
+        return torch.where(is_token_in_rank, ranks, -1).to(torch.int32)
+
+    def _clear_tail(self, sent: Any) -> None:
+        """Rows past the last that came have no ids and no weights."""
+        tail = torch.arange(len(sent.x), device=sent.x.device)[:, None] >= sent.needed_rows[0]
+        sent.topk_experts.masked_fill_(tail, -1)
+        sent.topk_weights.masked_fill_(tail, 0)
+
+    def _handle_of(self, sent: Any, is_token_in_rank: torch.Tensor) -> DispatchHandle:
+        """The first element has, in the column of this rank, where the rows of each source end; what
+        other ranks have received is not known here, and -1."""
+        ends = torch.full((self.group_size, self.group_size), -1, dtype=torch.int32)
+        if len(sent.rows_per_source) > 0:
+            ends[:, self.rank] = torch.tensor(sent.rows_per_source, dtype=torch.int32).cumsum(0)
+        if on_cuda() and len(sent.rows_per_source) > 0:
+            ends = ends.to(sent.x.device)
+        handle = DispatchHandle((ends, None, None, sent.source_tokens, is_token_in_rank, None))
+        handle.native = sent.handle
+        return handle
