@@ -66,19 +66,20 @@ __device__ __forceinline__ void take_routing(const Context& c, const HighThrough
   if (threadIdx.x == 0) s.overflow = *routing.overflow != 0;
 }
 
-/// The ring of `warp`, with room for `parts` pieces a stage.
-__device__ __forceinline__ Ring ring_of(BlockShared& s, const Moving& moving, int warp, int parts) {
-  Ring ring;
-  ring.stages = moving.stages;
-  ring.stage_bytes = moving.piece_bytes * static_cast<std::uint32_t>(parts);
-  ring.full = s.full[warp];
-  ring.memory = reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
-                static_cast<std::size_t>(warp) * moving.ring_bytes;
+/// The stages of `warp`, with room for `parts` pieces a stage.
+__device__ __forceinline__ Stages stages_of(BlockShared& s, const Moving& moving, int warp,
+                                            int parts) {
+  Stages stages;
+  stages.count = moving.stages;
+  stages.stage_bytes = moving.piece_bytes * static_cast<std::uint32_t>(parts);
+  stages.full = s.full[warp];
+  stages.memory = reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
+                  static_cast<std::size_t>(warp) * moving.ring_bytes;
   if (has_bulk_copies() && moving.bulk) {
-    if (threadIdx.x % 32 == 0) ring.init();
+    if (threadIdx.x % 32 == 0) stages.init();
     __syncwarp();
   }
-  return ring;
+  return stages;
 }
 
 __device__ __forceinline__ std::uint64_t offset_of(const Moving& moving, const Cursor& at) {

@@ -144,7 +144,7 @@ __device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
     if (at.piece == p.pushing.pieces - 1 && written.add(lane == 0 ? landing.rank : -1, landing.row))
       written.post(c, ring, s.frames_to);
   };
-  const Ring stages = ring_of(s, p.pushing, warp, 1);
+  const Stages stages = stages_of(s, p.pushing, warp, 1);
   move_rows(stages, p.pushing, Moves{ready, piece, look, open, land, done});
   written.post(c, ring, s.frames_to);
   if (has_bulk_copies() && p.pushing.bulk) {
@@ -290,7 +290,7 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int pieces = p.summing.pieces;
   const auto row_bytes = static_cast<std::uint32_t>(p.shape.slots.sizes.row_bytes);
-  const Ring ring = ring_of(w.s, p.summing, warp, p.shape.width);
+  const Stages stages = stages_of(w.s, p.summing, warp, p.shape.width);
   std::uint8_t* held = w.s.held[warp];
   Cursor loading, summing;
   int on_way = 0;
@@ -331,22 +331,22 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
     const std::uint32_t bytes = bytes_of(p.summing, row_bytes, loading);
     if (lane == 0) {
       held[loading.stage] = static_cast<std::uint8_t>(__popc(present));
-      device::mbarrier_expect(ring.barrier(loading), bytes * __popc(present));
+      device::mbarrier_expect(stages.barrier(loading), bytes * __popc(present));
     }
     __syncwarp();
     if (row != nullptr)
       device::bulk_load(
-          ring.stage(loading) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
-          row + offset_of(p.summing, loading), bytes, ring.barrier(loading));
+          stages.stage(loading) + __popc(present & ((1U << lane) - 1)) * p.summing.piece_bytes,
+          row + offset_of(p.summing, loading), bytes, stages.barrier(loading));
     ++on_way;
-    loading.step(pieces, ring.stages);
+    loading.step(pieces, stages.count);
     taken = loading.piece != 0;
     return true;
   };
 #pragma unroll 1
   for (;;) {
 #pragma unroll 1
-    while (on_way < ring.stages && load(false)) {
+    while (on_way < stages.count && load(false)) {
     }
     if (on_way == 0) {
       if (ended) break;
@@ -358,7 +358,7 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
     const bool last = summing.piece == pieces - 1;
     Origin read;
     if (last) read = w.origin(token, lane);
-    device::mbarrier_wait(ring.barrier(summing), summing.parity);
+    device::mbarrier_wait(stages.barrier(summing), summing.parity);
     const std::uint64_t offset =
         static_cast<std::uint64_t>(token) * row_bytes + offset_of(p.summing, summing);
     const auto* bias =
@@ -367,12 +367,12 @@ __device__ bool sum_by_bulk(const Summer& w, Rows& rows, int warp) {
       if (p.out_topk_weights != nullptr) w.take_weights(token, lane, read);
       w.finish(read, &owed);
     }
-    add_stage<Element>(ring.stage(summing), p.summing.piece_bytes, held[summing.stage], bias,
+    add_stage<Element>(stages.stage(summing), p.summing.piece_bytes, held[summing.stage], bias,
                        reinterpret_cast<uint4*>(p.out + offset),
                        static_cast<int>(bytes_of(p.summing, row_bytes, summing) / sizeof(uint4)));
     __syncwarp();
     --on_way;
-    summing.step(pieces, ring.stages);
+    summing.step(pieces, stages.count);
   }
   owed.give_back(p.context, w.ring());
   return good;

@@ -185,7 +185,7 @@ __device__ void send_to_pools(const Params& p, BlockShared& s, int warp, Epoch n
                  p.routing.rows_to[rank], pieces, n);
   };
   auto done = [&](const Cursor&, const Landing& landing) { tally.add(landing, width, close); };
-  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
+  move_rows(stages_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
   tally.close_all(close);
 }
 
@@ -264,7 +264,7 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
         written.add(landing.rank == c.rank ? -1 : landing.rank, landing.row))
       written.post(c, ring, s.frames_to);
   };
-  move_rows(ring_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
+  move_rows(stages_of(s, p.moving, warp, 1), p.moving, Moves{ready, piece, look, open, land, done});
   written.post(c, ring, s.frames_to);
   return good;
 }
@@ -380,7 +380,7 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
     owed.give_back(c, ring);
     if (lane == 0) owed.set(landing.rank, frame_of({landing.rank, landing.row}));
   };
-  move_rows(ring_of(s, p.moving, p.senders + warp, 1), p.moving,
+  move_rows(stages_of(s, p.moving, p.senders + warp, 1), p.moving,
             Moves{ready, piece, look, open, land, done});
   owed.give_back(c, ring);
   return good;

@@ -1,7 +1,7 @@
 #pragma once
 
 // How one warp moves rows: read once into shared memory by the copy engine, and from there written
-// to every destination, with the next pieces already on their way. Each warp has a ring of its own,
+// to every destination, with the next pieces already on their way. Each warp has stages of its own,
 // so warps never wait for each other. Without a copy engine (before Hopper, or when told so) the
 // same calls are made of 16-byte loads and stores.
 
@@ -13,8 +13,8 @@ namespace expertwire::inline v0::ep::cuda {
 
 inline constexpr int kMostStages = 2;
 
-/// A piece of a warp's rows: which of them, in the order of the warp, which piece of it, and where
-/// it is in the ring. It steps from piece to piece, so that nothing is divided: a warp by itself
+/// A piece of a warp's rows: which of them, in the order of the warp, which piece of it, and which
+/// stage it is in. It steps from piece to piece, so that nothing is divided: a warp by itself
 /// waits for each of its instructions.
 struct Cursor {
   std::int32_t row = 0, piece = 0, stage = 0;
@@ -32,26 +32,26 @@ struct Cursor {
   }
 };
 
-/// A warp's ring of stages in shared memory.
-struct Ring {
+/// A warp's stages in shared memory, used in turn.
+struct Stages {
   std::byte* memory = nullptr;
   std::uint64_t* full = nullptr;  // [stages]
   std::uint32_t stage_bytes = 0;
-  std::int32_t stages = 0;
+  std::int32_t count = 0;
 
   __device__ std::byte* stage(const Cursor& at) const {
     return memory + static_cast<std::uint32_t>(at.stage) * stage_bytes;
   }
   __device__ std::uint64_t* barrier(const Cursor& at) const { return full + at.stage; }
-  /// Called by one lane when the ring has carried all that it was given.
+  /// Called by one lane when they have carried all that they were given.
   __device__ void end() const {
 #pragma unroll 1
-    for (int s = 0; s < stages; ++s) device::mbarrier_invalidate(full + s);
+    for (int s = 0; s < count; ++s) device::mbarrier_invalidate(full + s);
   }
   /// Called by one lane, then __syncwarp().
   __device__ void init() const {
 #pragma unroll 1
-    for (int s = 0; s < stages; ++s) device::mbarrier_init(full + s, 1);
+    for (int s = 0; s < count; ++s) device::mbarrier_init(full + s, 1);
     device::fence_proxy_async_shared();
   }
 };
@@ -101,10 +101,10 @@ Moves(Ready, PieceOf, Look, Open, LandingOf, Done)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// Moves rows 0, 1, ... until `ready` says that there is no more. The ring is fresh and has two
-/// stages or more.
+/// Moves rows 0, 1, ... until `ready` says that there is no more. The stages are fresh, and
+/// two or more.
 template <class Role>
-__device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role moves) {
+__device__ __forceinline__ void move_by_bulk(const Stages& stages, int pieces, Role moves) {
   const bool first_lane = threadIdx.x % 32 == 0;
   Cursor loading, moving, previous;
   Landing landed;
@@ -123,12 +123,12 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     if (loading.row >= rows) return false;
     const Piece p = moves.piece(loading);
     if (first_lane) {
-      device::mbarrier_expect(ring.barrier(loading), p.bytes);
+      device::mbarrier_expect(stages.barrier(loading), p.bytes);
       if (p.bytes > 0)
-        device::bulk_load(ring.stage(loading), p.from, p.bytes, ring.barrier(loading));
+        device::bulk_load(stages.stage(loading), p.from, p.bytes, stages.barrier(loading));
     }
     ++on_way;
-    loading.step(pieces, ring.stages);
+    loading.step(pieces, stages.count);
     if (loading.piece == 0) ask(false);
     return true;
   };
@@ -147,7 +147,7 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
 #pragma unroll 1
   for (;;) {
 #pragma unroll 1
-    while (on_way + (stored ? 1 : 0) < ring.stages && load()) {
+    while (on_way + (stored ? 1 : 0) < stages.count && load()) {
     }
     if (on_way == 0) {
       finish();
@@ -162,8 +162,8 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     }
     const Landing current = moves.land(moving);
     const std::uint32_t bytes = moves.piece(moving).bytes;
-    device::mbarrier_wait(ring.barrier(moving), moving.parity);
-    if (current.to != nullptr) device::bulk_store(current.to, ring.stage(moving), bytes);
+    device::mbarrier_wait(stages.barrier(moving), moving.parity);
+    if (current.to != nullptr) device::bulk_store(current.to, stages.stage(moving), bytes);
     device::bulk_commit();
     --on_way;
     if (moving.piece == pieces - 1) look(moving.row + 1);
@@ -173,7 +173,7 @@ __device__ __forceinline__ void move_by_bulk(const Ring& ring, int pieces, Role 
     stored = true;
     previous = moving;
     landed = current;
-    moving.step(pieces, ring.stages);
+    moving.step(pieces, stages.count);
     if (!before) continue;
     device::bulk_wait<1>();
     __syncwarp();
@@ -218,11 +218,11 @@ __device__ __forceinline__ void move_by_vectors(int pieces, Role moves) {
   }
 }
 
-/// A ring, if there are bulk copies, else loads and stores.
+/// Through the stages, if there are bulk copies, else by loads and stores.
 template <class Role>
-__device__ __forceinline__ void move_rows(const Ring& ring, const Moving& moving, Role moves) {
+__device__ __forceinline__ void move_rows(const Stages& stages, const Moving& moving, Role moves) {
   if constexpr (has_bulk_copies()) {
-    if (moving.bulk) return move_by_bulk(ring, moving.pieces, moves);
+    if (moving.bulk) return move_by_bulk(stages, moving.pieces, moves);
   }
   move_by_vectors(moving.pieces, moves);
 }
