@@ -330,6 +330,8 @@ def test_what_is_not_there_is_named():
             buffer.low_latency_dispatch(x, ids, 4, 3, use_nvfp4=True)
         with pytest.raises(NotImplementedError, match="mask"):
             buffer.low_latency_update_mask_buffer(0, True)
+        with pytest.raises(NotImplementedError, match="get_local_buffer_tensor"):
+            buffer.get_local_buffer_tensor(torch.int8, use_rdma_buffer=True)
         status = torch.ones(RANKS, dtype=torch.int32)
         buffer.low_latency_query_mask_buffer(status)
         assert status.tolist() == [0] * RANKS

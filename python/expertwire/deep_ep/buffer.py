@@ -99,6 +99,11 @@ class Buffer(LowLatencyPart):
         assert self._comm_stream is not None, "there is no CUDA device"
         return self._comm_stream
 
+    def get_local_buffer_tensor(self, dtype: torch.dtype, size: Any = None, offset: int = 0,
+                                use_rdma_buffer: bool = False) -> torch.Tensor:
+        raise NotImplementedError("get_local_buffer_tensor: expertwire's memory has no layout that "
+                                  "callers could know")
+
     # Streams --------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
