@@ -29,8 +29,8 @@ struct HighThroughputOptions {
   /// CUDA backend: SMs that an operation may use at most; 0: all that this rank has of its device.
   int sms = 0;
   Tuning tuning = {};  ///< CUDA backend
-  /// Frames of each ring, a power of two from 2 to 4096; 0: as many as fit 16 MiB over all rings of
-  /// the object, and no more than M tokens need.
+  /// Frames of each ring, a power of two from 2 to 4096; 0: as many as fit 16 MiB over the rings
+  /// to other ranks, but two at least, and no more than M tokens need.
   int ring_frames = 0;
 };
 
@@ -70,7 +70,9 @@ class HighThroughput {
     /// `Error{mismatch}`). H and the dtype are those of x, K is that of topk_idx.
     int experts = 0;  ///< E, a multiple of the ranks; 0: that of the options
     /// A handle of this object, in place of topk_idx and capacity: the same routing and T again,
-    /// without exchanging counts (the backward pass of combine).
+    /// without exchanging counts (the backward pass of combine). To a pool only if that has room
+    /// for what the handle's output had room for: its capacity, else the pool's rows or, owned,
+    /// R*M.
     Handle cached;
     Output output = Output::owned;  ///< all ranks give the same (else `Error{mismatch}`)
     /// Rows that the output has room for, 0 to the rows of the pool or, owned, to R*M. Set: counts

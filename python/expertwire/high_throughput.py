@@ -20,7 +20,7 @@ class HighThroughput(Closing):
     megabytes, so `max_tokens` may be left out: a rank may then dispatch 2^24 tokens. `pool_rows` are
     those of a receive pool, in which `dispatch(pool=True)` leaves rows: 0 makes none, EVERY_ROW
     R * max_tokens, which always suffice. `ring_frames`, a power of two, are the rows that a ring holds;
-    0: as many as fit into 16 MiB over all rings.
+    0: as many as fit into 16 MiB over the rings to other ranks, but two at least.
     """
 
     def __init__(self, communicator: Communicator, *, hidden: int, experts: int, top_k: int,

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "ep/cpu/rings.hpp"
 #include "ranks/requests.hpp"
 
 namespace expertwire::test {
@@ -76,6 +77,35 @@ TEST(Rings, KnowNoBoundOnTokens) {
   EXPECT_LT(HighThroughput::memory_bytes({unbounded}, 3), std::size_t{40} << 20);
 }
 
+/// A role that never moves, and learns at which peer it stands when it is asked to.
+struct Stuck {
+  ep::cpu::Standing at{-1, 0};
+  int steps = 0;
+  bool done() const { return false; }
+  ep::cpu::Standing waits_for() const { return at; }
+  bool step() {
+    at = ++steps < 5 ? ep::cpu::Standing{0, 3} : ep::cpu::Standing{1, 7};
+    return false;
+  }
+};
+struct Done {
+  bool done() const { return true; }
+  ep::cpu::Standing waits_for() const { return {-1, 0}; }
+  bool step() { return false; }
+};
+
+TEST(Rings, AWaitNamesThePeerThatItStandsAt) {
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    const WaitContext context{communicator.get(), Deadline::after(std::chrono::milliseconds(50)),
+                              "an operation"};
+    Done done;
+    Stuck stuck;
+    expect_error(ErrorCode::timeout, "for rank 1 (row 7)",
+                 [&] { ep::cpu::run_both(done, stuck, Phase::combine_rows, context); });
+    communicator->barrier();
+  });
+}
+
 TEST(Rings, AnObjectWithoutAPoolHasNone) {
   const Workload workload = workload_for(2);
   with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
@@ -97,6 +127,29 @@ TEST(Rings, AnObjectWithoutAPoolHasNone) {
   options.shape.max_tokens = 0;
   expect_error(ErrorCode::invalid_argument, "max_tokens is 0",
                [&] { HighThroughput::memory_bytes(options, 2); });
+}
+
+/// What an owned output had room for need not fit into the pool.
+TEST(Rings, ACachedDispatchDoesNotOverrunThePool) {
+  const Workload workload = workload_for(2);
+  with_thread_ranks(2, [&](const std::shared_ptr<Communicator>& communicator) {
+    HighThroughputOptions options{kShape};
+    options.pool_rows = 8;
+    auto object = HighThroughput::create(communicator, options);
+    Request<HighThroughput> request(*communicator, workload, 1);
+    const auto owned = object->dispatch(request.dispatch);
+    auto again = request.dispatch;
+    again.topk_idx = {};
+    again.cached = owned.handle;
+    again.output = HighThroughput::Output::pool;
+    expect_error(ErrorCode::invalid_argument, "the pool has 8", [&] { object->dispatch(again); });
+    again.output = HighThroughput::Output::owned;
+    const auto cached = object->dispatch(again);
+    again.cached = cached.handle;  // a handle of a handle remembers
+    again.output = HighThroughput::Output::pool;
+    expect_error(ErrorCode::invalid_argument, "the pool has 8", [&] { object->dispatch(again); });
+    EXPECT_EQ(round_trip(*object, *communicator, workload, 2, {}).wrong, 0);
+  });
 }
 
 TEST(Rings, RanksThatLeaveRowsInDifferentPlacesAreToldSo) {

@@ -42,6 +42,14 @@ TEST(Tuning, OwnedOutputLeavesRingsForReceivers) {
   }
 }
 
+TEST(Tuning, EveryRingHasAWarpThatPushes) {
+  for (const double link : {1.0, 5e3, kLink})
+    for (const int blocks : {1, 2, 3, 24, 132})
+      for (int rings = 0; rings < 128; ++rings)
+        EXPECT_GE(pushers_of({blocks, link, true, true}, rings) * blocks * 32, rings);
+  EXPECT_EQ(pushers_of({132, kLink, true, true}, 7), sending_of({132, kLink, true, true}).warps);
+}
+
 TEST(Tuning, WithoutBulkCopiesAllWarpsSend) {
   EXPECT_EQ(sending_of({132, kLink, false, false}).warps, 8);
 }

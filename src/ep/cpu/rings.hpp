@@ -69,23 +69,29 @@ class Rings {
   std::vector<RingWords> first_;  // the last frames of the operations before
 };
 
-/// Two roles that one worker has at once: takes steps of either until both are done. `step()` does
-/// what can be done now and says whether that was anything; `done()` whether nothing is left;
-/// `waits_for()` which peer, and which of its rows, it stands at.
-template <class First, class Second>
-void run_both(First& first, Second& second, Phase phase, const WaitContext& context) {
-  while (!first.done() || !second.done()) {
-    const auto [peer, row] = second.done() ? first.waits_for() : second.waits_for();
-    wait_until(context, peer, phase, static_cast<std::uint64_t>(row), [&] {
-      const bool moved = first.step();
-      return second.step() || moved;
-    });
-  }
-}
 /// What a role stands at.
 struct Standing {
   int peer;
   std::int64_t row;
 };
+
+/// Two roles that one worker has at once: takes steps of either until both are done. `step()` does
+/// what can be done now and says whether that was anything; `done()` whether nothing is left;
+/// `waits_for()` at which peer, and which of its rows, the last step stopped.
+template <class First, class Second>
+void run_both(First& first, Second& second, Phase phase, const WaitContext& context) {
+  while (!first.done() || !second.done()) {
+    const bool moved = first.step();
+    if (second.step() || moved) continue;
+    Standing at = second.done() ? first.waits_for() : second.waits_for();
+    // While nothing moves it may come to stand at another peer, which is then waited for.
+    wait_until(context, at.peer, phase, static_cast<std::uint64_t>(at.row), [&] {
+      const bool moves = first.step();
+      if (second.step() || moves) return true;
+      const Standing now = second.done() ? first.waits_for() : second.waits_for();
+      return now.peer != at.peer;
+    });
+  }
+}
 
 }  // namespace expertwire::ep::cpu

@@ -138,6 +138,10 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
         request.experts == 0 || request.experts == cached->shape.experts,
         "experts is {}, but the cached handle has {}; a cached dispatch has the handle's",
         request.experts, cached->shape.experts);
+    check_argument(request.output != Output::pool || cached->room <= options.pool_rows,
+                   "cached is the handle of a dispatch whose output had room for {} rows, and the "
+                   "pool has {}; own the output, or make a larger pool",
+                   cached->room, options.pool_rows);
     geometry.call.experts = cached->shape.experts;
     geometry.call.top_k = cached->shape.top_k;
     ep::check_rows("x", request.x, request.x.dtype(), {cached->tokens, geometry.call.hidden});
@@ -272,7 +276,9 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   handle->format = format;
   handle->shape = shape;
   ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
-  work.room = request.capacity.value_or(owned ? self.every_row() : self.options.pool_rows);
+  work.room = cached ? cached->room
+                     : request.capacity.value_or(owned ? self.every_row() : self.options.pool_rows);
+  handle->room = work.room;
   work.request.cached = {};  // queued work is no caller that holds rows
   self.engine->plan(work);
   handle->output_rows = rows.value_or(handle->needed);

@@ -14,8 +14,9 @@ namespace expertwire::inline v0::ep {
 /// Routing of one high-throughput dispatch; each backend adds what it needs. These are of the
 /// calling thread.
 struct HighThroughputHandle : HandleState {
-  bool in_pool = false;          ///< the rows stay in the pool until they are released
-  RowFormat format;              ///< of its rows
+  std::int64_t room = 0;  ///< rows that the output of the dispatch with this routing has room for
+  bool in_pool = false;   ///< the rows stay in the pool until they are released
+  RowFormat format;       ///< of its rows
   bool release_called = false;   ///< combine or release is on its way
   std::int64_t output_rows = 0;  ///< N of the outputs
 

@@ -144,7 +144,8 @@ struct FrameParts {
 /// pair, so that flags cost nothing and a receiver still works while the sender does.
 struct HighThroughputSlots {
   static constexpr std::uint64_t kChunkRows = 32;
-  /// What all rings of an object take at most, over peers and lanes: less than half of
+  /// What the rings of an object to other ranks take at most, over all lanes, unless two frames a
+  /// ring are more: less than half of
   /// the L2 of an A100 (40 MB), H100 (50 MB) or later.
   static constexpr std::uint64_t kRingBytes = 16 << 20;
   /// The counts of a source: its capacity, then rows to every rank, then selections per local

@@ -231,7 +231,6 @@ struct Summer {
     if (lane < p.shape.top_k) expert = p.routing.experts[i];
     const int rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
     const auto* mine = reinterpret_cast<const std::byte*>(weights_of(o));
-    Written written(p.queue, p.queue_places, is_direct(p, s));
     float weight = 0;
     for (int j = 0; j < p.shape.width; ++j) {
       const int other = __shfl_sync(kAllLanes, o.from.rank, j);

@@ -400,7 +400,8 @@ void CudaEngine::combine(const Combine& work) {
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
   const int blocks = runtime_.budget_of(job);
-  p.pushers = cuda::sending_of({blocks, link_bytes_per_us_, true, bulk_}).warps;
+  p.pushers = cuda::pushers_of({blocks, link_bytes_per_us_, true, bulk_},
+                               static_cast<int>(slots_.most.ranks) - 1);
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
   });

@@ -49,6 +49,15 @@ constexpr Sending sending_of(const SendingRequest& r) {
   return {std::clamp(warps, kFewestWarps, kMostWarps), r.owned ? kRingBytes : ring};
 }
 
+/// Warps of a block that push rows home: those, but so many over all blocks that each of `rings`
+/// rings has a lane that keeps it (see rings.cuh).
+constexpr int pushers_of(const SendingRequest& r, int rings) {
+  constexpr int kMostPushers = kHighThroughputWarps / 2, kLanes = 32;
+  int warps = sending_of(r).warps;
+  while (warps < kMostPushers && warps * r.blocks * kLanes < rings) ++warps;
+  return warps;
+}
+
 /// What was asked for in place of the formula's.
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
   return {asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
