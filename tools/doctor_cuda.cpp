@@ -68,6 +68,7 @@ void examine_device(Findings& findings, int device) {
 }
 
 void examine_peers(Findings& findings, int count) {
+  bool apart = false;
   for (int a = 0; a < count; ++a) {
     std::string row;
     for (int b = 0; b < count; ++b) {
@@ -77,15 +78,20 @@ void examine_peers(Findings& findings, int count) {
         cudaDeviceGetP2PAttribute(&native, cudaDevP2PAttrNativeAtomicSupported, a, b);
       }
       row += a == b ? "  self" : can == 0 ? "    no" : native != 0 ? "  link" : "   pci";
-      if (can == 0)
-        findings.problem(fmt::format("GPU {} cannot reach the memory of GPU {}", a, b),
-                         "check IOMMU and ACS settings, or use GPUs that reach each other");
+      apart = apart || can == 0;
     }
     findings.fact(a == 0 ? "peer access" : "", "GPU {}:{}", a, row);
   }
   if (count > 1)
     findings.fact("",
                   "link: NVLink or alike (native atomics); pci: through the PCIe switch or host");
+  if (apart)
+    findings.fact("",
+                  "no: out of reach (IOMMU, ACS, or two roots). Rows of such pairs are staged: "
+                  "they pass through host memory, and high throughput has no pool");
+  if (!Env::get().staged_pairs.empty())
+    findings.fact("staged", "pairs {} of ranks, asked for by EXPERTWIRE_STAGED_PAIRS",
+                  Env::get().staged_pairs);
 }
 
 /// The rate at which all GPUs store to all others at once.
@@ -104,8 +110,9 @@ void measure_links(Findings& findings, int count) {
     params.source = block.base(rank) + kBytes * static_cast<std::size_t>(rank);
     params.bytes_per_peer = kBytes;
     for (int i = 1; i < count; ++i)
-      params.peers[params.count++] =
-          block.base((rank + i) % count) + kBytes * static_cast<std::size_t>(rank);
+      if (std::byte* base = block.base((rank + i) % count); base != nullptr)
+        params.peers[params.count++] = base + kBytes * static_cast<std::size_t>(rank);
+    if (communicator->staged_pair()) return;  // nothing that the others' rates would compare with
     cudaDeviceProp p{};
     check_cuda(cudaGetDeviceProperties(&p, rank), "cudaGetDeviceProperties");
     cudaEvent_t start = nullptr, end = nullptr;

@@ -71,6 +71,9 @@ stage_check() {
   step tests 240 "$bin/gpu_tests" --gtest_output="json:$OUT/tests.json"
   step vector_copies 60 env EXPERTWIRE_CUDA_COPIES=vector "$bin/gpu_tests" \
     --gtest_filter='*RoundTrip*:*Images*'
+  # What has no pool once more, rows through host memory.
+  step staged 120 env EXPERTWIRE_STAGED_PAIRS=all "$bin/gpu_tests" \
+    --gtest_filter='LowLatency*:*LowLatencyRoundTrip*:Graph/*:Halves*:*Apart.LowLatency*'
   step faults 150 "$bin/gpu_fault_tests" --gtest_output="json:$OUT/faults.json"
   step verify_threads $((seconds + 40)) "$bin/expertwire" verify --device cuda --seconds "$seconds"
   if [ "$gpus" -gt 1 ]; then # memory shared by each way that the machine grants

@@ -39,13 +39,14 @@ struct Case {
   int steps = 1;
   bool pool = false;  ///< high throughput
   int ring_frames = 0;
+  std::string staged = "none";  ///< pairs of thread ranks on CUDA
 
   std::string describe() const {
     const MoeShape& s = spec.shape;
     return fmt::format(
-        "{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {}{}",
+        "{} R {} H {} E {} K {} M {} {} and {} other shapes, routing {} lanes {} staged {}{}",
         high_throughput ? "ht" : "ll", spec.ranks, s.hidden, s.experts, s.top_k, s.max_tokens,
-        to_string(s.dtype), shapes.size() - 1, spec.routing.text(), lanes,
+        to_string(s.dtype), shapes.size() - 1, spec.routing.text(), lanes, staged,
         high_throughput
             ? fmt::format(", {}, ring frames {}", pool ? "with a pool" : "no pool", ring_frames)
             : "");
@@ -83,6 +84,16 @@ MoeShape draw_shape(Random& random, int ranks) {
   return shape;
 }
 
+/// All pairs, or some.
+std::string draw_staged(Random& random, int ranks) {
+  if (random.chance(0.5)) return "all";
+  std::string pairs;
+  for (int a = 0; a < ranks; ++a)
+    for (int b = a + 1; b < ranks; ++b)
+      if (random.chance(0.4)) pairs += fmt::format("{}{}-{}", pairs.empty() ? "" : ",", a, b);
+  return pairs.empty() ? "none" : pairs;
+}
+
 Case draw_case(std::uint64_t number, int ranks) {
   Random random{number, 4242};
   Case c;
@@ -101,6 +112,7 @@ Case draw_case(std::uint64_t number, int ranks) {
   c.steps = 2 + random.below(4);
   c.pool = random.chance(0.6);
   if (random.chance(0.5)) c.ring_frames = 2 << random.below(5);
+  if (random.chance(0.4)) c.staged = draw_staged(random, c.spec.ranks);
   return c;
 }
 
@@ -111,11 +123,11 @@ void draw_own_options(const Case& c, int step, int rank, RoundTripOptions* optio
   options->preallocated = random.chance(0.5);
 }
 
-/// Threads and SMs of a rank: all, or few.
-std::pair<int, int> draw_budget(const Case& c, int rank) {
+/// Threads and SMs of a rank: all, or few, but `fewest`.
+std::pair<int, int> draw_budget(const Case& c, int rank, int fewest) {
   Random random{c.number, 97, static_cast<std::uint64_t>(rank)};
   const int threads = 1 + random.below(3);
-  return {threads, random.chance(0.5) ? 0 : 1 + random.below(16)};
+  return {threads, random.chance(0.5) ? 0 : fewest + random.below(16)};
 }
 
 RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step, int rank) {
@@ -166,9 +178,11 @@ HighThroughputOptions high_throughput_options(const Case& c, int threads, int sm
 }
 
 /// One rank's part of one case.
-Report run_case(const std::shared_ptr<Communicator>& communicator, const Case& c) {
+Report run_case(const std::shared_ptr<Communicator>& communicator, Case c) {
   const MoeShape shape = c.most();
-  const auto [threads, sms] = draw_budget(c, communicator->rank());
+  const bool staged = communicator->staged_pair().has_value();
+  c.pool = c.pool && !staged;
+  const auto [threads, sms] = draw_budget(c, communicator->rank(), staged ? 2 : 1);
   if (c.high_throughput)
     return run_steps<HighThroughput>(communicator, c, high_throughput_options(c, threads, sms));
   return run_steps<LowLatency>(communicator, c, LowLatencyOptions{shape, c.lanes, threads, sms});
@@ -232,11 +246,18 @@ int verify_with_threads(const VerifyOptions& options) {
     Report total;
     try {
       run_in_process(c.spec.ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
-        const auto memory =
+        auto memory =
             communicator_options(wants_cuda(options.device, 1), bootstrap->rank(), kArena);
-        const Report mine = run_case(Communicator::create(std::move(bootstrap), memory), c);
-        std::lock_guard lock(mutex);
-        total += mine;
+        if (Env::get().staged_pairs.empty()) memory.staged_pairs = c.staged;
+        const int rank = bootstrap->rank();
+        try {
+          const Report mine = run_case(Communicator::create(std::move(bootstrap), memory), c);
+          std::lock_guard lock(mutex);
+          total += mine;
+        } catch (const std::exception& error) {
+          fmt::print("rank {}: {}\n", rank, error.what());
+          throw;
+        }
       });
     } catch (const std::exception&) {
       fmt::print("FAILED: {}\n  repeat: expertwire verify --case {}\n", c.describe(), c.number);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "expertwire/bootstrap.hpp"
 #include "expertwire/connection.hpp"
@@ -24,6 +25,7 @@ struct CommunicatorOptions {
   std::optional<int> cuda_device;
   std::optional<std::size_t> arena_bytes;            ///< EXPERTWIRE_ARENA_BYTES
   std::optional<int> ranks_per_node;                 ///< EXPERTWIRE_RANKS_PER_NODE
+  std::optional<std::string> staged_pairs;           ///< EXPERTWIRE_STAGED_PAIRS
   std::optional<std::chrono::milliseconds> timeout;  ///< EXPERTWIRE_TIMEOUT_MS
 };
 
@@ -32,6 +34,7 @@ int cuda_device_count() noexcept;
 
 enum class PathKind : std::uint8_t {
   mapped = 0,  ///< its memory is loaded from and stored to
+  staged = 1,  ///< both ranks' GPUs load from and store to host memory, which stands between them
 };
 std::string_view to_string(PathKind kind) noexcept;
 
@@ -75,8 +78,12 @@ class Communicator {
   /// How this rank writes to `peer`; `peer` may be this rank.
   Connection& connection(int peer);
   /// How operations reach `peer`, which may be this rank: asked for when the communicator was made,
-  /// pair by pair.
+  /// pair by pair. Both ranks of a pair have the same path.
   const Path& path(int peer) const;
+  /// Two ranks whose path is staged, if there are any; the same on all ranks. Objects then have no
+  /// pool (`Error{unsupported}`), and an operation takes one SM more than it works with, so two at
+  /// least.
+  std::optional<std::pair<int, int>> staged_pair() const noexcept;
   /// The deadline of every wait that names none.
   std::chrono::milliseconds timeout() const noexcept;
 

@@ -30,6 +30,7 @@ class Memory {
   /// Where it is mapped here, or null when only a network reaches it. Valid while this object or
   /// the communicator lives.
   std::byte* data() const noexcept { return mapping_.get(); }
+  const std::shared_ptr<std::byte>& shared() const noexcept { return mapping_; }
 
  private:
   int rank_ = -1;
@@ -45,7 +46,11 @@ class Memory {
 /// file system. On CUDA it is device memory, taken whole when the communicator is made.
 class Arena {
  public:
-  explicit Arena(std::vector<Memory> parts, int rank);
+  /// What becomes of pages that are given back. Those that a device has mapped are kept: it would
+  /// go on with the old ones.
+  enum class Pages : std::uint8_t { given_back = 0, kept = 1 };
+
+  Arena(std::vector<Memory> parts, int rank, Pages pages = Pages::given_back);
 
   const Memory& local() const { return part(rank_); }
   /// Memory of `rank`, 0 <= rank < size.
@@ -56,7 +61,7 @@ class Arena {
   /// waits for that until `patience` ends. Throws `Error{capacity}` that says how much is left.
   /// Thread-safe.
   std::uint64_t carve(std::size_t bytes, const Deadline& patience = Deadline::after({}));
-  /// Returns what carve() gave. Pages go back to the operating system.
+  /// Returns what carve() gave. Pages go back to the operating system, unless they are kept.
   void give_back(std::uint64_t offset) noexcept;
   /// The same once `safe()` is true, which carve() and carved() look at; at once if it is now.
   void give_back_when(std::uint64_t offset, std::function<bool()> safe);
@@ -75,6 +80,7 @@ class Arena {
 
   std::vector<Memory> parts_;
   int rank_;
+  Pages pages_;
 
   std::mutex mutex_;
   Pieces taken_;

@@ -53,6 +53,10 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_CUDA_COPIES", "auto",
              "`vector` makes kernels move rows by 16-byte loads and stores also where the device "
              "has a bulk copy engine."},
+    Variable{"EXPERTWIRE_STAGED_PAIRS", "none",
+             "Pairs of ranks, on CUDA, that reach each other through host memory though their GPUs "
+             "could do without: `all`, or pairs such as `0-1,2-3`. GPUs that cannot do without "
+             "need no variable."},
     Variable{"EXPERTWIRE_RANKS_PER_NODE", "0 (what the hosts are)",
              "Cuts ranks into nodes of this many consecutive ranks, so that one machine can stand "
              "for several."},
@@ -161,6 +165,7 @@ Env Env::read() {
   check_argument(env.cuda_copies == "auto" || env.cuda_copies == "vector",
                  "the environment variable EXPERTWIRE_CUDA_COPIES={} must be auto or vector",
                  env.cuda_copies);
+  env.staged_pairs = text_of("EXPERTWIRE_STAGED_PAIRS");
   env.mps_pipe = text_of("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));

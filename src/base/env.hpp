@@ -29,8 +29,9 @@ struct Env {
   // Resources and limits.
   std::int64_t timeout_ms;
   std::optional<std::int64_t> arena_bytes;
-  std::string cuda_memory;  ///< auto, posix_fd, fabric or ipc
-  std::string cuda_copies;  ///< auto or vector
+  std::string cuda_memory;   ///< auto, posix_fd, fabric or ipc
+  std::string cuda_copies;   ///< auto or vector
+  std::string staged_pairs;  ///< empty: not said
   std::string mps_pipe;
   int ranks_per_node;
   int threads;

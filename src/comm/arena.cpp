@@ -18,7 +18,8 @@ std::size_t pages_of(std::size_t bytes) {
 
 }  // namespace
 
-Arena::Arena(std::vector<Memory> parts, int rank) : parts_(std::move(parts)), rank_(rank) {}
+Arena::Arena(std::vector<Memory> parts, int rank, Pages pages)
+    : parts_(std::move(parts)), rank_(rank), pages_(pages) {}
 
 std::uint64_t Arena::carve(std::size_t bytes, const Deadline& patience) {
   const std::size_t whole = local().bytes();
@@ -90,7 +91,7 @@ void Arena::release_safe() {
 void Arena::release(std::uint64_t offset) {
   auto it = taken_.find(offset);
   if (it == taken_.end()) return;
-  if (local().kind() == MemoryKind::host)
+  if (local().kind() == MemoryKind::host && pages_ == Pages::given_back)
     ::madvise(local().data() + offset, it->second, MADV_REMOVE);
   taken_.erase(it);
 }

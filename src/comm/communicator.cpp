@@ -1,5 +1,6 @@
 #include "expertwire/communicator.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -16,6 +17,8 @@
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
 #include "comm/segment.hpp"
+#include "comm/staged_pairs.hpp"
+#include "comm/transport/staged/memory.hpp"
 #include "comm/transport/transport.hpp"
 #include "expertwire/version.hpp"
 
@@ -24,13 +27,21 @@ namespace expertwire::inline v0 {
 namespace {
 
 constexpr std::size_t kHostArena = std::size_t{1} << 36;  // address space
+// Beside device memory: words of hosts, and behind them what staged peers exchange.
 constexpr std::size_t kHostArenaBesideDevice = std::size_t{64} << 20;
+constexpr std::size_t kStaging = std::size_t{1} << 35;
 
 template <std::size_t N>
 void store_text(std::array<char, N>& to, std::string_view text) {
   check(text.size() < N, ErrorCode::system, "'{}' is longer than {} characters", text, N - 1);
   to.fill('\0');
   std::memcpy(to.data(), text.data(), text.size());
+}
+
+/// A piece of a rank's memory.
+Memory part_of(const Memory& whole, std::size_t begin, std::size_t bytes) {
+  const std::shared_ptr<std::byte> mapping(whole.shared(), whole.data() + begin);
+  return {whole.rank(), mapping, bytes, whole.kind()};
 }
 
 RankPlace place_of(const Endpoint& endpoint) {
@@ -61,6 +72,10 @@ struct Communicator::Impl {
   std::vector<std::unique_ptr<Connection>> connections;
   std::unique_ptr<Arena> host_arena;
   std::unique_ptr<Arena> device_arena;
+  std::vector<std::shared_ptr<PinnedSegment>> pinned;  // by rank, where it is staged or this one
+  std::unique_ptr<Arena> staging;
+  std::string staged_pairs;
+  std::optional<std::pair<int, int>> staged_pair;
   std::string banner;
   OwnProcess process;
   std::mutex shared_mutex;
@@ -87,9 +102,12 @@ struct Communicator::Impl {
   void check_endpoints() const;
   std::string agree_on_secret();
   void connect_all();
+  std::vector<std::string> agree_on_staged();
   void watch_all();
   const Transport& transport_to(const Endpoint& peer, MemoryKind kind, std::string* why) const;
+  const Transport& transport_named(std::string_view name) const;
   void make_banner();
+  std::byte* map_staging(int rank, std::uint64_t offset, std::size_t bytes);
 };
 
 void Communicator::Impl::create_memory(const CommunicatorOptions& options) {
@@ -99,13 +117,14 @@ void Communicator::Impl::create_memory(const CommunicatorOptions& options) {
     segment = create_segment(bytes.value_or(kHostArena));
     return;
   }
-  segment = create_segment(kHostArenaBesideDevice);
+  segment = create_segment(kHostArenaBesideDevice + kStaging);
   const int ordinal = *options.cuda_device;
   device = create_device_segment(ordinal, bytes ? *bytes : default_device_arena(ordinal));
 }
 
 void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) {
   create_memory(options);
+  staged_pairs = options.staged_pairs.value_or(Env::get().staged_pairs);
   links = std::make_unique<Links>(rank());
   const RankPlace place = local_place();
 
@@ -177,6 +196,41 @@ const Transport& Communicator::Impl::transport_to(const Endpoint& peer, MemoryKi
               {rank(), peer.rank, Phase::setup});
 }
 
+const Transport& Communicator::Impl::transport_named(std::string_view name) const {
+  for (const auto& transport : transports)
+    if (transport->name() == name) return *transport;
+  throw Error(ErrorCode::unsupported, fmt::format("this build has no transport {}", name));
+}
+
+/// Why each rank is reached through host memory; empty: it is not. A pair is if one of its ranks
+/// says so.
+std::vector<std::string> Communicator::Impl::agree_on_staged() {
+  const auto ranks = static_cast<std::size_t>(size());
+  const StagedPairs asked(staged_pairs, size());
+  std::vector<std::string> why(ranks);
+  std::vector<std::uint8_t> wanted(ranks * ranks);
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const Endpoint& peer = endpoints[r];
+    if (peer.rank == rank() || !transport_named("staged").reach(self(), peer).possible) continue;
+    const Reach mapped = transport_named("cuda_ipc").reach(self(), peer);
+    if (asked.has(rank(), peer.rank))
+      why[r] = "asked for by EXPERTWIRE_STAGED_PAIRS";
+    else if (!mapped.possible)
+      why[r] = mapped.why;
+    wanted[static_cast<std::size_t>(rank()) * ranks + r] = why[r].empty() ? 0 : 1;
+  }
+  bootstrap->all_gather(wanted.data(), ranks, deadline());
+  for (std::size_t r = 0; r < ranks; ++r)
+    if (why[r].empty() && wanted[r * ranks + static_cast<std::size_t>(rank())] != 0)
+      why[r] = fmt::format("rank {} asks for it", r);
+  const auto first = std::find(wanted.begin(), wanted.end(), 1);
+  if (first != wanted.end()) {
+    const auto at = static_cast<std::size_t>(first - wanted.begin());
+    staged_pair = std::minmax({static_cast<int>(at / ranks), static_cast<int>(at % ranks)});
+  }
+  return why;
+}
+
 void Communicator::Impl::connect_all() {
   const std::string secret = agree_on_secret();
   std::vector<Links::Peer> neighbours;
@@ -190,7 +244,9 @@ void Communicator::Impl::connect_all() {
       on_cuda() ? links->exchange(device.fd ? device.fd : segment.fd, deadline())
                 : std::vector<Fd>(endpoints.size());
 
-  std::vector<Memory> host_parts, device_parts;
+  const std::vector<std::string> staged =
+      on_cuda() ? agree_on_staged() : std::vector<std::string>(endpoints.size());
+  std::vector<Memory> host_parts, device_parts, staging_parts;
   for (const Endpoint& peer : endpoints) {
     const auto r = static_cast<std::size_t>(peer.rank);
     const ImportRequest request{self(), peer, descriptors[r], device_descriptors[r]};
@@ -198,20 +254,37 @@ void Communicator::Impl::connect_all() {
     const Transport* wire = &transport_to(peer, MemoryKind::host, &why);
     host_parts.push_back(wire->import(request));
     if (on_cuda()) {
-      wire = &transport_to(peer, MemoryKind::cuda, &why);
+      const Memory whole = host_parts.back();
+      host_parts.back() = part_of(whole, 0, kHostArenaBesideDevice);
+      staging_parts.push_back(part_of(whole, kHostArenaBesideDevice, kStaging));
+      wire = staged[r].empty() ? &transport_to(peer, MemoryKind::cuda, &why)
+                               : &transport_named("staged");
+      if (!staged[r].empty()) why = staged[r];
       device_parts.push_back(wire->import(request));
     }
     connections.push_back(wire->connect(self(), peer.rank));
     log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),
         why);
-    paths.push_back({PathKind::mapped, std::string(wire->name()), std::move(why)});
+    paths.push_back({staged[r].empty() ? PathKind::mapped : PathKind::staged,
+                     std::string(wire->name()), std::move(why)});
   }
   host_arena = std::make_unique<Arena>(std::move(host_parts), rank());
-  if (on_cuda()) device_arena = std::make_unique<Arena>(std::move(device_parts), rank());
+  if (on_cuda()) {
+    device_arena = std::make_unique<Arena>(std::move(device_parts), rank());
+    pinned.resize(endpoints.size());
+    staging = std::make_unique<Arena>(std::move(staging_parts), rank(), Arena::Pages::kept);
+  }
   segment.fd = Fd();
   device.fd = Fd();
   bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
   make_banner();
+}
+
+std::byte* Communicator::Impl::map_staging(int rank, std::uint64_t offset, std::size_t bytes) {
+  std::lock_guard lock(shared_mutex);
+  std::shared_ptr<PinnedSegment>& segment_of_rank = pinned[static_cast<std::size_t>(rank)];
+  if (!segment_of_rank) segment_of_rank = PinnedSegment::of(staging->part(rank).shared());
+  return segment_of_rank->map(device.endpoint.device, offset, bytes);
 }
 
 void Communicator::Impl::make_banner() {
@@ -276,6 +349,8 @@ std::string_view to_string(PathKind kind) noexcept {
   switch (kind) {
     case PathKind::mapped:
       return "mapped";
+    case PathKind::staged:
+      return "staged";
   }
   return "?";
 }
@@ -284,6 +359,10 @@ const Path& Communicator::path(int peer) const {
   check_argument(peer >= 0 && peer < size(), "path: peer is {}; it must be from 0 to {}", peer,
                  size() - 1);
   return impl_->paths[static_cast<std::size_t>(peer)];
+}
+
+std::optional<std::pair<int, int>> Communicator::staged_pair() const noexcept {
+  return impl_->staged_pair;
 }
 
 Connection& Communicator::connection(int peer) {
@@ -306,6 +385,15 @@ std::optional<Error> Communicator::find_lost_peer(int awaited) {
 
 Watcher& CommunicatorAccess::watcher(Communicator& communicator) {
   return *communicator.impl_->watcher;
+}
+
+Arena& CommunicatorAccess::staging(Communicator& communicator) {
+  return *communicator.impl_->staging;
+}
+
+std::byte* CommunicatorAccess::map_staging(Communicator& communicator, int rank,
+                                           std::uint64_t offset, std::size_t bytes) {
+  return communicator.impl_->map_staging(rank, offset, bytes);
 }
 
 std::shared_ptr<void> CommunicatorAccess::shared_state(

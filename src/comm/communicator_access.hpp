@@ -15,6 +15,12 @@ struct CommunicatorAccess {
   /// communicator ends.
   static std::shared_ptr<void> shared_state(Communicator& communicator,
                                             const std::function<std::shared_ptr<void>()>& make);
+  /// Host memory of all ranks, for staged peers.
+  static Arena& staging(Communicator& communicator);
+  /// `bytes` of it at `offset` of the part of `rank`, which GPUs of this process may use from now
+  /// on.
+  static std::byte* map_staging(Communicator& communicator, int rank, std::uint64_t offset,
+                                std::size_t bytes);
 };
 
 }  // namespace expertwire

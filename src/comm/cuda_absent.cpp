@@ -2,6 +2,7 @@
 #include "base/check.hpp"
 #include "comm/device_memory.hpp"
 #include "comm/device_words.hpp"
+#include "comm/transport/staged/memory.hpp"
 #include "comm/transport/transport.hpp"
 #include "expertwire/communicator.hpp"
 
@@ -22,6 +23,12 @@ bool mps_runs() { return false; }
 int cuda_device_count() noexcept { return 0; }
 
 std::unique_ptr<Transport> make_cuda_ipc_transport() { return nullptr; }
+std::unique_ptr<Transport> make_staged_transport() { return nullptr; }
+
+struct PinnedSegment::State {};
+std::shared_ptr<PinnedSegment> PinnedSegment::of(const std::shared_ptr<std::byte>&) { refuse(); }
+PinnedSegment::~PinnedSegment() = default;
+std::byte* PinnedSegment::map(int, std::uint64_t, std::size_t) { refuse(); }
 
 DeviceWords::DeviceWords(int) { refuse(); }
 DeviceWords::~DeviceWords() = default;

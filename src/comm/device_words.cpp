@@ -8,43 +8,47 @@
 
 namespace expertwire::inline v0 {
 
-DeviceWords::DeviceWords(int device) : device_(device), stream_(make_cuda_stream(device)) {}
+DeviceWords::DeviceWords(int device) : device_(device) {}
 DeviceWords::~DeviceWords() = default;
+
+cudaStream_t DeviceWords::stream() const {
+  std::call_once(made_, [this] { stream_ = make_cuda_stream(device_); });
+  return stream_.get();
+}
 
 void DeviceWords::copy(void* to, const void* from, std::size_t bytes) const {
   const DeviceGuard guard(device_);
   if (bytes > 0)
-    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()),
-               "cudaMemcpyAsync");
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "cudaMemcpyAsync");
 }
 
 void DeviceWords::set(std::uint64_t* word, std::uint64_t value) const {
   const DeviceGuard guard(device_);
-  check_cuda(launch_set_word(word, value, stream_.get()), "launch of set_word");
+  check_cuda(launch_set_word(word, value, stream()), "launch of set_word");
 }
 
 void DeviceWords::add(std::uint64_t* word, std::int64_t value) const {
   const DeviceGuard guard(device_);
-  check_cuda(launch_add_to_word(word, value, stream_.get()), "launch of add_to_word");
+  check_cuda(launch_add_to_word(word, value, stream()), "launch of add_to_word");
 }
 
 void DeviceWords::zero(void* data, std::size_t bytes) const {
   const DeviceGuard guard(device_);
-  check_cuda(cudaMemsetAsync(data, 0, bytes, stream_.get()), "cudaMemsetAsync");
+  check_cuda(cudaMemsetAsync(data, 0, bytes, stream()), "cudaMemsetAsync");
 }
 
 std::uint64_t DeviceWords::read(const std::uint64_t* word) const {
   const DeviceGuard guard(device_);
   std::uint64_t value = 0;
   copy(&value, word, sizeof(value));
-  check_cuda(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+  check_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
   return value;
 }
 
 void DeviceWords::flush(Deadline deadline) const {
   const DeviceGuard guard(device_);
   for (;;) {
-    const cudaError_t state = cudaStreamQuery(stream_.get());
+    const cudaError_t state = cudaStreamQuery(stream());
     if (state == cudaSuccess) return;
     if (state != cudaErrorNotReady) check_cuda(state, "cudaStreamQuery");
     check(!deadline.expired(), ErrorCode::timeout, "flush waited {} ms for device {}",

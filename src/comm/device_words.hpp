@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "expertwire/deadline.hpp"
 
@@ -12,7 +13,8 @@ namespace expertwire::inline v0 {
 
 /// The host's hand in device memory: copies and words, in the order of one stream of its own.
 /// A word set or added to is released at system scope after everything that came before it.
-/// Not for hot paths: every call is a copy or a launch. Any thread may call.
+/// Not for hot paths: every call is a copy or a launch. Any thread may call. The stream is made at
+/// the first call: a device has few queues, and streams that share one can wait for each other.
 class DeviceWords {
  public:
   explicit DeviceWords(int device);
@@ -30,8 +32,11 @@ class DeviceWords {
   void flush(Deadline deadline) const;
 
  private:
+  CUstream_st* stream() const;
+
   int device_;
-  std::shared_ptr<CUstream_st> stream_;
+  mutable std::once_flag made_;
+  mutable std::shared_ptr<CUstream_st> stream_;
 };
 
 }  // namespace expertwire

@@ -5,14 +5,16 @@
 #include <optional>
 
 #include "base/check.hpp"
+#include "comm/communicator_access.hpp"
 
 namespace expertwire::inline v0 {
 
-SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t bytes)
+SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t bytes,
+                         std::size_t staged_bytes)
     : communicator_(std::move(communicator)) {
   const auto size = static_cast<std::size_t>(communicator_->size());
   const auto rank = static_cast<std::size_t>(communicator_->rank());
-  std::vector<Places> all(size, Places{kNoRoom, kNoRoom});
+  std::vector<Places> all(size, mine_);
   std::optional<Error> refused;
   try {
     // An object of before may still be in use at a rank that is slower to destroy it. If that rank
@@ -21,6 +23,8 @@ SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t
     const Deadline patience = Deadline::after(std::min(communicator_->timeout() / 4, kMost));
     mine_.farewells = communicator_->host_arena().carve(size * sizeof(std::uint64_t), patience);
     mine_.data = communicator_->arena().carve(bytes, patience);
+    if (staged_bytes > 0)
+      mine_.staged = CommunicatorAccess::staging(*communicator_).carve(staged_bytes, patience);
     all[rank] = mine_;
     for (std::size_t peer = 0; peer < size; ++peer)
       *farewell(mine_, communicator_->rank(), peer) = 0;
@@ -34,6 +38,8 @@ SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t
   } catch (...) {
     if (mine_.farewells != kNoRoom) communicator_->host_arena().give_back(mine_.farewells);
     if (mine_.data != kNoRoom) communicator_->arena().give_back(mine_.data);
+    if (mine_.staged != kNoRoom)
+      CommunicatorAccess::staging(*communicator_).give_back(mine_.staged);
     throw;
   }
 }
@@ -44,8 +50,8 @@ void SharedBlock::open(int peer, const Places& places) {
                 fmt::format("the arena of rank {} has no room for this object", peer),
                 {communicator_->rank(), peer, Phase::setup});
   std::byte* part = communicator_->arena().part(peer).data();
-  check(part != nullptr, ErrorCode::unsupported, "the memory of rank {} is not mapped here", peer);
-  bases_.push_back(part + places.data);
+  bases_.push_back(part == nullptr ? nullptr : part + places.data);
+  staged_.push_back(places.staged);
   const auto rank = static_cast<std::size_t>(communicator_->rank());
   my_farewells_.push_back(farewell(places, peer, rank));
 }
@@ -53,6 +59,11 @@ void SharedBlock::open(int peer, const Places& places) {
 std::uint64_t* SharedBlock::farewell(const Places& places, int owner, std::size_t writer) const {
   std::byte* part = communicator_->host_arena().part(owner).data();
   return reinterpret_cast<std::uint64_t*>(part + places.farewells) + writer;
+}
+
+std::byte* SharedBlock::staged(int rank, std::uint64_t offset, std::size_t bytes) const {
+  const std::uint64_t begin = staged_[static_cast<std::size_t>(rank)];
+  return CommunicatorAccess::map_staging(*communicator_, rank, begin + offset, bytes);
 }
 
 SharedBlock::~SharedBlock() {
@@ -72,6 +83,8 @@ SharedBlock::~SharedBlock() {
     return true;
   };
   communicator_->arena().give_back_when(mine_.data, all_left);
+  if (mine_.staged != kNoRoom)
+    CommunicatorAccess::staging(*communicator_).give_back_when(mine_.staged, all_left);
   communicator_->host_arena().give_back_when(mine_.farewells, all_left);
 }
 

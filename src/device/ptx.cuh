@@ -44,6 +44,25 @@ __device__ __forceinline__ void store_relaxed_system(std::uint32_t* word, std::u
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
+/// Two words side by side, each read or written as a whole; 16-byte aligned.
+struct Words {
+  std::uint64_t low, high;
+};
+__device__ __forceinline__ Words load_relaxed_system(const Words* words) {
+  Words w;
+  asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(w.low), "=l"(w.high)
+               : "l"(words)
+               : "memory");
+  return w;
+}
+__device__ __forceinline__ void store_relaxed_system(Words* words, const Words& w) {
+  asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};"
+               :
+               : "l"(words), "l"(w.low), "l"(w.high)
+               : "memory");
+}
+
 /// Orders what this thread, and those it has learnt from, did before it with what it does after,
 /// for this GPU or for all.
 __device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }

@@ -23,7 +23,7 @@ void expect_disjoint(std::vector<Piece> pieces, std::uint64_t end) {
 
 /// What every pair has, and must have among its words.
 std::vector<Piece> words_of(const DirectionSlots& d) {
-  std::vector<Piece> pieces{{d.consumed, sizeof(Epoch)}};
+  std::vector<Piece> pieces{{d.control, sizeof(DirectionSlots::Control)}};
   for (Epoch n = 0; n < DirectionSlots::kHeaderSlots; ++n)
     pieces.push_back({d.header_of(n), sizeof(CallLine)});
   return pieces;
@@ -48,7 +48,6 @@ TEST(Slots, LowLatencyPiecesDoNotOverlap) {
     for (const Piece& piece : words_of(d)) words.push_back(piece);
   for (Epoch n : {0U, 1U}) {
     words.push_back({s.counts_of(n), (s.kHeader + 5) * sizeof(Tagged)});
-    words.push_back({s.weight_flag_of(n), sizeof(Epoch)});
     for (int row = 0; row < 7; ++row) {
       words.push_back({s.row_flag_of(n, row), sizeof(Epoch)});
       words.push_back({s.partial_flag_of(n, row), sizeof(Epoch)});
@@ -81,8 +80,7 @@ TEST(Slots, HighThroughputPiecesDoNotOverlap) {
       pool.push_back({s.pool_scales_of(n, row), 8});
     }
     words.push_back({s.counts_of(n), (s.kHeader + 8) * sizeof(Tagged)});
-    words.push_back({s.offer_flag_of(n), sizeof(Epoch)});
-    rows.push_back({s.offer_of(n), sizeof(CombineOffer)});
+    words.push_back({s.offer_of(n), sizeof(CombineOffer)});
     for (int chunk = 0; chunk < 3; ++chunk)
       words.push_back({s.row_flag_of(n, chunk), sizeof(Epoch)});
   }

@@ -7,6 +7,7 @@ std::vector<std::unique_ptr<Transport>> make_transports() {
   all.push_back(make_loopback_transport());
   all.push_back(make_shm_transport());
   if (auto cuda = make_cuda_ipc_transport()) all.push_back(std::move(cuda));
+  if (auto staged = make_staged_transport()) all.push_back(std::move(staged));
   return all;
 }
 

@@ -59,7 +59,7 @@ class LaneMemory {
   }
 
   Direction<HostAccess> direction(const DirectionSlots& place) const {
-    return {there<DirectionWords>(rank(), place.words), inbox<Epoch>(0, place.consumed),
+    return {there<DirectionWords>(rank(), place.words), inbox<Epoch>(0, place.consumed()),
             region_->pairs().bytes / sizeof(Epoch)};
   }
 
@@ -124,7 +124,7 @@ class LaneMemory {
   /// Tells every rank, also where nothing was sent, that this one has read epoch `n`.
   void grant_all(const DirectionSlots& place, Epoch n) const {
     for (int peer = 0; peer < size(); ++peer)
-      grant<HostAccess>(outbox<Epoch>(peer, place.consumed), n);
+      grant<HostAccess>(outbox<Epoch>(peer, place.consumed()), n);
   }
 
  private:

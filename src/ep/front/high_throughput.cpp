@@ -21,6 +21,11 @@ HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, 
 }
 
 std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options) {
+  const auto staged = object.communicator()->staged_pair();
+  check(!staged || options.pool_rows == 0, ErrorCode::unsupported,
+        "pool_rows is {}; ranks {} and {} reach each other through host memory, and rows of a pool "
+        "are written and read by load and store: it must be 0 (see doctor)",
+        options.pool_rows, staged ? staged->first : 0, staged ? staged->second : 0);
   Agreement agreement = agreement_on(1, options.shape, options.lanes);
   agreement.pool_rows = options.pool_rows;
   agreement.ring_frames = options.ring_frames;

@@ -34,6 +34,31 @@ constexpr std::array kFields = {
     Field{"ring_frames", [](const Agreement& a) -> std::int64_t { return a.ring_frames; }},
 };
 
+/// Host memory of a rank for what staged peers write there: a pair a rank and lane, of which only
+/// those of staged peers are touched.
+struct Staging {
+  std::uint64_t pair_bytes;
+  int ranks;
+
+  static constexpr std::uint64_t kPage = 4096;
+  Staging(const Pairs& pairs, int size) : pair_bytes(align_up(pairs.bytes, kPage)), ranks(size) {}
+  std::uint64_t of(int writer, int lane) const {
+    return static_cast<std::uint64_t>(lane * ranks + writer) * pair_bytes;
+  }
+  std::uint64_t bytes(int lanes) const { return of(0, lanes); }
+};
+
+bool is_staged(const Communicator& communicator, int peer) {
+  return communicator.path(peer).kind == PathKind::staged;
+}
+
+std::size_t staged_bytes(const Communicator& communicator, const Region::Request& request) {
+  for (int peer = 0; peer < communicator.size(); ++peer)
+    if (is_staged(communicator, peer))
+      return Staging(request.pairs, communicator.size()).bytes(request.agreement.lanes);
+  return 0;
+}
+
 }  // namespace
 
 SlotSizes slot_sizes(const MoeShape& shape, int ranks) {
@@ -60,10 +85,26 @@ Agreement agreement_on(int mode, const MoeShape& shape, int lanes) {
           0};
 }
 
-Peer Region::peer(int rank, int lane) const {
+std::byte* Region::own_lane(int lane) const {
+  return block_.base(communicator().rank()) + static_cast<std::uint64_t>(lane) * lane_bytes_;
+}
+
+Peer Region::find_peer(int rank, int lane) const {
   const int self = communicator().rank();
-  std::byte* const theirs = this->lane(rank, lane);
-  return {theirs + pairs_.of(self), this->lane(self, lane) + pairs_.of(rank), theirs};
+  if (is_staged(communicator(), rank)) {
+    const Staging staging(pairs_, communicator().size());
+    return {block_.staged(rank, staging.of(self, lane), pairs_.bytes),
+            block_.staged(self, staging.of(rank, lane), pairs_.bytes), nullptr};
+  }
+  std::byte* const block = block_.base(rank);
+  check(block != nullptr, ErrorCode::unsupported, "the memory of rank {} is not mapped here", rank);
+  std::byte* const theirs = block + static_cast<std::uint64_t>(lane) * lane_bytes_;
+  return {theirs + pairs_.of(self), own_lane(lane) + pairs_.of(rank), theirs};
+}
+
+bool Region::has_staged() const {
+  return std::any_of(peers_.begin(), peers_.end(),
+                     [](const Peer& peer) { return peer.lane == nullptr; });
 }
 
 /// Every word is the epoch before the first; of this rank's own, no worker is done.
@@ -84,20 +125,26 @@ void Region::set_words(const Request& request) const {
       std::memcpy(to, from.data(), bytes);
   };
   for (int l = 0; l < request.agreement.lanes; ++l) {
-    std::byte* const mine = lane(communicator.rank(), l);
+    std::byte* const mine = own_lane(l);
     copy(mine, own);
-    for (int writer = 0; writer < communicator.size(); ++writer)
+    for (int writer = 0; writer < communicator.size(); ++writer) {
       copy(mine + pairs_.of(writer), words);
+      const Peer& peer = this->peer(writer, l);
+      if (peer.lane == nullptr)
+        std::memcpy(const_cast<std::byte*>(peer.in), words.data(), words.size() * sizeof(Epoch));
+    }
   }
   if (device) device->flush(Deadline::after(communicator.timeout()));
 }
 
 Region::Region(const std::shared_ptr<Communicator>& communicator, const Request& request)
-    : block_(communicator,
-             request.lane_bytes * static_cast<std::uint64_t>(request.agreement.lanes)),
+    : block_(communicator, request.lane_bytes * static_cast<std::uint64_t>(request.agreement.lanes),
+             staged_bytes(*communicator, request)),
       lane_bytes_(request.lane_bytes),
       pairs_(request.pairs) {
   const int rank = communicator->rank();
+  for (int l = 0; l < request.agreement.lanes; ++l)
+    for (int peer = 0; peer < communicator->size(); ++peer) peers_.push_back(find_peer(peer, l));
   set_words(request);
   // This gather is also the barrier after which peers may write.
   std::vector<Agreement> agreements(static_cast<std::size_t>(communicator->size()));

@@ -49,17 +49,21 @@ class Region {
   Communicator& communicator() const { return block_.communicator(); }
   const Pairs& pairs() const { return pairs_; }
   /// How this rank reaches `rank` in `lane`.
-  Peer peer(int rank, int lane) const;
+  const Peer& peer(int rank, int lane) const {
+    return peers_[static_cast<std::size_t>(lane * communicator().size() + rank)];
+  }
+  /// Whether any other rank is reached through host memory.
+  bool has_staged() const;
 
  private:
-  std::byte* lane(int rank, int lane) const {
-    return block_.base(rank) + static_cast<std::uint64_t>(lane) * lane_bytes_;
-  }
+  std::byte* own_lane(int lane) const;
+  Peer find_peer(int rank, int lane) const;
   void set_words(const Request& request) const;
 
   SharedBlock block_;
   std::uint64_t lane_bytes_;
   Pairs pairs_;
+  std::vector<Peer> peers_;  // [lane][rank]
 };
 
 }  // namespace expertwire::ep

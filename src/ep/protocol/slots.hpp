@@ -54,7 +54,7 @@ struct LowLatencySlots {
   std::uint64_t counts_stride = 0;
   std::uint64_t counts = 0;                           ///< [slot] Tagged [kHeader + L]
   std::uint64_t dispatch_rows = 0, row_flags = 0;     ///< [slot][M]
-  std::uint64_t weights = 0, weight_flags = 0;        ///< [slot][M][K], [slot]
+  std::uint64_t weights = 0;                          ///< [slot][M][K]; combine's flag says so
   std::uint64_t partial_rows = 0, partial_flags = 0;  ///< [slot][M]
   std::uint64_t bytes = 0;                            ///< of a lane
 
@@ -69,12 +69,13 @@ struct LowLatencySlots {
     s.counts_stride = align_up((kHeader + sizes.local_experts) * sizeof(Tagged), 64);
     const std::uint64_t rows = kSlots * sizes.max_tokens;
     Placer own, pair;
-    s.dispatch = DirectionSlots::place(own, pair);
-    s.combine = DirectionSlots::place(own, pair);
-    s.counts = pair.take(kSlots * s.counts_stride);
+    s.dispatch = DirectionSlots::place(own, pair, kSlots * s.counts_stride);
+    s.counts = s.dispatch.behind_headers();
     s.row_flags = pair.take(rows * sizeof(Epoch));
-    s.weight_flags = pair.take(kSlots * sizeof(Epoch));
+    s.dispatch.rows = {s.row_flags, pair.bytes()};
+    s.combine = DirectionSlots::place(own, pair, 0);
     s.partial_flags = pair.take(rows * sizeof(Epoch));
+    s.combine.rows = {s.partial_flags, pair.bytes()};
     s.pairs.word_bytes = pair.bytes();
     s.weights = pair.take(rows * sizes.top_k * sizeof(float));
     s.dispatch_rows = pair.take(rows * s.dispatch_stride);
@@ -108,9 +109,6 @@ struct LowLatencySlots {
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t weights_of(Epoch n, std::int64_t row) const {
     return weights + row_index(n, row) * most.top_k * sizeof(float);
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t weight_flag_of(Epoch n) const {
-    return weight_flags + static_cast<std::uint64_t>(slot_of(n)) * sizeof(Epoch);
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t partial_of(Epoch n, std::int64_t row) const {
     return partial_rows + row_index(n, row) * most.row_bytes;
@@ -161,7 +159,7 @@ struct HighThroughputSlots {
   std::uint64_t counts_stride = 0;
   std::uint64_t counts = 0;                          ///< [slot] Tagged [kHeader + R + L]
   std::uint64_t row_flags = 0;                       ///< [slot][chunk], of the pool
-  std::uint64_t offers = 0, offer_flags = 0;         ///< [slot]
+  std::uint64_t offers = 0;                          ///< [slot]; combine's flag says so
   std::uint64_t pool = 0;                            ///< [slot][pool_rows] payload
   std::uint64_t pool_tokens = 0;                     ///< [slot][pool_rows] int32
   std::uint64_t pool_experts = 0, pool_weights = 0;  ///< [slot][pool_rows][K] int32, float
@@ -207,14 +205,15 @@ struct HighThroughputSlots {
     s.combined = parts_of_combine(sizes);
     s.counts_stride = align_up((kHeader + sizes.ranks + sizes.local_experts) * sizeof(Tagged), 64);
     Placer own, pair;
-    s.dispatch = DirectionSlots::place(own, pair);
-    s.combine = DirectionSlots::place(own, pair);
+    s.dispatch = DirectionSlots::place(own, pair, kSlots * s.counts_stride);
+    s.counts = s.dispatch.behind_headers();
+    s.combine = DirectionSlots::place(own, pair, kSlots * sizeof(CombineOffer));
+    s.offers = s.combine.behind_headers();
+    const std::uint64_t begin = pair.bytes();
     s.ring = RingSlots::place(own, pair, sizes.ranks, frames);
-    s.counts = pair.take(kSlots * s.counts_stride);
+    s.dispatch.rows = s.combine.rows = {begin, pair.bytes()};
     s.row_flags = pair.take(kSlots * s.chunks() * sizeof(Epoch));
-    s.offer_flags = pair.take(kSlots * sizeof(Epoch));
     s.pairs.word_bytes = pair.bytes();
-    s.offers = pair.take(kSlots * sizeof(CombineOffer));
     s.ring.place_rows(pair, frame_bytes(sizes));
     s.pairs.first = own.bytes();
     s.pairs.bytes = pair.bytes();
@@ -268,9 +267,6 @@ struct HighThroughputSlots {
   }
   EXPERTWIRE_HOST_DEVICE std::uint64_t offer_of(Epoch n) const {
     return offers + static_cast<std::uint64_t>(slot_of(n)) * sizeof(CombineOffer);
-  }
-  EXPERTWIRE_HOST_DEVICE std::uint64_t offer_flag_of(Epoch n) const {
-    return offer_flags + static_cast<std::uint64_t>(slot_of(n)) * sizeof(Epoch);
   }
 
  private:

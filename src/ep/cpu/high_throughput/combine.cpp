@@ -30,7 +30,7 @@ void HighThroughputLane::send_offers(const Combine& op, Epoch n) const {
   const CombineOffer offer{lies_in_pool(op) ? 1 : 0, weights.present() ? 1 : 0};
   for_each_peer(memory_.rank(), memory_.size(), [&](int peer) {
     *memory_.outbox<CombineOffer>(peer, slots.offer_of(n)) = offer;
-    memory_.announce(peer, slots.offer_flag_of(n), n);
+    memory_.announce(peer, slots.combine.flag_of(n), n);
   });
 }
 
@@ -212,7 +212,7 @@ void HighThroughputLane::combine(const Combine& op, WaitContext context) {
   memory_.compare_calls(
       slots.combine, n, [](int) { return true; }, context);
   for_each_peer(self, memory_.size(), [&](int peer) {
-    const auto* flag = memory_.inbox<Epoch>(peer, slots.offer_flag_of(n));
+    const auto* flag = memory_.inbox<Epoch>(peer, slots.combine.flag_of(n));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
   const HighThroughputRings rings(memory_, slots.ring);

@@ -29,7 +29,7 @@ void LowLatencyLane::send_combine(const Combine& op, WaitContext context) {
       if (source == memory_.rank() || worker >= rows) return;  // own rows: see sum_token
       if (weighted) {
         memory_.compare_call(slots.combine, source, n, context);
-        const auto* flag = memory_.inbox<Epoch>(source, slots.weight_flag_of(n));
+        const auto* flag = memory_.inbox<Epoch>(source, slots.combine.flag_of(n));
         wait_until(context, source, Phase::combine_weights, n,
                    [&] { return arrived<HostAccess>(flag, n); });
       }
@@ -60,7 +60,7 @@ void LowLatencyLane::send_weights(const Combine& op, Epoch n) const {
     }
   }
   for_each_peer(memory_.rank(), memory_.size(),
-                [&](int peer) { memory_.announce(peer, slots.weight_flag_of(n), n); });
+                [&](int peer) { memory_.announce(peer, slots.combine.flag_of(n), n); });
 }
 
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one

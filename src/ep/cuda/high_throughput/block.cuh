@@ -6,6 +6,7 @@
 #include "ep/cuda/high_throughput/kernels.hpp"
 #include "ep/cuda/high_throughput/rings.cuh"
 #include "ep/cuda/kernel/call.cuh"
+#include "ep/cuda/kernel/courier.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
 
@@ -42,7 +43,7 @@ struct BlockShared {
 };
 
 inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 128 * 128;
-static_assert(kBlockSharedBytes + kRingBytes + 256 <= 227 * 1024,
+static_assert(kBlockSharedBytes + kRingBytes + 320 <= 227 * 1024,
               "shared memory of a Hopper block");
 
 inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }

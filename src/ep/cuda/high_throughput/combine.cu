@@ -52,7 +52,7 @@ __device__ void send_offers(const Params& p, Epoch n) {
   tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   __syncthreads();
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    announce(c, peer, slots.offer_flag_of(n), n);
+    announce(c, peer, slots.combine.flag_of(n), n);
 }
 
 /// One warp.
@@ -60,7 +60,7 @@ __device__ bool await_offers(const Params& p, Epoch n) {
   const Context& c = p.context;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
-    const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.offer_flag_of(n));
+    const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.combine.flag_of(n));
     good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
   }
   __syncwarp();  // what one lane acquired, all may read
@@ -81,7 +81,7 @@ __device__ __forceinline__ int rows_home(const Params& p, const BlockShared& s) 
   return rows;
 }
 __device__ __forceinline__ bool is_direct(const Params& p, const BlockShared& s) {
-  return rows_home(p, s) <= p.pushers * writing_blocks();
+  return rows_home(p, s) <= p.pushers * writing_blocks(p.context);
 }
 
 /// Writes rows to the rings of the ranks that they came from, as there is room.
@@ -89,7 +89,7 @@ __device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const HighThroughputSlots& slots = p.shape.slots;
   const RingSlots& ring = slots.ring;
-  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = writing_blocks();
+  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = writing_blocks(c);
   const auto row_bytes = static_cast<std::uint32_t>(slots.sizes.row_bytes);
   const Servers servers{warp * blocks + static_cast<int>(blockIdx.x), p.pushers * blocks,
                         p.tickets + kRingTickets};
@@ -417,16 +417,14 @@ template <class Element>
 __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   if (!await_offers(p, n)) return false;
   const Summer summer{p, s, n, *p.epoch};
-  const int warps = kHighThroughputWarps * static_cast<int>(gridDim.x);
+  const int blocks = workers(p.context), warps = kHighThroughputWarps * blocks;
   auto sum = [&](auto rows) {
     if constexpr (has_bulk_copies()) {
       if (p.summing.bulk) return sum_by_bulk<Element>(summer, rows, warp);
     }
     return sum_by_vectors<Element>(summer, rows);
   };
-  if (p.pull)
-    return sum(OwnRows{warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x), warps,
-                       p.tokens});
+  if (p.pull) return sum(OwnRows{warp * blocks + static_cast<int>(blockIdx.x), warps, p.tokens});
   return sum(SharedRows({p.tickets + kSumTicket, p.tokens, warps, true}));
 }
 
@@ -453,6 +451,24 @@ __device__ void release_pool(const Params& p, const Direction<KernelAccess>& lan
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x) grant(c, peer, place, *p.release);
 }
 
+/// What a block does once it may: pushes what it has to, and sums. False if a wait was given up.
+template <class Element>
+__device__ __forceinline__ bool work(const Params& p, BlockShared& s, Epoch n) {
+  const Context& c = p.context;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool good = true;
+  if (!p.pull && warp < p.pushers && static_cast<int>(blockIdx.x) < writing_blocks(c)) {
+    let_bulk_copies_see();  // credit, behind which they write
+    good = push_rows(p, s, warp);
+    mark(c, kSent);
+  }
+  if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
+    good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
+  // One of the warps that only sum announces first.
+  if (!p.pull && warp == kHighThroughputWarps - 2 && is_last_block(c)) announce_rows(p, s);
+  return good && sum_tokens<Element>(p, s, warp, n);
+}
+
 template <class Element>
 __device__ void run(const Params& p, BlockShared& s) {
   const Context& c = p.context;
@@ -461,24 +477,15 @@ __device__ void run(const Params& p, BlockShared& s) {
   const Peeked peeked = peek(c, lane);
   take_routing(c, p.routing, p.shape.slots.ring, peeked, direction(c, p.shape.slots.dispatch), s);
   if (stops(c, Phase::credit)) return;
-  const Entry entry = admit(c, lane, peeked);
+  const bool carries = is_courier(c);
+  const Entry entry = carries ? carry_along(c, lane, p.shape.slots.combine, /*of_receive=*/true)
+                              : admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::counts)) return;
   const Epoch n = entry.send;
   mark(c, kAdmitted);
   if (blockIdx.x == 0) send_offers(p, n);
   if (stops(c, Phase::combine_rows)) return;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  bool good = true;
-  if (!p.pull && warp < p.pushers && static_cast<int>(blockIdx.x) < writing_blocks()) {
-    let_bulk_copies_see();  // credit, behind which they write
-    good = push_rows(p, s, warp);
-    mark(c, kSent);
-  }
-  if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
-    good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
-  // One of the warps that only sum announces first.
-  if (!p.pull && warp == kHighThroughputWarps - 2 && is_last_block()) announce_rows(p, s);
-  good = good && sum_tokens<Element>(p, s, warp, n);
+  const bool good = carries || work<Element>(p, s, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
@@ -509,8 +516,8 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
   return with_element(params.shape.dtype, [&](auto element) {
     high_throughput::combine<decltype(element)>
-        <<<launch.blocks, kHighThroughputWarps * 32, shared_bytes(params.summing.bulk),
-           launch.stream>>>(params);
+        <<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
+           shared_bytes(params.summing.bulk), launch.stream>>>(params);
     return cudaGetLastError();
   });
 }

@@ -153,8 +153,7 @@ __device__ void send_to_pools(const Params& p, BlockShared& s, int warp, Epoch n
   const HighThroughputSlots& slots = p.shape.slots;
   const int width = p.shape.width, pieces = p.moving.pieces;
   const Rows pool = Rows::of_pool(p, n);
-  SharedRows tokens(
-      {p.tickets, p.tokens, p.senders * static_cast<int>(gridDim.x), p.moving.awaited});
+  SharedRows tokens({p.tickets, p.tokens, p.senders * workers(c), p.moving.awaited});
   Outgoing token;
   auto ready = [&](int row, bool) { return tokens.take(row) ? Answer::row : Answer::end; };
   auto look = [&](int row) { token.load(p, tokens.at(row)); };
@@ -200,13 +199,13 @@ __device__ __forceinline__ RowPlace place_in(const Params& p, std::byte* frame) 
 
 /// Whether there are so few tokens that their warps announce their rows.
 __device__ __forceinline__ bool is_direct(const Params& p) {
-  return p.tokens <= p.senders * writing_blocks();
+  return p.tokens <= p.senders * writing_blocks(p.context);
 }
 
 __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const RingSlots& ring = p.shape.slots.ring;
-  const int blocks = writing_blocks();
+  const int blocks = writing_blocks(c);
   SharedRows tokens({p.tickets, p.tokens, p.senders * blocks, true,
                      warp * blocks + static_cast<int>(blockIdx.x)});
   Outgoing token;
@@ -305,9 +304,9 @@ __device__ bool await_chunk(const Params& p, int source, int chunk, Epoch n) {
 /// The pool is the output: only waits for rows.
 __device__ bool await_rows(const Params& p, int warp, Epoch n) {
   const Context& c = p.context;
-  const int thread = (warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x)) * 32 +
-                     static_cast<int>(threadIdx.x) % 32;
-  const int threads = receivers_of(p) * static_cast<int>(gridDim.x) * 32;
+  const int thread =
+      (warp * workers(c) + static_cast<int>(blockIdx.x)) * 32 + static_cast<int>(threadIdx.x) % 32;
+  const int threads = receivers_of(p) * workers(c) * 32;
   bool good = true;
   for (int i = 1; i < c.size && good; ++i) {
     const int source = (c.rank + i) % c.size, rows = p.routing.rows_from[source];
@@ -322,7 +321,7 @@ __device__ bool await_rows(const Params& p, int warp, Epoch n) {
 __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const RingSlots& ring = p.shape.slots.ring;
-  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = static_cast<int>(gridDim.x);
+  const int lane = static_cast<int>(threadIdx.x) % 32, blocks = workers(c);
   const Servers servers{warp * blocks + static_cast<int>(blockIdx.x),
                         receivers_of(p) * blocks - 1,  // the last one announces
                         p.tickets + kRingTickets};
@@ -410,7 +409,9 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   start(p);
   const Peeked peeked = peek(c, lane);
   take_routing(c, p.routing, p.shape.slots.ring, peeked, direction(c, p.shape.slots.combine), s);
-  const Entry entry = admit(c, lane, peeked);
+  const bool carries = is_courier(c);
+  const Entry entry = carries ? carry_along(c, lane, p.shape.slots.dispatch, /*of_receive=*/true)
+                              : admit(c, lane, peeked);
   if (!entry.usable || stops(c, Phase::dispatch_rows)) return;
   const Epoch n = entry.send;
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.epoch = n;
@@ -418,16 +419,16 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
   if (blockIdx.x == 0 && warp == p.senders) good = exchange_calls(p, n);
-  if (s.overflow) {
-    // Nothing is sent, on any rank; the epoch ends all the same.
+  if (carries || s.overflow) {
+    // With an overflow nothing is sent, on any rank; the epoch ends all the same.
   } else if (warp < p.senders) {
     let_bulk_copies_see();  // credit, behind which they write
     if (p.pool)
       send_to_pools(p, s, warp, n);
-    else if (static_cast<int>(blockIdx.x) < writing_blocks())
+    else if (static_cast<int>(blockIdx.x) < writing_blocks(c))
       good = send_to_rings(p, s, warp);
     mark(c, kSent);
-  } else if (!p.pool && warp == kHighThroughputWarps - 1 && is_last_block()) {
+  } else if (!p.pool && warp == kHighThroughputWarps - 1 && is_last_block(c)) {
     announce_rows(p, s);
   } else if (good) {
     good = p.pool ? await_rows(p, warp - p.senders, n) : take_rows(p, s, warp - p.senders);
@@ -446,7 +447,7 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::dispatch<<<launch.blocks, kHighThroughputWarps * 32,
+  high_throughput::dispatch<<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
                               shared_bytes(params.moving.bulk), launch.stream>>>(params);
   return cudaGetLastError();
 }

@@ -53,7 +53,7 @@ class CudaEngine final : public HighThroughputEngine {
     return {static_cast<CudaHandle&>(handle).routing.needed, DType::int32, {1}};
   }
   void learn_counts(HighThroughputHandle& handle) const override;
-  void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
+  void check_sms(int sms) const override { runtime_.check_sms(sms); }
   void refresh(Status& status) const override { runtime_.refresh(status, most_.top_k); }
   Allocator default_allocator() const override { return runtime_.allocator(); }
   bool captures(const Stream& stream) const override {
@@ -267,7 +267,7 @@ void CudaEngine::plan(const Dispatch& work) {
   if (told) p.mirror = lane.mirror;
   p.ticket = ++lane.ticket;
   p.tallies = lane.tallies;
-  const int blocks = runtime_.budget_of(job);
+  const int blocks = runtime_.workers_of(job);
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of notify");
   });
@@ -317,7 +317,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.format = handle->format;
   p.pool = handle->in_pool;
   const bool owned = !p.pool;
-  const int blocks = runtime_.budget_of(job);
+  const int blocks = runtime_.workers_of(job);
   const cuda::Sending sending =
       asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
   constexpr int kMostSenders = cuda::kHighThroughputWarps - cuda::kFewestReceivers;
@@ -399,7 +399,7 @@ void CudaEngine::combine(const Combine& work) {
   p.out = work.out.as<std::byte>();
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
-  const int blocks = runtime_.budget_of(job);
+  const int blocks = runtime_.workers_of(job);
   p.pushers = cuda::pushers_of({blocks, link_bytes_per_us_, true, bulk_},
                                static_cast<int>(slots_.most.ranks) - 1);
   runtime_.run(job, [&](cudaStream_t stream) {

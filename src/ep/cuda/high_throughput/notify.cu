@@ -19,6 +19,7 @@
 
 #include "ep/cuda/high_throughput/kernels.hpp"
 #include "ep/cuda/kernel/call.cuh"
+#include "ep/cuda/kernel/courier.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
 
@@ -296,7 +297,7 @@ __device__ void exchange_counts(const Params& p, const Shared& s,
                                 const Direction<KernelAccess>& lane, Epoch n, Epoch credit) {
   const Context& c = p.context;
   const int size = c.size;
-  if (!add_tallies(p, static_cast<int>(gridDim.x), size + p.shape.placement.experts, n,
+  if (!add_tallies(p, workers(c), size + p.shape.placement.experts, n,
                    [&](int i) { return i < size ? &s.ranks[i] : &s.experts[i - size]; }))
     return;
   if (stops(c, Phase::credit) || !await_credits(c, lane, n, credit)) return;
@@ -312,7 +313,7 @@ __device__ void exchange_counts(const Params& p, const Shared& s,
 
 /// Counts the tokens of a block, tells, and gives them their rows.
 __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, Epoch n) {
-  const bool alone = gridDim.x == 1;
+  const bool alone = workers(p.context) == 1;
   const bool at_once = own.end - own.begin <= kThreads;
   RankSet ranks;
 #pragma unroll 1
@@ -344,6 +345,22 @@ __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, E
   }
 }
 
+// Roles: courier ---------------------------------------------------------------------------------
+
+/// The end of a block that plans. The epoch goes on; a count that nothing else uses meanwhile says
+/// to a courier that the launch is over.
+__device__ void leave_plan(const Context& c, const Direction<KernelAccess>& lane) {
+  if (c.couriers == 0) return;
+  __syncthreads();
+  if (threadIdx.x == 0) KernelAccess::count_up(&lane.words->senders_done);
+}
+
+__device__ __noinline__ void carry_counts(const Context& c, Direction<KernelAccess> lane,
+                                          const DirectionSlots& place) {
+  if (!carry_along(c, lane, place, /*of_receive=*/false).usable) return;
+  if (threadIdx.x == 0) KernelAccess::store(&lane.words->senders_done, 0);
+}
+
 }  // namespace
 
 // Kernel -----------------------------------------------------------------------------------------
@@ -360,6 +377,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   const int counters = p.shape.placement.experts + 2 * c.size;
 #pragma unroll 1
   for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;
+  if (is_courier(c)) return carry_counts(c, lane, p.shape.slots.dispatch);
   const Entry entry = enter(c, lane);
   if (!entry.usable) return;
   if (p.release != nullptr) {
@@ -369,9 +387,10 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
     return;
   }
   const Part own = p.cut.of(static_cast<int>(blockIdx.x));
-  if (blockIdx.x > 0 || gridDim.x == 1) plan_tokens(p, s, own, entry.send);
+  if (blockIdx.x > 0 || workers(c) == 1) plan_tokens(p, s, own, entry.send);
   __syncthreads();
   if (blockIdx.x == 0) exchange_counts(p, s, lane, entry.send, credit);
+  leave_plan(c, lane);
   mark(c, kEnded);
 }
 
@@ -398,8 +417,8 @@ cudaError_t launch(const NotifyParams& params, const HighThroughputLaunch& launc
   // Shared memory for the most experts, always: a launch that changes it may wait for others.
   const auto experts =
       static_cast<int>(p.shape.slots.most.ranks * p.shape.slots.most.local_experts);
-  high_throughput::
-      notify<<<blocks, kThreads, shared_bytes(experts, p.context.size), launch.stream>>>(p);
+  high_throughput::notify<<<blocks + p.context.couriers, kThreads,
+                            shared_bytes(experts, p.context.size), launch.stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -25,7 +25,7 @@ __device__ __forceinline__ bool has_come(const Context& c, const RingSlots& ring
 }
 __device__ __forceinline__ const std::byte* frame_from(const Context& c, const RingSlots& ring,
                                                        int source, Epoch frame) {
-  return inbox<std::byte>(c, source, ring.frame_of(frame));
+  return rows_from<std::byte>(c, source, ring.frame_of(frame));
 }
 __device__ __forceinline__ RingWords* ring_words(const Context& c, const RingSlots& ring,
                                                  int peer) {
@@ -57,12 +57,14 @@ class Owed {
 
 /// Blocks that write to rings. With many, the last one has nothing on the wire, so that its
 /// announcer need not wait for that.
-__device__ __forceinline__ int writing_blocks() {
+__device__ __forceinline__ int writing_blocks(const Context& c) {
   constexpr int kMany = 16;
-  const auto blocks = static_cast<int>(gridDim.x);
+  const int blocks = workers(c);
   return blocks >= kMany ? blocks - 1 : blocks;
 }
-__device__ __forceinline__ bool is_last_block() { return blockIdx.x == gridDim.x - 1; }
+__device__ __forceinline__ bool is_last_block(const Context& c) {
+  return static_cast<int>(blockIdx.x) == workers(c) - 1;
+}
 
 /// What warps have written and not announced, in device memory of this rank. A release at system
 /// scope waits until all that its SM has on the wire has arrived, and holds up the SM meanwhile; so

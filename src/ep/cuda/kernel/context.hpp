@@ -75,13 +75,15 @@ inline constexpr int kMostTracedBlocks = 256;
 
 struct Context {
   Peer peers[kMostRanks];
-  std::uint64_t pair_words;  ///< from pair to pair, in this rank's memory
+  const std::byte* pairs;    ///< in this rank's own memory, that of rank 0
+  std::uint64_t pair_bytes;  ///< from pair to pair there
   HostWords* host;
   KernelWords* words;
   std::uint64_t timeout_ns;
   std::uint64_t* trace;  ///< this launch's part of a trace, or null
   std::int32_t rank;
   std::int32_t size;
+  std::int32_t couriers;  ///< blocks of a launch behind those that work: 1 if a peer is staged
 #if defined(EXPERTWIRE_TEST_FAULTS)
   Fault removed;  ///< a part of the protocol that is taken away
   std::uint32_t longest_delay_ns;

@@ -36,28 +36,30 @@ struct Team {
   static constexpr int kLogWorkers = 9;
   static_assert(1 << kLogWorkers == Block::kWorkers);
 
+  int blocks;     ///< that have such teams
   int per_block;  ///< 1, 2 or 4
   int threads;
   int in_block;
   int thread;
 
-  /// 2^log of them.
-  __device__ explicit Team(int log)
-      : per_block(1 << log),
+  /// 2^log of them a block.
+  __device__ Team(int log, int blocks)
+      : blocks(blocks),
+        per_block(1 << log),
         threads(Block::kWorkers >> log),
         in_block(static_cast<int>(threadIdx.x) >> (kLogWorkers - log)),
         thread(static_cast<int>(threadIdx.x) & (threads - 1)) {}
   /// Teams as large as they can be while each of `items`, over `blocks`, still has one at once.
   __device__ static Team for_items(int items, int blocks) {
     static_assert(kMostPerBlock == 4);
-    return Team(items <= blocks ? 0 : items <= 2 * blocks ? 1 : 2);
+    return {items <= blocks ? 0 : items <= 2 * blocks ? 1 : 2, blocks};
   }
 
   __device__ int index() const { return index_of(in_block); }
-  __device__ static int index_of(int team) {
-    return (team + 1) * static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
+  __device__ int index_of(int team) const {
+    return (team + 1) * blocks - 1 - static_cast<int>(blockIdx.x);
   }
-  __device__ int count() const { return per_block * static_cast<int>(gridDim.x); }
+  __device__ int count() const { return per_block * blocks; }
   /// Barriers have constant ids, so that racecheck can follow them.
   __device__ void sync() const {
     static_assert(kMostPerBlock == 4);

@@ -19,6 +19,7 @@
 // known before the epoch (rows of each source, credit) is asked for together with it.
 
 #include "ep/cuda/kernel/call.cuh"
+#include "ep/cuda/kernel/courier.cuh"
 #include "ep/cuda/kernel/team.cuh"
 #include "ep/cuda/kernel/vectors.cuh"
 #include "ep/cuda/low_latency/kernels.hpp"
@@ -121,7 +122,7 @@ __device__ void send_weights(const Params& p, Epoch n) {
   __syncthreads();
 #pragma unroll 1
   for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    announce(c, peer, p.shape.slots.weight_flag_of(n), n);
+    announce(c, peer, p.shape.slots.combine.flag_of(n), n);
 }
 
 /// Whether ranks send weights with this combine. One without tokens has none to give: it asks one
@@ -151,7 +152,7 @@ __device__ __noinline__ bool compare_one(const Params& p, Epoch n, int source) {
 /// Waits for the weights of a source, unless its call says that it sends none; a thread a source.
 __device__ bool await_weights_of(const Params& p, Epoch n, int source) {
   const Context& c = p.context;
-  const auto* flag = inbox<Epoch>(c, source, p.shape.slots.weight_flag_of(n));
+  const auto* flag = inbox<Epoch>(c, source, p.shape.slots.combine.flag_of(n));
   const Tagged* options = saying(p, n, 0).heard_from(source, n) + Call::kKind;
   bool none = false;
   const bool good = wait_until(c, source, Phase::combine_weights, n, [&] {
@@ -203,7 +204,7 @@ __device__ void find_rows(const Params& p, const Shared& s, ExpertRows& found, i
   float weight = 0;
   if (lane < p.shape.top_k) {
     place = p.routing.copies[entry + lane];
-    weight = s.weighted ? inbox<float>(p.context, source, slots.weights_of(n, row))[lane]
+    weight = s.weighted ? rows_from<float>(p.context, source, slots.weights_of(n, row))[lane]
                         : p.routing.weights[entry + lane];
   }
   const unsigned present = __ballot_sync(kAllLanes, place >= 0);  // dropped ones are left out
@@ -303,7 +304,7 @@ __device__ void send_rows(const Rows& rows, Shared& s, const Team& team) {
 __device__ void announce_rows(const Rows& rows, const Team& team) {
   if (rows.count == 0) return;
   const int lane = static_cast<int>(threadIdx.x) - Block::kWorkers;
-  const int item = (rows.count - 1) / team.count() * team.count() + Team::index_of(lane);
+  const int item = (rows.count - 1) / team.count() * team.count() + team.index_of(lane);
   Block::await_workers();
   int i = 1;
   if (lane < team.per_block && item < rows.count) rows.announce(rows.at_item(item, i));
@@ -339,7 +340,7 @@ __device__ __forceinline__ Entry send(const Params& p, Shared& s,
   const Entry entry = open(p, s, lane);
   if (!entry.usable) return entry;
   const Rows rows(p, s, entry.send);
-  const Team team = Team::for_items(rows.count, static_cast<int>(gridDim.x));
+  const Team team = Team::for_items(rows.count, workers(p.context));
   if (Block::sends())
     announce_rows(rows, team);
   else
@@ -360,7 +361,7 @@ __device__ Destination find_parts(const Params& p, Shared& s, int token, Epoch n
     from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
   const bool other = from.rank >= 0 && from.rank != c.rank;
   s.parts.rows[lane] =
-      other ? inbox<std::byte>(c, from.rank, p.shape.slots.partial_of(n, from.row)) : nullptr;
+      other ? rows_from<std::byte>(c, from.rank, p.shape.slots.partial_of(n, from.row)) : nullptr;
   const unsigned all = __ballot_sync(kAllLanes, from.rank >= 0);
   const unsigned own = __ballot_sync(kAllLanes, from.rank == c.rank);
   if (lane == 0) {
@@ -465,6 +466,7 @@ __device__ void run(const Params& p, Shared& s) {
   if (threadIdx.x == 0) s.weighted = p.topk_weights != nullptr;  // seen behind the first barrier
   const auto lane = direction(c, p.shape.slots.combine);
   const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
+  if (is_courier(c)) return carry_halves(c, lane, p.shape.slots.combine, p.halves);
   const Entry entry = sends ? send<Element>(p, s, lane) : enter(c, lane);
   if (!entry.usable) return;
   if (!receives) return leave_send(lane, entry.send);
@@ -474,7 +476,7 @@ __device__ void run(const Params& p, Shared& s) {
   bool good = !is_caller() || compare(p, n);
   if (!Block::sends())
 #pragma unroll 1
-    for (int token = blockIdx.x; token < p.tokens && good; token += gridDim.x)
+    for (int token = blockIdx.x; token < p.tokens && good; token += workers(c))
       good = sum_token<Element>(p, s, token, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
@@ -502,7 +504,7 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
 cudaError_t launch(const LowLatencyCombineParams& params, const Launch& launch) {
   return with_element(params.shape.dtype, [&](auto element) {
     low_latency::combine<decltype(element)>
-        <<<launch.blocks, Block::kThreads, 0, launch.stream>>>(params);
+        <<<launch.blocks + params.context.couriers, Block::kThreads, 0, launch.stream>>>(params);
     return cudaGetLastError();
   });
 }

@@ -366,7 +366,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
   bool good = true, told = false;
   int i = 0;
   const int rows = s.first_item[c.size];
-  const Team team = Team::for_items(rows, static_cast<int>(gridDim.x));
+  const Team team = Team::for_items(rows, workers(c));
 #pragma unroll 1
   for (int base = 0, turn = 0; base < rows && good; base += team.count(), ++turn) {
     Expansion& row = s.rows[team.in_block][turn % 2];  // teams meet at the same barriers
@@ -384,7 +384,7 @@ __device__ void expand_items(const Params& p, Shared& s, Epoch n) {
     team.sync();
     good = row.good;
     const bool mine = item < rows && good;
-    const auto* header = inbox<RowHeader>(c, source, slots.row_of(n, index));
+    const auto* header = rows_from<RowHeader>(c, source, slots.row_of(n, index));
     const auto* data = reinterpret_cast<const std::byte*>(header) + slots.header_bytes;
     Held held;
     if (mine) {
@@ -443,6 +443,7 @@ __global__ void __launch_bounds__(Block::kThreads, 1)
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
   const bool sends = (p.halves & kSendHalf) != 0, receives = (p.halves & kReceiveHalf) != 0;
+  if (is_courier(c)) return carry_halves(c, lane, p.shape.slots.dispatch, p.halves);
   bool good = true;
   const Entry entry = sends ? send(p, shared, lane, &good) : enter(c, lane);
   if (!good || !entry.usable) return;
@@ -480,7 +481,8 @@ cudaError_t launch(const LowLatencyDispatchParams& params, const Launch& launch)
                           shape.shared_bytes - others, shape.bulk});
   p.keeps_own = p.halves == kBothHalves && p.images.whole && p.cut.most() <= p.images.count;
   const std::uint32_t bytes = others + static_cast<std::uint32_t>(p.images.count) * p.images.stride;
-  low_latency::dispatch<<<launch.blocks, Block::kThreads, bytes, launch.stream>>>(p);
+  low_latency::
+      dispatch<<<launch.blocks + p.context.couriers, Block::kThreads, bytes, launch.stream>>>(p);
   return cudaGetLastError();
 }
 

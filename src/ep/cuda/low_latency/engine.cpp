@@ -77,7 +77,7 @@ class CudaEngine final : public LowLatencyEngine {
     p.ranges = work.outputs.ranges.as<SourceRange>();
     p.source_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_scales = work.outputs.scales.as<float>();
-    const int blocks = runtime_.budget_of(job);
+    const int blocks = runtime_.workers_of(job);
     runtime_.run(job, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
     });
@@ -98,14 +98,14 @@ class CudaEngine final : public LowLatencyEngine {
         work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
     p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
     p.out = work.out.as<std::byte>();
-    const int blocks = runtime_.budget_of(job);
+    const int blocks = runtime_.workers_of(job);
     runtime_.run(job, [&](cudaStream_t stream) {
       check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
     });
   }
 
   bool drain(Deadline deadline) override { return runtime_.drain(deadline); }
-  void check_sms(int sms) const override { ep::check_sms(sms, runtime_.sms()); }
+  void check_sms(int sms) const override { runtime_.check_sms(sms); }
   void refresh(Status& status) const override { runtime_.refresh(status, shape_.top_k); }
   Allocator default_allocator() const override { return runtime_.allocator(); }
 

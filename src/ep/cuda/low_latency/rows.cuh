@@ -5,6 +5,7 @@
 
 #include "ep/cuda/kernel/call.cuh"
 #include "ep/cuda/kernel/cast.cuh"
+#include "ep/cuda/kernel/courier.cuh"
 #include "ep/cuda/kernel/team.cuh"
 #include "ep/cuda/kernel/vectors.cuh"
 #include "ep/cuda/low_latency/plan.cuh"

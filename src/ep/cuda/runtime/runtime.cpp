@@ -18,9 +18,11 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
     : object_(object),
       region_(std::move(region)),
       share_(DeviceShare::of(*object.communicator())),
-      kept_(std::make_shared<Kept>(Kept{region_, share_, {}})) {
+      kept_(std::make_shared<Kept>(Kept{region_, share_, {}})),
+      couriers_(region_->has_staged() ? 1 : 0) {
   check_argument(sms >= 0, "sms is {}; it must not be negative", sms);
   sms_ = sms == 0 ? share_->sms() : std::min(sms, share_->sms());
+  check_sms_of_courier(sms_);
   const DeviceGuard guard(share_->device());
   keep(allocate_pinned(sizeof(HostWords)));
   words_ = static_cast<HostWords*>(kept_->memory.back().get());
@@ -39,12 +41,22 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
     context.rank = communicator.rank();
     context.size = communicator.size();
     for (int r = 0; r < context.size; ++r) context.peers[r] = region_->peer(r, l);
-    context.pair_words = region_->pairs().bytes / sizeof(Epoch);
+    context.pairs = lane_base(l) + region_->pairs().of(0);
+    context.pair_bytes = region_->pairs().bytes;
+    context.couriers = couriers_;
     context.host = words_;
     context.words = kernel_words_;
   }
   share_->join(sms_ * lanes);
   CommunicatorAccess::watcher(*object.communicator()).add(*this);
+}
+
+/// The courier has an SM of its own.
+void Runtime::check_sms_of_courier(int sms) const {
+  check(couriers_ == 0 || sms > couriers_, ErrorCode::invalid_argument,
+        "sms is {}; with peers that are reached through host memory (see doctor) it must be from "
+        "{} to {}, for one SM carries what they say",
+        sms, couriers_ + 1, share_->sms());
 }
 
 Runtime::~Runtime() {

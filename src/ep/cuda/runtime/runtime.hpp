@@ -57,8 +57,14 @@ class Runtime final : private Watcher::Client {
   cudaStream_t stream_of(int lane, const Stream& stream) const;
   /// SMs that the object has.
   int sms() const { return sms_; }
-  /// SMs for a call, whose wish has been checked.
-  int budget_of(const Job& job) const { return job.sms == 0 ? sms_ : job.sms; }
+  /// Blocks that work for a call, an SM each, whose wish has been checked: all SMs of its budget
+  /// but the courier's.
+  int workers_of(const Job& job) const { return (job.sms == 0 ? sms_ : job.sms) - couriers_; }
+  /// Throws `Error{invalid_argument}` if a call cannot have so many; 0: the object's.
+  void check_sms(int sms) const {
+    ep::check_sms(sms, sms_);
+    if (sms > 0) check_sms_of_courier(sms);
+  }
   Context context_of(const Job& job) const;
 
   /// Memory at the same place of lane 0 of every rank that holds nothing yet.
@@ -125,6 +131,7 @@ class Runtime final : private Watcher::Client {
   void lose(const Error& lost) override;
 
   double time_copies(const Scratch& scratch) const;
+  void check_sms_of_courier(int sms) const;
   void begin(const Job& job, const StreamPlace& place);
   void end(const Job& job, const StreamPlace& place);
   void keep_for_capture(const StreamPlace& place);
@@ -145,6 +152,7 @@ class Runtime final : private Watcher::Client {
   Notices* notices_;  // pinned: the last that were asked for
   mutable std::mutex mutex_;
   std::optional<Error> lost_;  // guarded by mutex_
+  int couriers_;               // blocks of a launch behind those that work
   int sms_;
   // By lane.
   std::vector<std::unique_ptr<Chain>> chains_;

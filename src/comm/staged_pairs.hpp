@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace expertwire::inline v0 {
+
+/// Pairs of ranks that are to be reached through host memory, as EXPERTWIRE_STAGED_PAIRS names
+/// them: `none`, `all`, or a list such as `0-1,2-3`.
+class StagedPairs {
+ public:
+  /// Throws `Error{invalid_argument}` that says what is allowed.
+  StagedPairs(std::string_view text, int ranks);
+
+  bool has(int a, int b) const;
+
+ private:
+  bool all_ = false;
+  std::vector<std::pair<int, int>> pairs_;
+};
+
+}  // namespace expertwire
