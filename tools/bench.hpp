@@ -72,6 +72,7 @@ struct Measurement {
   double memcpy_us = 0;  ///< to copy the unique bytes once, all ranks at the same time
   std::size_t unique_bytes = 0;
   std::size_t arena_bytes = 0;
+  std::size_t staged_bytes = 0;  ///< host memory for what staged peers write
   int threads = 1;
 
   // CUDA alone.

@@ -9,6 +9,7 @@
 
 #include "base/cuda_event.hpp"
 #include "base/device_tensors.hpp"
+#include "comm/communicator_access.hpp"
 #include "comm/shared_block.hpp"
 #include "device/limits.hpp"
 #include "device/spin.hpp"
@@ -259,7 +260,13 @@ double time_burst(const std::shared_ptr<Communicator>& communicator, double wire
   const int peers = communicator->size() - 1;
   if (peers == 0 || peers > StoreAllParams::kMostPeers) return 0;
   const auto bytes = static_cast<std::size_t>(wire_bytes / peers) / 16 * 16;
-  const SharedBlock block(communicator, bytes * static_cast<std::size_t>(peers));
+  const auto is_staged = [&](int peer) {
+    return communicator->path(peer).kind == PathKind::staged;
+  };
+  bool staged = false;
+  for (int peer = 0; peer <= peers; ++peer) staged = staged || is_staged(peer);
+  const std::size_t whole = bytes * static_cast<std::size_t>(peers);
+  const SharedBlock block(communicator, whole, staged ? whole : 0);
   StoreAllParams params{};
   params.source = device.make(DType::uint8, {static_cast<std::int64_t>(bytes)}).data();
   params.bytes_per_peer = bytes;
@@ -268,7 +275,9 @@ double time_burst(const std::shared_ptr<Communicator>& communicator, double wire
   for (int i = 0; i < peers; ++i) {
     const int peer = (rank + 1 + i) % size;
     const int part = (rank - peer + size) % size - 1;  // this rank's among the writers to that peer
-    params.peers[i] = block.base(peer) + bytes * static_cast<std::size_t>(part);
+    const std::size_t offset = bytes * static_cast<std::size_t>(part);
+    params.peers[i] =
+        is_staged(peer) ? block.staged(peer, offset, bytes) : block.base(peer) + offset;
   }
   auto median = [&](auto launch) {
     std::vector<double> times;
@@ -447,6 +456,7 @@ class Mode {
     const OptionsOf object_options = options_of({result.sms});
     auto object = ObjectOf::create(communicator_, object_options);
     result.arena_bytes = ObjectOf::memory_bytes(object_options, communicator_->size());
+    result.staged_bytes = CommunicatorAccess::staging(*communicator_).carved();
     for (int step = 0; options_.verify && step < checks; ++step)
       result.report += round_trip(*object, *communicator_, workload_, step, check);
     PairOf pair(*object, device_, inputs_, options_, communicator_->size());

@@ -81,7 +81,10 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
              options.seed);
   fmt::print("# routing {}: busiest expert {:.2f} x mean, busiest rank {:.2f} x mean\n",
              options.routing, m.skew.expert_max_over_mean, m.skew.rank_max_over_mean);
-  fmt::print("# arena {:.1f} MB a rank\n", static_cast<double>(m.arena_bytes) / 1e6);
+  fmt::print("# arena {:.1f} MB a rank", static_cast<double>(m.arena_bytes) / 1e6);
+  if (m.staged_bytes > 0)
+    fmt::print(", and {:.1f} MB of host memory", static_cast<double>(m.staged_bytes) / 1e6);
+  fmt::print("\n");
 }
 
 /// The last two columns: on the CPU unique bytes beside memcpy; on CUDA wire bytes beside the
@@ -189,6 +192,7 @@ std::int64_t report(Communicator& communicator, const BenchOptions& options, con
                   {{"expert_max_over_mean", m.skew.expert_max_over_mean},
                    {"rank_max_over_mean", m.skew.rank_max_over_mean}}},
                  {"arena_bytes", m.arena_bytes},
+                 {"staged_bytes", m.staged_bytes},
                  {"bytes_per_rank",
                   {{"selections", totals.selections * row_bytes},
                    {"unique", totals.unique * row_bytes},

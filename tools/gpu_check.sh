@@ -16,6 +16,9 @@
 #   ab      this commit and an older one in turn, each row three times (4); the older one's command is
 #           packed if EXPERTWIRE_PACK_OLD names its commit
 #
+#   staged  the same through host memory, beside what the links give (1); with one GPU, two processes share it
+#           by MPS, and its way to host memory
+#
 # Without stages, all of them but rings and ab. --resume FILE goes on from the gpu_check.tar.gz of an earlier run of the
 # same commit: steps that ended well are not run again. --quick verifies for 10 s in place of 60, and
 # kills 10 times.
@@ -30,7 +33,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --quick) seconds=10 rounds=10 ;;
     --resume) resume=$2; shift ;;
-    check | bench | late | sweep | rings | kill | ab) stages+=("$1") ;;
+    check | bench | late | sweep | rings | staged | kill | ab) stages+=("$1") ;;
     *) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
   esac
   shift
@@ -49,6 +52,9 @@ gpus=$(nvidia-smi -L | wc -l)
 # Epochs start close to where they wrap. Every stream gets a queue of its own: thread ranks that
 # share a GPU must not wait behind each other.
 export EXPERTWIRE_FIRST_EPOCH=0xFFFFFFF0 CUDA_DEVICE_MAX_CONNECTIONS=32
+# A module that is loaded when it is first used waits for the whole device, also for what another
+# thread rank on it has under way.
+export CUDA_MODULE_LOADING=EAGER
 
 step() { # step NAME LIMIT COMMAND...
   local name=$1 limit=$2
@@ -170,6 +176,27 @@ stage_rings() {
   done
 }
 
+stage_staged() {
+  local pairs tokens own=build/mps
+  if [ "$gpus" -eq 1 ]; then
+    command -v nvidia-cuda-mps-control >/dev/null || return
+    mkdir -p "$own"
+    export CUDA_MPS_PIPE_DIRECTORY=$PWD/$own CUDA_MPS_LOG_DIRECTORY=$PWD/$own
+    nvidia-cuda-mps-control -d
+  fi
+  for pairs in none all; do
+    export EXPERTWIRE_STAGED_PAIRS=$pairs
+    for tokens in 1 8 128; do
+      bench "staged_${pairs}_ll_$tokens" ll --ranks 2 --tokens $tokens --iters 50
+    done
+    for tokens in 512 4096; do
+      bench "staged_${pairs}_ht_$tokens" ht --ranks 2 --output owned --tokens $tokens --iters 10
+    done
+  done
+  unset EXPERTWIRE_STAGED_PAIRS
+  [ "$gpus" -gt 1 ] || echo quit | nvidia-cuda-mps-control
+}
+
 stage_kill() {
   local how where
   for how in kill stop; do
@@ -191,7 +218,7 @@ report() { # report [STAGE...]: what there is so far, as JSON and as a table
 
 done_stages=()
 for stage in "${stages[@]}"; do
-  [ "$stage" = check ] || [ "$gpus" -gt 1 ] || continue
+  [ "$stage" = check ] || [ "$stage" = staged ] || [ "$gpus" -gt 1 ] || continue
   stage_"$stage"
   done_stages+=("$stage")
   report "${done_stages[@]}" >/dev/null # in case that the next is not given the time

@@ -145,10 +145,12 @@ class HighThroughput {
 
   /// Collective. Throws `Error{mismatch}` if ranks disagree on shape, lanes, pool_rows or
   /// ring_frames, `Error{invalid_argument}` for options that cannot be, `Error{capacity}` if the
-  /// arena is too small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts).
+  /// arena is too small, `Error{unsupported}` if CUDA cannot (more than 128 ranks, 8192 experts, a
+  /// pool where two ranks are staged).
   static std::unique_ptr<HighThroughput> create(const std::shared_ptr<Communicator>& communicator,
                                                 const HighThroughputOptions& options);
   /// Bytes that an object takes of every rank's arena.
+  /// Pairs of staged peers take as much again of host memory.
   static std::size_t memory_bytes(const HighThroughputOptions& options, int ranks);
 
   ~HighThroughput();

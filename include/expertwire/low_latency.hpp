@@ -122,6 +122,7 @@ class LowLatency {
   static std::unique_ptr<LowLatency> create(const std::shared_ptr<Communicator>& communicator,
                                             const LowLatencyOptions& options);
   /// Bytes that an object takes of every rank's arena.
+  /// Pairs of staged peers take as much again of host memory.
   static std::size_t memory_bytes(const LowLatencyOptions& options, int ranks);
 
   ~LowLatency();

@@ -102,9 +102,9 @@ Peer Region::find_peer(int rank, int lane) const {
   return {theirs + pairs_.of(self), own_lane(lane) + pairs_.of(rank), theirs};
 }
 
-bool Region::has_staged() const {
-  return std::any_of(peers_.begin(), peers_.end(),
-                     [](const Peer& peer) { return peer.lane == nullptr; });
+int Region::staged_peers() const {
+  return static_cast<int>(std::count_if(peers_.begin(), peers_.begin() + communicator().size(),
+                                        [](const Peer& peer) { return peer.lane == nullptr; }));
 }
 
 /// Every word is the epoch before the first; of this rank's own, no worker is done.

@@ -52,8 +52,8 @@ class Region {
   const Peer& peer(int rank, int lane) const {
     return peers_[static_cast<std::size_t>(lane * communicator().size() + rank)];
   }
-  /// Whether any other rank is reached through host memory.
-  bool has_staged() const;
+  /// Of each lane, other ranks that are reached through host memory.
+  int staged_peers() const;
 
  private:
   std::byte* own_lane(int lane) const;

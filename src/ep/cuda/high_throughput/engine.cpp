@@ -92,6 +92,11 @@ class CudaEngine final : public HighThroughputEngine {
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
   static std::shared_ptr<CudaHandle> settle(Lane& lane, const CudaHandle* finished);
   cuda::HighThroughputShape shape_of(const MoeShape& call) const;
+  /// Blocks that move rows.
+  int workers_of(const Runtime::Job& job) const {
+    const int allowed = runtime_.workers_of(job);
+    return runtime_.all_staged() ? cuda::staged_workers(allowed) : allowed;
+  }
 
   Runtime runtime_;
   MoeShape most_;
@@ -317,7 +322,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.format = handle->format;
   p.pool = handle->in_pool;
   const bool owned = !p.pool;
-  const int blocks = runtime_.workers_of(job);
+  const int blocks = workers_of(job);
   const cuda::Sending sending =
       asked_or(tuning_, cuda::sending_of({blocks, link_bytes_per_us_, owned, bulk_}));
   constexpr int kMostSenders = cuda::kHighThroughputWarps - cuda::kFewestReceivers;
@@ -399,7 +404,7 @@ void CudaEngine::combine(const Combine& work) {
   p.out = work.out.as<std::byte>();
   p.out_topk_weights =
       work.out_topk_weights.present() ? work.out_topk_weights.as<float>() : nullptr;
-  const int blocks = runtime_.workers_of(job);
+  const int blocks = workers_of(job);
   p.pushers = cuda::pushers_of({blocks, link_bytes_per_us_, true, bulk_},
                                static_cast<int>(slots_.most.ranks) - 1);
   runtime_.run(job, [&](cudaStream_t stream) {

@@ -64,6 +64,13 @@ constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
           asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
 }
 
+/// Blocks that move the rows of a call, of those that its budget allows, where all go through host
+/// memory: a few are as fast as it is, and what more of them have on its way delays the courier.
+constexpr int staged_workers(int allowed) {
+  constexpr int kMost = 8;
+  return std::min(allowed, kMost);
+}
+
 // Cuts --------------------------------------------------------------------------------------------
 
 /// Some of the items, one behind the other.

@@ -19,7 +19,7 @@ Runtime::Runtime(Object& object, std::shared_ptr<Region> region, int lanes, int 
       region_(std::move(region)),
       share_(DeviceShare::of(*object.communicator())),
       kept_(std::make_shared<Kept>(Kept{region_, share_, {}})),
-      couriers_(region_->has_staged() ? 1 : 0) {
+      couriers_(region_->staged_peers() > 0 ? 1 : 0) {
   check_argument(sms >= 0, "sms is {}; it must not be negative", sms);
   sms_ = sms == 0 ? share_->sms() : std::min(sms, share_->sms());
   check_sms_of_courier(sms_);

@@ -60,6 +60,10 @@ class Runtime final : private Watcher::Client {
   /// Blocks that work for a call, an SM each, whose wish has been checked: all SMs of its budget
   /// but the courier's.
   int workers_of(const Job& job) const { return (job.sms == 0 ? sms_ : job.sms) - couriers_; }
+  /// Whether all other ranks are reached through host memory.
+  bool all_staged() const {
+    return couriers_ > 0 && region_->staged_peers() == object_.communicator()->size() - 1;
+  }
   /// Throws `Error{invalid_argument}` if a call cannot have so many; 0: the object's.
   void check_sms(int sms) const {
     ep::check_sms(sms, sms_);
