@@ -34,19 +34,17 @@ class Dispatched:
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layer: HighThroughput, experts: int, x: torch.Tensor,
-                topk_idx: torch.Tensor, topk_weights: torch.Tensor, sent: List[Any]):
-        sent.append(layer.dispatch(x.detach().contiguous(), topk_idx.contiguous(),
-                                   topk_weights.detach().contiguous(), experts=experts,
-                                   stream=_stream(x)))
-        ctx.layer, ctx.handle = layer, sent[0].handle
-        return sent[0].x, sent[0].topk_weights
+    def forward(ctx: Any, layer: HighThroughput, sent: Any, x: torch.Tensor,
+                topk_weights: torch.Tensor):
+        """What was `sent` came from `x` and `topk_weights`."""
+        ctx.layer, ctx.handle = layer, sent.handle
+        return sent.x, sent.topk_weights
 
     @staticmethod
     def backward(ctx: Any, grad_x: torch.Tensor, grad_weights: torch.Tensor):
         home = ctx.layer.combine(grad_x.contiguous(), ctx.handle,
                                  topk_weights=grad_weights.contiguous(), stream=_stream(grad_x))
-        return None, None, home.out, None, home.topk_weights, None
+        return None, None, home.out, home.topk_weights
 
 
 class _Combine(torch.autograd.Function):
@@ -68,10 +66,11 @@ def dispatch(layer: HighThroughput, x: torch.Tensor, topk_idx: torch.Tensor,
     """Sends `x` [T, H] to the ranks of the experts that `topk_idx` [T, K] (int32 or int64, -1: none)
     names, with `topk_weights` fp32 [T, K]. `experts` as in HighThroughput.dispatch(). On the caller's
     current stream; the host waits for the counts."""
-    sent: List[Any] = []
-    rows, weights = _Dispatch.apply(layer, experts, x, topk_idx, topk_weights, sent)
-    return Dispatched(rows, sent[0].topk_experts, weights, sent[0].source_tokens,
-                      list(sent[0].rows_per_expert), sent[0].handle)
+    sent = layer.dispatch(x.detach().contiguous(), topk_idx.contiguous(),
+                          topk_weights.detach().contiguous(), experts=experts, stream=_stream(x))
+    rows, weights = _Dispatch.apply(layer, sent, x, topk_weights)
+    return Dispatched(rows, sent.topk_experts, weights, sent.source_tokens,
+                      list(sent.rows_per_expert), sent.handle)
 
 
 def combine(layer: HighThroughput, y: torch.Tensor, dispatched: Dispatched,

@@ -10,25 +10,26 @@ constexpr double kLink = 350e3;  // bytes a microsecond
 TEST(Tuning, WhatIsOnItsWayFollowsFromTheLinkOverTheBlocks) {
   for (int blocks : {13, 16, 24, 48, 64}) {
     const Sending sending = sending_of({blocks, kLink, false, true});
-    EXPECT_NEAR(sending.ring_bytes * static_cast<double>(blocks), kLink * 8, blocks) << blocks;
+    EXPECT_NEAR(sending.stages_bytes * static_cast<double>(blocks), kLink * 8, blocks) << blocks;
   }
-  EXPECT_EQ(sending_of({24, kLink, false, true}).ring_bytes, 116666U);
-  EXPECT_EQ(sending_of({24, kLink / 2, false, true}).ring_bytes, 58333U);
+  EXPECT_EQ(sending_of({24, kLink, false, true}).stages_bytes, 116666U);
+  EXPECT_EQ(sending_of({24, kLink / 2, false, true}).stages_bytes, 58333U);
 }
 
 TEST(Tuning, FewBlocksHaveAllTheirSharedMemoryAndManyTwoWarps) {
   const Sending few = sending_of({4, kLink, false, true});
-  EXPECT_EQ(few.ring_bytes, kRingBytes);
+  EXPECT_EQ(few.stages_bytes, kStagesBytes);
   EXPECT_EQ(few.warps, 8);
   const Sending many = sending_of({132, kLink, false, true});
-  EXPECT_EQ(many.ring_bytes, 2U * 2 * 7168);
+  EXPECT_EQ(many.stages_bytes, 2U * 2 * 7168);
   EXPECT_EQ(many.warps, 2);
 }
 
 TEST(Tuning, WarpsHaveTwoStagesOfSevenKilobytesOrMore) {
   for (int blocks = 1; blocks <= 256; ++blocks) {
     const Sending sending = sending_of({blocks, kLink, false, true});
-    EXPECT_GE(sending.ring_bytes / static_cast<std::uint32_t>(2 * sending.warps), 7168U) << blocks;
+    EXPECT_GE(sending.stages_bytes / static_cast<std::uint32_t>(2 * sending.warps), 7168U)
+        << blocks;
     EXPECT_GE(sending.warps, 2);
     EXPECT_LE(sending.warps, 8);
   }
@@ -37,7 +38,7 @@ TEST(Tuning, WarpsHaveTwoStagesOfSevenKilobytesOrMore) {
 TEST(Tuning, OwnedOutputLeavesRingsForReceivers) {
   for (const int blocks : {1, 16, 24, 48, 132}) {
     const Sending sending = sending_of({blocks, kLink, true, true});
-    EXPECT_EQ(sending.ring_bytes, kRingBytes);
+    EXPECT_EQ(sending.stages_bytes, kStagesBytes);
     EXPECT_EQ(sending.warps, sending_of({blocks, kLink, false, true}).warps) << blocks;
   }
 }
@@ -57,20 +58,20 @@ TEST(Tuning, WithoutBulkCopiesAllWarpsSend) {
 TEST(Tuning, PiecesCoverARowAndFitTheirRing) {
   for (std::uint32_t row = 16; row <= 70'000; row += 16 * 37)
     for (int warps = 1; warps <= kHighThroughputWarps; ++warps)
-      for (std::uint32_t ring : {kFewestRingBytes, 57'344U, 100'001U, kRingBytes})
+      for (std::uint32_t ring : {kFewestStagesBytes, 57'344U, 100'001U, kStagesBytes})
         for (int parts : {1, 2, 8, 32}) {
           const Moving m = plan_moving({row, warps, parts, ring, true, false});
           const auto pieces = static_cast<std::uint32_t>(m.pieces);
           const auto stages = static_cast<std::uint32_t>(m.stages);
           EXPECT_EQ(m.piece_bytes % 16, 0U);
-          EXPECT_EQ(m.ring_bytes % 128, 0U);
+          EXPECT_EQ(m.stages_bytes % 128, 0U);
           EXPECT_GE(pieces * m.piece_bytes, row);
           EXPECT_LT((pieces - 1) * m.piece_bytes, row);
-          EXPECT_LE(stages * static_cast<std::uint32_t>(parts) * m.piece_bytes, m.ring_bytes)
+          EXPECT_LE(stages * static_cast<std::uint32_t>(parts) * m.piece_bytes, m.stages_bytes)
               << row << " " << warps << " " << ring << " " << parts;
-          EXPECT_LE(static_cast<std::uint32_t>(warps) * m.ring_bytes, ring);
+          EXPECT_LE(static_cast<std::uint32_t>(warps) * m.stages_bytes, ring);
         }
-  const Moving whole = plan_moving({14'336, 8, 1, kRingBytes, false, true});
+  const Moving whole = plan_moving({14'336, 8, 1, kStagesBytes, false, true});
   EXPECT_EQ(whole.pieces, 1);
   EXPECT_EQ(whole.piece_bytes, 14'336U);
 }
@@ -78,10 +79,10 @@ TEST(Tuning, PiecesCoverARowAndFitTheirRing) {
 TEST(Tuning, WhatIsAskedForReplacesTheFormula) {
   const Sending formula{8, 1000};
   EXPECT_EQ(asked_or({}, formula).warps, 8);
-  EXPECT_EQ(asked_or({}, formula).ring_bytes, 1000U);
+  EXPECT_EQ(asked_or({}, formula).stages_bytes, 1000U);
   EXPECT_EQ(asked_or({3, 0}, formula).warps, 3);
-  EXPECT_EQ(asked_or({3, 0}, formula).ring_bytes, 1000U);
-  EXPECT_EQ(asked_or({0, 77}, formula).ring_bytes, 77U);
+  EXPECT_EQ(asked_or({3, 0}, formula).stages_bytes, 1000U);
+  EXPECT_EQ(asked_or({0, 77}, formula).stages_bytes, 77U);
 }
 
 TEST(Tuning, ItemsAreCutEvenlyAndInOrder) {

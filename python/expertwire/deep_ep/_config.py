@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import HighThroughput
+
 
 @dataclass
 class Config:
@@ -16,8 +18,6 @@ class Config:
 
     def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes that an object of expertwire takes for such rows, in steps of 128."""
-        from .._native import HighThroughput
-
         taken = HighThroughput.memory_bytes(
             num_ranks, hidden=(hidden_bytes + 15) // 16 * 8, experts=num_ranks, top_k=1,
             max_tokens=0, dtype="bfloat16")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 
 
+@lru_cache(maxsize=None)
 def on_cuda() -> bool:
+    """Whether tensors are on CUDA devices: asked once, for torch looks for them every time."""
     return torch.cuda.is_available()
 
 
@@ -35,6 +38,7 @@ class EventOverlap:
         self.event = event
         self.extra_tensors = extra_tensors  # alive as long as this is
         self._hooks: List[Callable[[], Any]] = []
+        self._release = False
 
     def register_hook_after_wait(self, hook: Callable[[], Any]) -> None:
         self._hooks.append(hook)
@@ -56,7 +60,7 @@ class EventOverlap:
 
     def __exit__(self, *_: Any) -> None:
         if self.event is not None:
-            self.current_stream_wait(getattr(self, "_release", False))
+            self.current_stream_wait(self._release)
 
 
 def handle_of(event: Any) -> Optional[EventHandle]:

@@ -135,7 +135,7 @@ class LowLatencyPart:
     def _refuse(**asked: bool) -> None:
         for name, given in asked.items():
             if given:
-                raise NotImplementedError(f"{name} is not there yet in expertwire's deep_ep")
+                raise NotImplementedError(f"{name} is not supported by expertwire's deep_ep")
 
     def _layer(self, sizes: _Sizes) -> LowLatency:
         if self._low_latency is None or not self._made_for.covers(sizes):

@@ -58,7 +58,6 @@ class Buffer(LowLatencyPart):
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
         self.low_latency_mode, self.enable_shrink = low_latency_mode, enable_shrink
         self.explicitly_destroy = explicitly_destroy
-        self.runtime = self
         self._comm_stream = torch.cuda.Stream() if on_cuda() else None
         self._high_throughput = HighThroughput(
             self.communicator, hidden=_ROW_BYTES // 2, dtype="bfloat16",
@@ -70,6 +69,11 @@ class Buffer(LowLatencyPart):
         self._close_low_latency()
         self._high_throughput.close()
         self.communicator.close()
+
+    @property
+    def runtime(self) -> "Buffer":
+        """What DeepEP's C++ object answers, this does; a reference to itself would be a cycle."""
+        return self
 
     # What callers ask of the class ----------------------------------------------------------------
 
@@ -149,7 +153,8 @@ class Buffer(LowLatencyPart):
                             previous_event: Any = None, async_finish: bool = False,
                             allocate_on_comm_stream: bool = False):
         """Tokens per rank [R], None (ranks are on one host), tokens per expert [E], int32; which token
-        goes to which rank, bool [T, R]; and an event."""
+        goes to which rank, bool [T, R]; and an event. By torch, and on its device: what
+        `expertwire.dispatch_layout` counts is on the host."""
         with self._working(previous_event, async_finish, allocate_on_comm_stream,
                            (topk_idx,)) as (_, finish):
             local = num_experts // self.group_size
@@ -264,9 +269,8 @@ class Buffer(LowLatencyPart):
         """The first element has, in the column of this rank, where the rows of each source end; what
         other ranks have received is not known here, and -1."""
         ends = torch.full((self.group_size, self.group_size), -1, dtype=torch.int32)
-        if len(sent.rows_per_source) > 0:
+        if len(sent.rows_per_source) > 0:  # else the host has not learnt them, and waits for nothing
             ends[:, self.rank] = torch.tensor(sent.rows_per_source, dtype=torch.int32).cumsum(0)
-        if on_cuda() and len(sent.rows_per_source) > 0:
             ends = ends.to(sent.x.device)
         handle = DispatchHandle((ends, None, None, sent.source_tokens, is_token_in_rank, None))
         handle.native = sent.handle

@@ -35,8 +35,7 @@ std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOp
                           high_throughput_slots(options, object.communicator()->size())));
 }
 
-HighThroughputOptions settled(const HighThroughputOptions& options, int ranks) {
-  constexpr int kMostFrames = 4096;
+HighThroughputOptions completed(const HighThroughputOptions& options, int ranks) {
   check_argument(
       options.pool_rows >= HighThroughputOptions::kEveryRow && options.pool_rows <= INT32_MAX,
       "pool_rows is {}; it must be from 0 to {}, or kEveryRow", options.pool_rows, INT32_MAX);
@@ -46,9 +45,10 @@ HighThroughputOptions settled(const HighThroughputOptions& options, int ranks) {
   check_shape(all.shape, ranks);
   check_lanes(options.lanes);
   const int frames = options.ring_frames;
-  check_argument(
-      frames == 0 || (frames >= 2 && frames <= kMostFrames && (frames & (frames - 1)) == 0),
-      "ring_frames is {}; it must be a power of two from 2 to {}, or 0", frames, kMostFrames);
+  check_argument(frames == 0 || (frames >= kFewestFrames && frames <= kMostFrames &&
+                                 (frames & (frames - 1)) == 0),
+                 "ring_frames is {}; it must be a power of two from {} to {}, or 0", frames,
+                 kFewestFrames, kMostFrames);
   if (options.pool_rows == HighThroughputOptions::kEveryRow)
     all.pool_rows = static_cast<std::int64_t>(ranks) * options.shape.max_tokens;
   return all;
@@ -77,7 +77,7 @@ struct HighThroughput::Impl {
 
   Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts)
       : object(communicator, "HighThroughput"),
-        options(ep::settled(opts, communicator->size())),
+        options(ep::completed(opts, communicator->size())),
         engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
                                                 : ep::make_cpu_engine(object, options)),
         lanes(static_cast<std::size_t>(options.lanes)) {}
@@ -116,7 +116,7 @@ std::unique_ptr<HighThroughput> HighThroughput::create(
 }
 
 std::size_t HighThroughput::memory_bytes(const HighThroughputOptions& options, int ranks) {
-  return ep::high_throughput_slots(ep::settled(options, ranks), ranks).bytes *
+  return ep::high_throughput_slots(ep::completed(options, ranks), ranks).bytes *
          static_cast<std::size_t>(options.lanes);
 }
 
@@ -281,9 +281,9 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   handle->format = format;
   handle->shape = shape;
   ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
-  work.room = cached ? cached->room
+  handle->room = cached
+                     ? cached->room
                      : request.capacity.value_or(owned ? self.every_row() : self.options.pool_rows);
-  handle->room = work.room;
   work.request.cached = {};  // queued work is no caller that holds rows
   self.engine->plan(work);
   handle->output_rows = rows.value_or(handle->needed);

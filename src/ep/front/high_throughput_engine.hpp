@@ -47,7 +47,6 @@ class HighThroughputEngine {
     HandlePointer cached;             ///< whose routing is taken, or null
     HighThroughput::Outputs outputs;  ///< present unless the rows stay in the pool
     std::shared_ptr<void> owner;      ///< kept until the operation has run
-    std::int64_t room = 0;            ///< rows that this rank's output has room for
 
     /// The caller knows neither rows nor counts: plan() waits for them.
     bool eager() const { return !request.capacity && cached == nullptr; }
@@ -101,7 +100,7 @@ std::unique_ptr<HighThroughputEngine> make_cuda_engine(Object& object,
 
 HighThroughputSlots high_throughput_slots(const HighThroughputOptions& options, int ranks);
 /// The options with all that was left open filled in: bounds, rows of the pool, frames.
-HighThroughputOptions settled(const HighThroughputOptions& options, int ranks);
+HighThroughputOptions completed(const HighThroughputOptions& options, int ranks);
 /// Makes the arena's part for all lanes. Collective.
 std::shared_ptr<Region> make_region(const Object& object, const HighThroughputOptions& options);
 

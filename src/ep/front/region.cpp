@@ -73,16 +73,9 @@ SlotSizes slot_sizes(const MoeShape& shape, int ranks) {
 }
 
 Agreement agreement_on(int mode, const MoeShape& shape, int lanes) {
-  return {mode,
-          shape.hidden,
-          shape.experts,
-          shape.top_k,
-          shape.max_tokens,
-          static_cast<std::int32_t>(shape.dtype),
-          lanes,
-          Env::get().first_epoch,
-          0,
-          0};
+  return {mode,        shape.hidden,          shape.experts,
+          shape.top_k, shape.max_tokens,      static_cast<std::int32_t>(shape.dtype),
+          lanes,       Env::get().first_epoch};
 }
 
 std::byte* Region::own_lane(int lane) const {

@@ -19,8 +19,8 @@ struct Agreement {
   std::int32_t hidden, experts, top_k, max_tokens, dtype;
   std::int32_t lanes;
   std::uint32_t first_epoch;
-  std::int64_t pool_rows;
-  std::int32_t ring_frames;
+  std::int64_t pool_rows = 0;  ///< of high throughput, as the next
+  std::int32_t ring_frames = 0;
 };
 
 /// What both modes' layouts and agreements take from the options.

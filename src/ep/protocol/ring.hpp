@@ -94,13 +94,15 @@ EXPERTWIRE_HOST_DEVICE bool has_room(const Epoch* taken, Epoch frame, std::uint3
          Access::removed(Fault::credit);
 }
 
+/// Frames of a ring, a power of two.
+inline constexpr int kFewestFrames = 2, kMostFrames = 4096;
+
 /// The most frames of a ring such that `rings` of them take at most `budget` bytes; two at least,
 /// even if they take more.
 constexpr std::uint32_t frames_within(std::uint64_t budget, std::uint64_t rings,
                                       std::uint64_t frame_bytes) {
-  constexpr std::uint32_t kFewest = 2, kMost = 4096;
-  std::uint32_t frames = kFewest;
-  while (frames < kMost && 2 * frames * rings * frame_bytes <= budget) frames *= 2;
+  std::uint32_t frames = kFewestFrames;
+  while (frames < kMostFrames && 2 * frames * rings * frame_bytes <= budget) frames *= 2;
   return frames;
 }
 

@@ -41,34 +41,20 @@ class HighThroughputLane::Pusher {
  public:
   Pusher(const HighThroughputLane& lane, const Combine& op, const HighThroughputRings& rings,
          int worker)
-      : lane_(lane), op_(op), rings_(rings), next_(index(lane.memory_.size()), worker) {
-    const bool pulled = lane.lies_in_pool(op);
+      : lane_(lane), op_(op), rings_(rings), served_(rings.rows().to, worker, lane.team_.size()) {
     stream_ = passes_caches(index(handle().came) * lane.shape_.row_bytes());
-    for (int source = 0; source < lane.memory_.size(); ++source)
-      if (pulled || source == self()) next_[index(source)] = rows_of(source);
   }
-  bool done() const { return waits_for().peer < 0; }
-  Standing waits_for() const {
-    for (int source = 0; source < lane_.memory_.size(); ++source)
-      if (next_[index(source)] < rows_of(source)) return {source, next_[index(source)]};
-    return {-1, 0};
-  }
+  bool done() const { return served_.done(); }
+  Standing waits_for() const { return served_.waits_for(); }
   bool step() {
-    bool moved = false;
-    for_each_peer(self(), lane_.memory_.size(), [&](int source) {
-      std::int64_t& row = next_[index(source)];
-      for (; row < rows_of(source) && rings_.has_room(source, row); row += lane_.team_.size()) {
-        push(source, row);
-        moved = true;
-      }
-    });
-    return moved;
+    return served_.step(
+        self(), [&](int source, std::int64_t row) { return rings_.has_room(source, row); },
+        [&](int source, std::int64_t row) { push(source, row); });
   }
 
  private:
   const HighThroughputHandle& handle() const { return routing_of(op_); }
   int self() const { return lane_.memory_.rank(); }
-  std::int64_t rows_of(int source) const { return handle().frames_from(source, self()); }
 
   void push(int source, std::int64_t row) const {
     const std::size_t bytes = lane_.shape_.row_bytes();
@@ -89,7 +75,7 @@ class HighThroughputLane::Pusher {
   const HighThroughputLane& lane_;
   const Combine& op_;
   const HighThroughputRings& rings_;
-  std::vector<std::int64_t> next_;  // of each source
+  Served served_;
   bool stream_;
 };
 
@@ -197,6 +183,18 @@ class HighThroughputLane::Summer {
 
 // Combine --------------------------------------------------------------------------------------
 
+/// What passes the rings: the rows of the dispatch go home, but for those that are pulled.
+RingRows HighThroughputLane::rows_home(const HighThroughputHandle& handle, bool pulled,
+                                       Epoch n) const {
+  RingRows rows = handle.ring_rows(memory_.rank());
+  std::swap(rows.to, rows.from);
+  if (pulled) std::fill(rows.to.begin(), rows.to.end(), 0);
+  for (int peer = 0; peer < memory_.size(); ++peer)
+    if (memory_.inbox<CombineOffer>(peer, memory_.slots().offer_of(n))->pull != 0)
+      rows.from[index(peer)] = 0;
+  return rows;
+}
+
 void HighThroughputLane::combine(const Combine& op, WaitContext context) {
   const auto& slots = memory_.slots();
   const auto lane = memory_.direction(slots.combine);
@@ -215,7 +213,8 @@ void HighThroughputLane::combine(const Combine& op, WaitContext context) {
     const auto* flag = memory_.inbox<Epoch>(peer, slots.combine.flag_of(n));
     wait_until(context, peer, Phase::counts, n, [&] { return arrived<HostAccess>(flag, n); });
   });
-  const HighThroughputRings rings(memory_, slots.ring);
+  const bool pulled = lies_in_pool(op);
+  const HighThroughputRings rings(memory_, slots.ring, rows_home(handle, pulled, n));
   WaitContext team_context = context;
   team_context.abandoned = team_.failed();
   team_.run([&](int worker) {
@@ -226,13 +225,7 @@ void HighThroughputLane::combine(const Combine& op, WaitContext context) {
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
-  const bool pulled = lies_in_pool(op);
-  for (int peer = 0; peer < memory_.size(); ++peer) {
-    const bool pulls = memory_.inbox<CombineOffer>(peer, slots.offer_of(n))->pull != 0;
-    if (peer != self)
-      rings.advance(peer, pulled ? 0 : handle.frames_from(peer, self),
-                    pulls ? 0 : handle.frames_to(peer, self));
-  }
+  rings.advance();
   memory_.grant_all(slots.combine, n);
   if (!handle.in_pool) return;
   // Pool rows may be given back only when every rank has read them.

@@ -116,29 +116,15 @@ class HighThroughputLane::Receiver {
  public:
   Receiver(const HighThroughputLane& lane, const Dispatch& op, const HighThroughputRings& rings,
            int worker)
-      : lane_(lane), op_(op), rings_(rings), next_(index(lane.memory_.size()), worker) {
+      : lane_(lane), op_(op), rings_(rings), served_(rings.rows().from, worker, lane.team_.size()) {
     stream_ = passes_caches(index(handle().came) * handle().format.data_bytes);
-    // Own rows come by no ring.
-    next_[index(lane.memory_.rank())] = handle().frames_from(lane.memory_.rank(), self());
   }
-  bool done() const { return waits_for().peer < 0; }
-  Standing waits_for() const {
-    for (int source = 0; source < lane_.memory_.size(); ++source)
-      if (next_[index(source)] < handle().frames_from(source, self()))
-        return {source, next_[index(source)]};
-    return {-1, 0};
-  }
+  bool done() const { return served_.done(); }
+  Standing waits_for() const { return served_.waits_for(); }
   bool step() {
-    bool moved = false;
-    for_each_peer(self(), lane_.memory_.size(), [&](int source) {
-      std::int64_t& row = next_[index(source)];
-      const std::int64_t rows = handle().frames_from(source, self());
-      for (; row < rows && rings_.has_come(source, row); row += lane_.team_.size()) {
-        take(source, row);
-        moved = true;
-      }
-    });
-    return moved;
+    return served_.step(
+        self(), [&](int source, std::int64_t row) { return rings_.has_come(source, row); },
+        [&](int source, std::int64_t row) { take(source, row); });
   }
 
  private:
@@ -168,7 +154,7 @@ class HighThroughputLane::Receiver {
   const HighThroughputLane& lane_;
   const Dispatch& op_;
   const HighThroughputRings& rings_;
-  std::vector<std::int64_t> next_;  // of each source
+  Served served_;
   bool stream_;
 };
 
@@ -186,7 +172,7 @@ void HighThroughputLane::dispatch(const Dispatch& op, WaitContext context) {
       context);
   const bool sends = !handle.too_many, pool = handle.in_pool && sends;
   const bool owned = !handle.in_pool && sends;
-  const HighThroughputRings rings(memory_, slots.ring);
+  const HighThroughputRings rings(memory_, slots.ring, owned ? handle.ring_rows(self) : RingRows{});
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     if (owned) {
@@ -201,9 +187,7 @@ void HighThroughputLane::dispatch(const Dispatch& op, WaitContext context) {
     lane.finish_send(n, static_cast<std::uint32_t>(team_.size()));
     lane.finish_receive(n, static_cast<std::uint32_t>(team_.size()));
   });
-  for (int peer = 0; peer < memory_.size() && owned; ++peer)
-    if (peer != self)
-      rings.advance(peer, handle.frames_to(peer, self), handle.frames_from(peer, self));
+  if (owned) rings.advance();
   readings_.push_back({n, !pool});
   settle();
 }

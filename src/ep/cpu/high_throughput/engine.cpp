@@ -116,7 +116,7 @@ void CpuEngine::plan(const Dispatch& work) {
           handle->route = make_route(ids, handle->tokens, handle->shape.top_k,
                                      {object_.communicator()->size(), handle->shape.experts});
           object_.note_invalid_ids(handle->route, ids);
-          lane.exchange_counts(*handle, work.room, work.call_options(), context);
+          lane.exchange_counts(*handle, handle->room, work.call_options(), context);
         }
         promise->set_value();
       });

@@ -46,11 +46,21 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
                 static_cast<std::size_t>(destination)];
   }
   /// Rows that pass between this rank, `self`, and another; what has no room stays at home.
-  std::int64_t frames_to(int rank, int self) const {
+  std::int64_t rows_to(int rank, int self) const {
     return run_at(rank).fitting(static_cast<std::uint32_t>(rows_between(self, rank)));
   }
-  std::int64_t frames_from(int source, int self) const {
+  std::int64_t rows_from(int source, int self) const {
     return run_from(source, self).fitting(static_cast<std::uint32_t>(rows_between(source, self)));
+  }
+  /// Of a dispatch; a combine's go the other way.
+  RingRows ring_rows(int self) const {
+    const auto ranks = static_cast<int>(first_at.size());
+    RingRows rows;
+    for (int peer = 0; peer < ranks; ++peer) {
+      rows.to.push_back(peer == self ? 0 : rows_to(peer, self));
+      rows.from.push_back(peer == self ? 0 : rows_from(peer, self));
+    }
+    return rows;
   }
 };
 
@@ -132,6 +142,7 @@ class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughput
   void fill_pools(const Dispatch& op, int worker, Epoch n);
   void await_pool(const Dispatch& op, int worker, Epoch n, const WaitContext& context) const;
   bool lies_in_pool(const Combine& op) const;
+  RingRows rows_home(const HighThroughputHandle& handle, bool pulled, Epoch n) const;
   void send_offers(const Combine& op, Epoch n) const;
   void settle();
 

@@ -43,10 +43,10 @@ struct BlockShared {
 };
 
 inline constexpr std::size_t kBlockSharedBytes = (sizeof(BlockShared) + 127) / 128 * 128;
-static_assert(kBlockSharedBytes + kRingBytes + 320 <= 227 * 1024,
+static_assert(kBlockSharedBytes + kStagesBytes + 320 <= 227 * 1024,
               "shared memory of a Hopper block");
 
-inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kRingBytes : 0); }
+inline std::size_t shared_bytes(bool bulk) { return kBlockSharedBytes + (bulk ? kStagesBytes : 0); }
 
 /// `other` is the direction that this operation is not of. To be followed by a barrier.
 __device__ __forceinline__ void take_routing(const Context& c, const HighThroughputRouting& routing,
@@ -75,7 +75,7 @@ __device__ __forceinline__ Stages stages_of(BlockShared& s, const Moving& moving
   stages.stage_bytes = moving.piece_bytes * static_cast<std::uint32_t>(parts);
   stages.full = s.full[warp];
   stages.memory = reinterpret_cast<std::byte*>(&s) + kBlockSharedBytes +
-                  static_cast<std::size_t>(warp) * moving.ring_bytes;
+                  static_cast<std::size_t>(warp) * moving.stages_bytes;
   if (has_bulk_copies() && moving.bulk) {
     if (threadIdx.x % 32 == 0) stages.init();
     __syncwarp();

@@ -265,7 +265,7 @@ void CudaEngine::plan(const Dispatch& work) {
   p.shape = shape_of(handle.shape);
   p.routing = handle.routing;
   p.tokens = handle.tokens;
-  p.capacity = static_cast<std::int32_t>(work.room);
+  p.capacity = static_cast<std::int32_t>(handle.room);
   p.strict = work.eager();
   p.call = handle.call(work.call_options(), handle.format);
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
@@ -330,7 +330,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   // Receivers need rings, too, if they copy.
   const int warps = owned ? cuda::kHighThroughputWarps : p.senders;
   p.moving = cuda::plan_moving(
-      {p.format.data_bytes, warps, 1, sending.ring_bytes, bulk_, /*awaited=*/owned});
+      {p.format.data_bytes, warps, 1, sending.stages_bytes, bulk_, /*awaited=*/owned});
   p.call = handle->call(work.call_options(), p.format);
   p.call.lane = handle->routing_lane;
   p.tokens = handle->tokens;
@@ -384,9 +384,9 @@ void CudaEngine::combine(const Combine& work) {
   p.shape = shape_of(shape);
   p.routing = handle->routing;
   const auto row_bytes = static_cast<std::uint32_t>(shape.row_bytes());
-  p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kRingBytes, bulk_, /*awaited=*/true});
+  p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kStagesBytes, bulk_, /*awaited=*/true});
   p.summing = cuda::plan_moving(
-      {row_bytes, warps, p.shape.width, cuda::kRingBytes, bulk_, /*awaited=*/false});
+      {row_bytes, warps, p.shape.width, cuda::kStagesBytes, bulk_, /*awaited=*/false});
   p.call = handle->call(0, RowFormat::of(work.request.y.dtype(), handle->shape.hidden));
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
@@ -455,8 +455,8 @@ Tuning checked_tuning(Tuning tuning) {
                  "tuning.sender_warps (or EXPERTWIRE_SENDER_WARPS) is {}; it must be from 1 to {}, "
                  "or 0",
                  tuning.sender_warps, cuda::kHighThroughputWarps - 1);
-  constexpr int kMost = static_cast<int>(cuda::kRingBytes);
-  constexpr int kFewest = static_cast<int>(cuda::kFewestRingBytes);
+  constexpr int kMost = static_cast<int>(cuda::kStagesBytes);
+  constexpr int kFewest = static_cast<int>(cuda::kFewestStagesBytes);
   check_argument(
       tuning.ring_bytes == 0 || (tuning.ring_bytes >= kFewest && tuning.ring_bytes <= kMost),
       "tuning.ring_bytes (or EXPERTWIRE_RING_BYTES) is {}; it must be from {} to {}, or 0",

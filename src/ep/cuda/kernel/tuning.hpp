@@ -11,17 +11,17 @@
 
 namespace expertwire::inline v0::ep::cuda {
 
-/// Warps of a block of dispatch and combine, and the shared memory of its rings.
+/// Warps of a block of dispatch and combine, and the shared memory of its stages.
 inline constexpr int kHighThroughputWarps = 16;
 inline constexpr int kFewestReceivers = 5;  ///< of them, where rows come through rings
-inline constexpr std::uint32_t kRingBytes = 8 * 2 * 14336, kFewestRingBytes = 16384;
+inline constexpr std::uint32_t kStagesBytes = 8 * 2 * 14336, kFewestStagesBytes = 16384;
 
 // What is on its way ------------------------------------------------------------------------------
 
 /// Of a dispatch: warps of a block that send, and the part of a block's rings that they use.
 struct Sending {
   int warps;
-  std::uint32_t ring_bytes;
+  std::uint32_t stages_bytes;
 };
 
 struct SendingRequest {
@@ -40,13 +40,13 @@ constexpr Sending sending_of(const SendingRequest& r) {
   constexpr double kJourneyUs = 8;
   constexpr std::uint32_t kStageBytes = 7168, kStages = 2;
   constexpr int kFewestWarps = 2, kMostWarps = 8;
-  if (!r.bulk) return {kMostWarps, kRingBytes};
+  if (!r.bulk) return {kMostWarps, kStagesBytes};
   const double wanted = r.link_bytes_per_us * kJourneyUs / r.blocks;
   const auto ring = static_cast<std::uint32_t>(
       std::clamp(wanted, static_cast<double>(kFewestWarps * kStages * kStageBytes),
-                 static_cast<double>(kRingBytes)));
+                 static_cast<double>(kStagesBytes)));
   const auto warps = static_cast<int>(ring / (kStages * kStageBytes));
-  return {std::clamp(warps, kFewestWarps, kMostWarps), r.owned ? kRingBytes : ring};
+  return {std::clamp(warps, kFewestWarps, kMostWarps), r.owned ? kStagesBytes : ring};
 }
 
 /// Warps of a block that push rows home: those, but so many over all blocks that each of `rings`
@@ -60,8 +60,9 @@ constexpr int pushers_of(const SendingRequest& r, int rings) {
 
 /// What was asked for in place of the formula's.
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
-  return {asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
-          asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.ring_bytes};
+  return {
+      asked.sender_warps > 0 ? asked.sender_warps : formula.warps,
+      asked.ring_bytes > 0 ? static_cast<std::uint32_t>(asked.ring_bytes) : formula.stages_bytes};
 }
 
 /// Blocks that move the rows of a call, of those that its budget allows, where all go through host
@@ -136,7 +137,7 @@ struct Moving {
   std::uint32_t piece_bytes;  ///< of a row; the last piece may be shorter
   std::int32_t pieces;        ///< of a row
   std::int32_t stages;
-  std::uint32_t ring_bytes;  ///< of a warp's ring
+  std::uint32_t stages_bytes;  ///< of a warp's stages
   bool bulk;
   /// Somebody waits for rows as they come: warps take few at a time, and count them at once. Else a
   /// warp counts when it leaves a chunk.
@@ -148,7 +149,7 @@ struct Moving {
 struct MovingRequest {
   std::uint32_t row_bytes;
   int warps, parts;
-  std::uint32_t ring_bytes;  ///< of all warps
+  std::uint32_t stages_bytes;  ///< of all warps
   bool bulk;
   bool awaited;
 };
@@ -160,9 +161,9 @@ constexpr Moving plan_moving(const MovingRequest& r) {
   const auto round_up = [](std::uint32_t bytes) {
     return (bytes + kVector - 1) / kVector * kVector;
   };
-  moving.ring_bytes = r.ring_bytes / static_cast<std::uint32_t>(r.warps) / kLine * kLine;
+  moving.stages_bytes = r.stages_bytes / static_cast<std::uint32_t>(r.warps) / kLine * kLine;
   const std::uint32_t most =
-      moving.ring_bytes / (kStages * static_cast<std::uint32_t>(r.parts)) / kVector * kVector;
+      moving.stages_bytes / (kStages * static_cast<std::uint32_t>(r.parts)) / kVector * kVector;
   const std::uint32_t pieces = (r.row_bytes + most - 1) / most;
   moving.piece_bytes = round_up((r.row_bytes + pieces - 1) / pieces);
   moving.pieces =
