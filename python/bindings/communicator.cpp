@@ -11,20 +11,39 @@ using Shared = Closable<Communicator>;
 /// Its end waits for what is queued, which may want the lock of the interpreter.
 using HeldQueue = Closable<Queue>;
 
-struct Settings {
-  std::optional<int> cuda_device;
-  std::optional<std::size_t> arena_bytes;
-  std::optional<int> ranks_per_node;
-  std::optional<double> timeout;
-
-  CommunicatorOptions options() const {
-    return {cuda_device, arena_bytes, ranks_per_node, timeout_of(timeout)};
+/// What a communicator is made with, by keyword; None is as if it were not given.
+CommunicatorOptions options_of(const nb::kwargs& settings) {
+  CommunicatorOptions options;
+  for (const auto& [key, value] : settings) {
+    const auto name = nb::cast<std::string>(key);
+    const auto take = [value = value](auto& option) {
+      using Value = typename std::remove_reference_t<decltype(option)>::value_type;
+      if (!value.is_none()) option = nb::cast<Value>(value);
+    };
+    std::optional<double> timeout;
+    if (name == "cuda_device")
+      take(options.cuda_device);
+    else if (name == "arena_bytes")
+      take(options.arena_bytes);
+    else if (name == "ranks_per_node")
+      take(options.ranks_per_node);
+    else if (name == "staged_pairs")
+      take(options.staged_pairs);
+    else if (name == "timeout")
+      take(timeout);
+    else
+      throw nb::type_error(("a communicator has no '" + name +
+                            "'; it has cuda_device, arena_bytes, ranks_per_node, staged_pairs and "
+                            "timeout")
+                               .c_str());
+    if (timeout) options.timeout = timeout_of(timeout);
   }
-};
+  return options;
+}
 
-Shared create(std::shared_ptr<Bootstrap> bootstrap, const Settings& settings) {
+Shared create(std::shared_ptr<Bootstrap> bootstrap, const CommunicatorOptions& options) {
   nb::gil_scoped_release release;
-  return Shared(Communicator::create(std::move(bootstrap), settings.options()));
+  return Shared(Communicator::create(std::move(bootstrap), options));
 }
 
 /// Over `all_gather(bytes) -> [bytes of every rank]`.
@@ -109,45 +128,32 @@ void bind_communicator(nb::module_& module) {
   module.def("cuda_device_count", &cuda_device_count,
              "CUDA devices that this process sees; 0 in builds without CUDA. Touches the driver.");
 
-  const auto settings = [](std::optional<int> cuda_device, std::optional<std::size_t> arena_bytes,
-                           std::optional<int> ranks_per_node, std::optional<double> timeout) {
-    return Settings{cuda_device, arena_bytes, ranks_per_node, timeout};
-  };
   nb::class_<Shared>(module, "Communicator")
       .def_static(
           "from_bootstrap",
-          [=](std::shared_ptr<Bootstrap> bootstrap, std::optional<int> device,
-              std::optional<std::size_t> arena, std::optional<int> node,
-              std::optional<double> timeout) {
-            return create(std::move(bootstrap), settings(device, arena, node, timeout));
+          [](std::shared_ptr<Bootstrap> bootstrap, const nb::kwargs& settings) {
+            return create(std::move(bootstrap), options_of(settings));
           },
-          nb::arg("bootstrap"), nb::kw_only(), nb::arg("cuda_device") = nb::none(),
-          nb::arg("arena_bytes") = nb::none(), nb::arg("ranks_per_node") = nb::none(),
-          nb::arg("timeout") = nb::none())
+          nb::arg("bootstrap"), nb::arg("settings"))
       .def_static(
           "from_environment",
-          [=](std::optional<int> device, std::optional<std::size_t> arena, std::optional<int> node,
-              std::optional<double> timeout) {
+          [](const nb::kwargs& settings) {
+            const CommunicatorOptions options = options_of(settings);
             std::shared_ptr<Bootstrap> bootstrap;
             {
               nb::gil_scoped_release release;
               bootstrap = bootstrap_from_environment();
             }
-            return create(std::move(bootstrap), settings(device, arena, node, timeout));
+            return create(std::move(bootstrap), options);
           },
-          nb::kw_only(), nb::arg("cuda_device") = nb::none(), nb::arg("arena_bytes") = nb::none(),
-          nb::arg("ranks_per_node") = nb::none(), nb::arg("timeout") = nb::none())
+          nb::arg("settings"))
       .def_static(
           "from_all_gather",
-          [=](int rank, int size, nb::callable all_gather, std::optional<int> device,
-              std::optional<std::size_t> arena, std::optional<int> node,
-              std::optional<double> timeout) {
-            return create(bootstrap_over(rank, size, std::move(all_gather)),
-                          settings(device, arena, node, timeout));
+          [](int rank, int size, nb::callable all_gather, const nb::kwargs& settings) {
+            const CommunicatorOptions options = options_of(settings);
+            return create(bootstrap_over(rank, size, std::move(all_gather)), options);
           },
-          nb::arg("rank"), nb::arg("size"), nb::arg("all_gather"), nb::kw_only(),
-          nb::arg("cuda_device") = nb::none(), nb::arg("arena_bytes") = nb::none(),
-          nb::arg("ranks_per_node") = nb::none(), nb::arg("timeout") = nb::none())
+          nb::arg("rank"), nb::arg("size"), nb::arg("all_gather"), nb::arg("settings"))
       .def_prop_ro("rank", [](const Shared& c) { return c.get()->rank(); })
       .def_prop_ro("size", [](const Shared& c) { return c.get()->size(); })
       .def_prop_ro("nodes", [](const Shared& c) { return c.get()->topology().nodes(); })
@@ -157,6 +163,7 @@ void bind_communicator(nb::module_& module) {
           "timeout",
           [](const Shared& c) { return std::chrono::duration<double>(c.get()->timeout()).count(); })
       .def_prop_ro("banner", [](const Shared& c) { return c.get()->banner(); })
+      .def_prop_ro("staged_pair", [](const Shared& c) { return c.get()->staged_pair(); })
       .def("path",
            [](const Shared& c, int peer) {
              const Path& path = c.get()->path(peer);

@@ -17,8 +17,8 @@ class Communicator(Closing):
     context manager.
 
     All of them take, by keyword: `cuda_device`, the device whose memory this rank's arrays lie in
-    (None: host memory, the CPU backend); `arena_bytes`; `ranks_per_node`; `timeout`, the deadline of
-    every wait that names none, in seconds. What is None comes from the environment
+    (None: host memory, the CPU backend); `arena_bytes`; `ranks_per_node`; `staged_pairs`; `timeout`, the
+    deadline of every wait that names none, in seconds. Another name is a TypeError. What is None comes from the environment
     (docs/environment.md).
     """
 
@@ -88,8 +88,14 @@ class Communicator(Closing):
         return self._native.banner
 
     def path(self, peer: int) -> Tuple[str, str, str]:
-        """How operations reach `peer`: kind, transport, and why."""
+        """How operations reach `peer`: kind (`mapped` or `staged`), transport, and why."""
         return self._native.path(peer)
+
+    @property
+    def staged_pair(self) -> Optional[Tuple[int, int]]:
+        """Two ranks that reach each other through host memory, if there are any; the same on all ranks.
+        High throughput then has no pool."""
+        return self._native.staged_pair
 
     def barrier(self) -> None:
         """Collective; for setup and tests."""

@@ -377,6 +377,17 @@ def test_import_is_light():
     assert said.stdout.split()[1:] == ["False", "False"]
 
 
+def test_settings_of_a_communicator():
+    def alone(**settings):
+        return ew.Communicator.from_all_gather(0, 1, lambda mine: [mine], **settings)
+
+    with alone(cuda_device=None, arena_bytes=1 << 24, ranks_per_node=1, staged_pairs="all",
+               timeout=2.5) as c:
+        assert c.timeout == 2.5 and c.nodes == 1 and c.staged_pair is None
+    with pytest.raises(TypeError, match="no 'arena'; it has cuda_device, arena_bytes"):
+        alone(arena=1)
+
+
 PROGRAM = """
 import sys, torch, torch.distributed as dist, expertwire as ew
 rank, size, port = map(int, sys.argv[1:])
