@@ -9,6 +9,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -91,6 +93,16 @@ class Arguments {
  public:
   explicit Arguments(const nb::kwargs& all) : all_(all) {}
 
+  /// Raises a TypeError that says which there are, if another was given.
+  void expect_only(std::initializer_list<const char*> names) const {
+    for (const auto& [key, value] : all_) {
+      const auto given = nb::cast<std::string>(key);
+      if (std::find(names.begin(), names.end(), given) != names.end()) continue;
+      std::string known;
+      for (const char* name : names) known += (known.empty() ? "" : ", ") + std::string(name);
+      throw nb::type_error(("there is no argument '" + given + "'; there are " + known).c_str());
+    }
+  }
   /// None if it was not given.
   nb::object object(const char* name) const {
     PyObject* value = PyDict_GetItemString(all_.ptr(), name);
@@ -108,9 +120,10 @@ class Arguments {
       throw Error(ErrorCode::invalid_argument,
                   std::string(name) + " is " + nb::cast<std::string>(nb::repr(given)) +
                       "; it must be " +
-                      (std::is_floating_point_v<T> ? "a number"
-                       : std::is_same_v<T, bool>   ? "True or False"
-                                                   : "an integer that fits"));
+                      (std::is_floating_point_v<T>      ? "a number"
+                       : std::is_same_v<T, bool>        ? "True or False"
+                       : std::is_same_v<T, std::string> ? "a string"
+                                                        : "an integer that fits"));
     return value;
   }
   template <class T>

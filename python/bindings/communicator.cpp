@@ -1,4 +1,5 @@
 
+#include <cmath>
 #include <cstring>
 
 #include "common.hpp"
@@ -13,31 +14,14 @@ using HeldQueue = Closable<Queue>;
 
 /// What a communicator is made with, by keyword; None is as if it were not given.
 CommunicatorOptions options_of(const nb::kwargs& settings) {
+  const Arguments given(settings);
+  given.expect_only({"cuda_device", "arena_bytes", "ranks_per_node", "staged_pairs", "timeout"});
   CommunicatorOptions options;
-  for (const auto& [key, value] : settings) {
-    const auto name = nb::cast<std::string>(key);
-    const auto take = [value = value](auto& option) {
-      using Value = typename std::remove_reference_t<decltype(option)>::value_type;
-      if (!value.is_none()) option = nb::cast<Value>(value);
-    };
-    std::optional<double> timeout;
-    if (name == "cuda_device")
-      take(options.cuda_device);
-    else if (name == "arena_bytes")
-      take(options.arena_bytes);
-    else if (name == "ranks_per_node")
-      take(options.ranks_per_node);
-    else if (name == "staged_pairs")
-      take(options.staged_pairs);
-    else if (name == "timeout")
-      take(timeout);
-    else
-      throw nb::type_error(("a communicator has no '" + name +
-                            "'; it has cuda_device, arena_bytes, ranks_per_node, staged_pairs and "
-                            "timeout")
-                               .c_str());
-    if (timeout) options.timeout = timeout_of(timeout);
-  }
+  options.cuda_device = given.maybe<int>("cuda_device");
+  options.arena_bytes = given.maybe<std::size_t>("arena_bytes");
+  options.ranks_per_node = given.maybe<int>("ranks_per_node");
+  options.staged_pairs = given.maybe<std::string>("staged_pairs");
+  options.timeout = timeout_of(given.maybe<double>("timeout"));
   return options;
 }
 
@@ -97,7 +81,7 @@ std::optional<std::chrono::milliseconds> timeout_of(std::optional<double> second
   if (!(*seconds > 0 && *seconds <= kMost))
     throw Error(ErrorCode::invalid_argument, "timeout is " + std::to_string(*seconds) +
                                                  " seconds; it must be above 0 and at most 1e9");
-  return std::chrono::milliseconds(static_cast<std::int64_t>(*seconds * 1e3) + 1);
+  return std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(*seconds * 1e3)));
 }
 
 void bind_communicator(nb::module_& module) {

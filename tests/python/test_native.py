@@ -384,7 +384,7 @@ def test_settings_of_a_communicator():
     with alone(cuda_device=None, arena_bytes=1 << 24, ranks_per_node=1, staged_pairs="all",
                timeout=2.5) as c:
         assert c.timeout == 2.5 and c.nodes == 1 and c.staged_pair is None
-    with pytest.raises(TypeError, match="no 'arena'; it has cuda_device, arena_bytes"):
+    with pytest.raises(TypeError, match="no argument 'arena'; there are cuda_device, arena_bytes"):
         alone(arena=1)
 
 
