@@ -13,6 +13,8 @@ namespace expertwire::inline v0 {
 void check_cuda(cudaError_t result, const char* call) {
   if (result == cudaSuccess) [[likely]]
     return;
+  // The runtime remembers it, and the next launch would be blamed.
+  cudaGetLastError();
   throw Error(ErrorCode::system, fmt::format("{} failed: {} ({})", call, cudaGetErrorString(result),
                                              cudaGetErrorName(result)));
 }

@@ -44,6 +44,28 @@ Memory part_of(const Memory& whole, std::size_t begin, std::size_t bytes) {
   return {whole.rank(), mapping, bytes, whole.kind()};
 }
 
+/// Of the memories of all ranks, by rank.
+struct Descriptors {
+  std::vector<Fd> host, device;
+
+  ImportRequest request(const Endpoint& self, const Endpoint& peer) const {
+    const auto r = static_cast<std::size_t>(peer.rank);
+    return {self, peer, host[r], device[r]};
+  }
+};
+
+/// Maps a part; where there `is_another_way`, what the system says against it is only said.
+Memory import_or_say(const Transport& wire, const ImportRequest& request, bool is_another_way,
+                     std::string* why) {
+  try {
+    return wire.import(request);
+  } catch (const Error& error) {
+    if (!is_another_way || error.code() != ErrorCode::system) throw;
+    *why = fmt::format("its memory cannot be mapped ({})", error.what());
+    return {};
+  }
+}
+
 RankPlace place_of(const Endpoint& endpoint) {
   RankPlace place;
   place.host = endpoint.host.data();
@@ -102,7 +124,7 @@ struct Communicator::Impl {
   void check_endpoints() const;
   std::string agree_on_secret();
   void connect_all();
-  std::vector<std::string> agree_on_staged();
+  std::vector<std::string> map_devices(const Descriptors& descriptors, std::vector<Memory>& parts);
   void watch_all();
   const Transport& transport_to(const Endpoint& peer, MemoryKind kind, std::string* why) const;
   const Transport& transport_named(std::string_view name) const;
@@ -202,27 +224,34 @@ const Transport& Communicator::Impl::transport_named(std::string_view name) cons
   throw Error(ErrorCode::unsupported, fmt::format("this build has no transport {}", name));
 }
 
-/// Why each rank is reached through host memory; empty: it is not. A pair is if one of its ranks
-/// says so.
-std::vector<std::string> Communicator::Impl::agree_on_staged() {
-  const auto ranks = static_cast<std::size_t>(size());
+/// Maps the device memory of every rank, and says why that of some is staged in place of that;
+/// empty: it is not. A pair is staged if one of its ranks says so.
+std::vector<std::string> Communicator::Impl::map_devices(const Descriptors& descriptors,
+                                                         std::vector<Memory>& parts) {
+  const auto ranks = static_cast<std::size_t>(size()), mine = static_cast<std::size_t>(rank());
   const StagedPairs asked(staged_pairs, size());
+  const Transport &mapped = transport_named("cuda_ipc"), &staged = transport_named("staged");
   std::vector<std::string> why(ranks);
   std::vector<std::uint8_t> wanted(ranks * ranks);
+  parts.resize(ranks);
   for (std::size_t r = 0; r < ranks; ++r) {
     const Endpoint& peer = endpoints[r];
-    if (peer.rank == rank() || !transport_named("staged").reach(self(), peer).possible) continue;
-    const Reach mapped = transport_named("cuda_ipc").reach(self(), peer);
-    if (asked.has(rank(), peer.rank))
+    const Reach reach = mapped.reach(self(), peer);
+    const bool can_stage = r != mine && staged.reach(self(), peer).possible;
+    if (can_stage && asked.has(rank(), peer.rank))
       why[r] = "asked for by EXPERTWIRE_STAGED_PAIRS";
-    else if (!mapped.possible)
-      why[r] = mapped.why;
-    wanted[static_cast<std::size_t>(rank()) * ranks + r] = why[r].empty() ? 0 : 1;
+    else if (can_stage && !reach.possible)
+      why[r] = reach.why;
+    else if (reach.possible)
+      parts[r] = import_or_say(mapped, descriptors.request(self(), peer), can_stage, &why[r]);
+    wanted[mine * ranks + r] = why[r].empty() ? 0 : 1;
   }
   bootstrap->all_gather(wanted.data(), ranks, deadline());
-  for (std::size_t r = 0; r < ranks; ++r)
-    if (why[r].empty() && wanted[r * ranks + static_cast<std::size_t>(rank())] != 0)
+  for (std::size_t r = 0; r < ranks; ++r) {
+    if (why[r].empty() && wanted[r * ranks + mine] != 0)
       why[r] = fmt::format("rank {} asks for it", r);
+    if (!why[r].empty()) parts[r] = staged.import(descriptors.request(self(), endpoints[r]));
+  }
   const auto first = std::find(wanted.begin(), wanted.end(), 1);
   if (first != wanted.end()) {
     const auto at = static_cast<std::size_t>(first - wanted.begin());
@@ -238,21 +267,20 @@ void Communicator::Impl::connect_all() {
     if (peer.host == self().host && peer.process != self().process)
       neighbours.push_back({peer.rank, peer.link_address.data()});
   links->connect(neighbours, secret, size(), deadline());
-  const std::vector<Fd> descriptors = links->exchange(segment.fd, deadline());
+  Descriptors descriptors;
+  descriptors.host = links->exchange(segment.fd, deadline());
   // Ranks that share by bytes have no second descriptor; the first stands in for it.
-  const std::vector<Fd> device_descriptors =
-      on_cuda() ? links->exchange(device.fd ? device.fd : segment.fd, deadline())
-                : std::vector<Fd>(endpoints.size());
+  descriptors.device = on_cuda() ? links->exchange(device.fd ? device.fd : segment.fd, deadline())
+                                 : std::vector<Fd>(endpoints.size());
 
-  const std::vector<std::string> staged =
-      on_cuda() ? agree_on_staged() : std::vector<std::string>(endpoints.size());
   std::vector<Memory> host_parts, device_parts, staging_parts;
+  std::vector<std::string> staged(endpoints.size());
+  if (on_cuda()) staged = map_devices(descriptors, device_parts);
   for (const Endpoint& peer : endpoints) {
     const auto r = static_cast<std::size_t>(peer.rank);
-    const ImportRequest request{self(), peer, descriptors[r], device_descriptors[r]};
     std::string why;
     const Transport* wire = &transport_to(peer, MemoryKind::host, &why);
-    host_parts.push_back(wire->import(request));
+    host_parts.push_back(wire->import(descriptors.request(self(), peer)));
     if (on_cuda()) {
       const Memory whole = host_parts.back();
       host_parts.back() = part_of(whole, 0, kHostArenaBesideDevice);
@@ -260,7 +288,6 @@ void Communicator::Impl::connect_all() {
       wire = staged[r].empty() ? &transport_to(peer, MemoryKind::cuda, &why)
                                : &transport_named("staged");
       if (!staged[r].empty()) why = staged[r];
-      device_parts.push_back(wire->import(request));
     }
     connections.push_back(wire->connect(self(), peer.rank));
     log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),

@@ -1,6 +1,8 @@
 #include "comm/transport/transport.hpp"
 
+#include <array>
 #include <atomic>
+#include <cstring>
 
 #include "base/cuda.hpp"
 #include "base/env.hpp"
@@ -54,6 +56,19 @@ class CudaIpcConnection final : public Connection {
   DeviceWords words_;
 };
 
+/// The device with that id, if this process sees it; else -1.
+int ordinal_of(const std::array<unsigned char, 16>& uuid) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return -1;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties{};
+    if (cudaGetDeviceProperties(&properties, device) == cudaSuccess &&
+        std::memcmp(&properties.uuid, uuid.data(), uuid.size()) == 0)
+      return device;
+  }
+  return -1;
+}
+
 /// Reaches the device memory of ranks on this host: threads of this process or other processes, on
 /// this GPU or on one that it can read and write.
 class CudaIpcTransport final : public Transport {
@@ -79,6 +94,11 @@ class CudaIpcTransport final : public Transport {
       int can = 0;
       cudaDeviceCanAccessPeer(&can, self.cuda.device, peer.cuda.device);
       return {can != 0, can != 0 ? "same process, peer access" : "no peer access between the GPUs"};
+    }
+    if (const int ordinal = ordinal_of(peer.cuda.uuid); ordinal >= 0) {
+      int can = 0;
+      cudaDeviceCanAccessPeer(&can, self.cuda.device, ordinal);
+      if (can == 0) return {false, "no peer access between the GPUs"};
     }
     switch (peer.cuda.share) {
       case CudaShare::posix_fd:
