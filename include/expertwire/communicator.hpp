@@ -75,6 +75,28 @@ class Communicator {
   /// Host memory of all ranks that are reached by load and store, for words by which hosts tell
   /// each other things. The same as arena() on the CPU backend.
   Arena& host_arena() noexcept;
+  /// Makes `bytes` at `data`, of the user, known to this communicator, so that peers can be let in:
+  /// host memory, or memory of a CUDA device that this process owns. Local. The memory stays the
+  /// user's, who keeps it until peers have stopped writing and deregister_memory() was called.
+  ///
+  /// Ranks of this process, and ranks behind a network, reach all registered memory. Host memory of
+  /// another process can be mapped only if it was made for that: peers of this host open what
+  /// allocate_memory() gave, and refuse other host memory by name.
+  ///
+  /// Throws `Error{invalid_argument}` if `data` is null, not 8-byte aligned or not memory of that
+  /// kind, `Error{capacity}` past 2^20 registrations in the life of a communicator.
+  Memory register_memory(void* data, std::size_t bytes, MemoryKind kind = MemoryKind::host);
+  /// Host memory that every peer can open, registered: a part of this rank's arena, 4096-byte
+  /// aligned, content unspecified. It goes back when it has been deregistered and the last copy of
+  /// the Memory is gone. Throws `Error{capacity}` if the arena has no room.
+  Memory allocate_memory(std::size_t bytes);
+  /// From now on what peers send there is refused. They must have been flushed before. Local.
+  void deregister_memory(const Memory& memory);
+  /// Opens memory that its owner has serialized. Local. Throws `Error{invalid_argument}` if the
+  /// bytes are not what serialize() gave in this job, and `Error{unsupported}`, with what to do, if
+  /// the path to the owner does not reach it.
+  Memory open_memory(std::string_view serialized);
+
   /// How this rank writes to `peer`; `peer` may be this rank.
   Connection& connection(int peer);
   /// How operations reach `peer`, which may be this rank: asked for when the communicator was made,

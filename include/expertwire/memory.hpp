@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "expertwire/deadline.hpp"
@@ -18,6 +19,9 @@ enum class MemoryKind : std::uint8_t { host = 0, cuda = 1 };
 /// A rank's memory as this process can reach it. A small value; copies are cheap.
 class Memory {
  public:
+  /// Of memory that its communicator does not know by a number.
+  static constexpr std::uint32_t kNoId = UINT32_MAX;
+
   Memory() = default;
   Memory(int rank, std::shared_ptr<std::byte> mapping, std::size_t bytes,
          MemoryKind kind = MemoryKind::host)
@@ -28,15 +32,25 @@ class Memory {
   std::size_t bytes() const noexcept { return bytes_; }
   MemoryKind kind() const noexcept { return kind_; }
   /// Where it is mapped here, or null when only a network reaches it. Valid while this object or
-  /// the communicator lives.
+  /// the communicator lives; of memory that a user has registered, while that is.
   std::byte* data() const noexcept { return mapping_.get(); }
   const std::shared_ptr<std::byte>& shared() const noexcept { return mapping_; }
+  /// Its number at the communicator that it was registered with or opened by, else kNoId: what a
+  /// proxy, or a kernel that asks one, knows it by.
+  std::uint32_t id() const noexcept { return id_; }
+
+  /// What a peer opens it with (Communicator::open_memory): bytes to be sent by whatever way there
+  /// is. Throws `Error{invalid_usage}` unless it is memory of this rank that is registered.
+  std::string serialize() const;
 
  private:
+  friend struct CommunicatorAccess;
   int rank_ = -1;
   std::shared_ptr<std::byte> mapping_;
   std::size_t bytes_ = 0;
   MemoryKind kind_ = MemoryKind::host;
+  std::uint32_t id_ = kNoId;
+  std::shared_ptr<const std::string> offer_;  // what serialize() gives
 };
 
 /// One block of memory a rank, mapped by all ranks that reach it when the communicator is made.

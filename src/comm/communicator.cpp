@@ -16,6 +16,7 @@
 #include "comm/device_memory.hpp"
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
+#include "comm/memory_registry.hpp"
 #include "comm/segment.hpp"
 #include "comm/staged_pairs.hpp"
 #include "comm/transport/staged/memory.hpp"
@@ -27,8 +28,9 @@ namespace expertwire::inline v0 {
 namespace {
 
 constexpr std::size_t kHostArena = std::size_t{1} << 36;  // address space
-// Beside device memory: words of hosts, and behind them what staged peers exchange.
-constexpr std::size_t kHostArenaBesideDevice = std::size_t{64} << 20;
+// Beside device memory: words of hosts and host memory for users, and behind them what staged peers
+// exchange. Address space, too.
+constexpr std::size_t kHostArenaBesideDevice = std::size_t{1} << 32;
 constexpr std::size_t kStaging = std::size_t{1} << 35;
 
 template <std::size_t N>
@@ -66,6 +68,14 @@ Memory import_or_say(const Transport& wire, const ImportRequest& request, bool i
   }
 }
 
+/// A number that the ranks of a job share and others do not know; it says nothing of the secret.
+std::uint64_t number_of(const std::string& secret) {
+  const Mac mac = authenticate(secret, "job");
+  std::uint64_t number = 0;
+  std::memcpy(&number, mac.data(), sizeof(number));
+  return number;
+}
+
 RankPlace place_of(const Endpoint& endpoint) {
   RankPlace place;
   place.host = endpoint.host.data();
@@ -90,14 +100,17 @@ struct Communicator::Impl {
   std::unique_ptr<Links> links;
   std::unique_ptr<Watcher> watcher;
   std::vector<std::unique_ptr<Transport>> transports = make_transports();
-  std::vector<Path> paths;  // by rank, as the next
+  std::vector<const Transport*> host_wires, device_wires;  // by rank, as the next
+  std::vector<Path> paths;
   std::vector<std::unique_ptr<Connection>> connections;
-  std::unique_ptr<Arena> host_arena;
-  std::unique_ptr<Arena> device_arena;
+  std::shared_ptr<Arena> host_arena;
+  std::shared_ptr<Arena> device_arena;
   std::vector<std::shared_ptr<PinnedSegment>> pinned;  // by rank, where it is staged or this one
   std::unique_ptr<Arena> staging;
   std::string staged_pairs;
   std::optional<std::pair<int, int>> staged_pair;
+  std::uint64_t job = 0;  // a number that no other job has
+  std::unique_ptr<MemoryRegistry> memories;
   std::string banner;
   OwnProcess process;
   std::mutex shared_mutex;
@@ -129,6 +142,7 @@ struct Communicator::Impl {
   const Transport& transport_to(const Endpoint& peer, MemoryKind kind, std::string* why) const;
   const Transport& transport_named(std::string_view name) const;
   void make_banner();
+  void make_arenas(std::vector<Memory> host, std::vector<Memory> on_device);
   std::byte* map_staging(int rank, std::uint64_t offset, std::size_t bytes);
 };
 
@@ -280,6 +294,7 @@ void Communicator::Impl::connect_all() {
     const auto r = static_cast<std::size_t>(peer.rank);
     std::string why;
     const Transport* wire = &transport_to(peer, MemoryKind::host, &why);
+    host_wires.push_back(wire);
     host_parts.push_back(wire->import(descriptors.request(self(), peer)));
     if (on_cuda()) {
       const Memory whole = host_parts.back();
@@ -288,6 +303,7 @@ void Communicator::Impl::connect_all() {
       wire = staged[r].empty() ? &transport_to(peer, MemoryKind::cuda, &why)
                                : &transport_named("staged");
       if (!staged[r].empty()) why = staged[r];
+      device_wires.push_back(wire);
     }
     connections.push_back(wire->connect(self(), peer.rank));
     log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),
@@ -295,9 +311,9 @@ void Communicator::Impl::connect_all() {
     paths.push_back({staged[r].empty() ? PathKind::mapped : PathKind::staged,
                      std::string(wire->name()), std::move(why)});
   }
-  host_arena = std::make_unique<Arena>(std::move(host_parts), rank());
+  job = number_of(secret);
+  make_arenas(std::move(host_parts), std::move(device_parts));
   if (on_cuda()) {
-    device_arena = std::make_unique<Arena>(std::move(device_parts), rank());
     pinned.resize(endpoints.size());
     staging = std::make_unique<Arena>(std::move(staging_parts), rank(), Arena::Pages::kept);
   }
@@ -305,6 +321,24 @@ void Communicator::Impl::connect_all() {
   device.fd = Fd();
   bootstrap->barrier(deadline());  // every rank has every mapping: from here on ranks may leave
   make_banner();
+}
+
+/// Arenas are the first memories that have numbers: host memory of rank r is r, at every rank, and
+/// its device memory size + r.
+void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memory> on_device) {
+  for (std::size_t i = 0; i < host.size(); ++i)
+    host[i] = CommunicatorAccess::numbered(std::move(host[i]), static_cast<std::uint32_t>(i), {});
+  for (std::size_t i = 0; i < on_device.size(); ++i)
+    on_device[i] = CommunicatorAccess::numbered(std::move(on_device[i]),
+                                             static_cast<std::uint32_t>(host.size() + i), {});
+  host_arena = std::make_shared<Arena>(std::move(host), rank());
+  if (on_cuda()) device_arena = std::make_shared<Arena>(std::move(on_device), rank());
+  auto wire = [this](int peer, MemoryKind kind) -> const Transport& {
+    const auto& wires = kind == MemoryKind::host ? host_wires : device_wires;
+    return *wires[static_cast<std::size_t>(peer)];
+  };
+  memories = std::make_unique<MemoryRegistry>(
+      MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, {}});
 }
 
 std::byte* Communicator::Impl::map_staging(int rank, std::uint64_t offset, std::size_t bytes) {
@@ -398,6 +432,15 @@ Connection& Communicator::connection(int peer) {
   return *impl_->connections[static_cast<std::size_t>(peer)];
 }
 
+Memory Communicator::register_memory(void* data, std::size_t bytes, MemoryKind kind) {
+  return impl_->memories->add(data, bytes, kind);
+}
+Memory Communicator::allocate_memory(std::size_t bytes) { return impl_->memories->allocate(bytes); }
+void Communicator::deregister_memory(const Memory& memory) { impl_->memories->remove(memory); }
+Memory Communicator::open_memory(std::string_view serialized) {
+  return impl_->memories->open(serialized);
+}
+
 void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
   check_argument(data != nullptr || bytes_per_rank == 0,
                  "Communicator::all_gather: data is null, for {} bytes a rank", bytes_per_rank);
@@ -412,6 +455,10 @@ std::optional<Error> Communicator::find_lost_peer(int awaited) {
 
 Watcher& CommunicatorAccess::watcher(Communicator& communicator) {
   return *communicator.impl_->watcher;
+}
+
+const MemoryTable& CommunicatorAccess::memories(Communicator& communicator) {
+  return communicator.impl_->memories->table();
 }
 
 Arena& CommunicatorAccess::staging(Communicator& communicator) {

@@ -2,7 +2,9 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
+#include "comm/memory_table.hpp"
 #include "comm/watcher.hpp"
 #include "expertwire/communicator.hpp"
 
@@ -15,6 +17,10 @@ struct CommunicatorAccess {
   /// communicator ends.
   static std::shared_ptr<void> shared_state(Communicator& communicator,
                                             const std::function<std::shared_ptr<void>()>& make);
+  /// The memories that it knows by number.
+  static const MemoryTable& memories(Communicator& communicator);
+  /// `memory` with the number that its communicator gave it, and what serialize() says of it.
+  static Memory numbered(Memory memory, std::uint32_t id, std::string offer);
   /// Host memory of all ranks, for staged peers.
   static Arena& staging(Communicator& communicator);
   /// `bytes` of it at `offset` of the part of `rank`, which GPUs of this process may use from now

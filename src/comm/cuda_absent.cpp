@@ -18,6 +18,7 @@ namespace {
 }  // namespace
 
 DeviceSegment create_device_segment(int, std::size_t) { refuse(); }
+void offer_device_memory(MemoryOffer&) { refuse(); }
 std::size_t default_device_arena(int) { refuse(); }
 bool mps_runs() { return false; }
 int cuda_device_count() noexcept { return 0; }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/endpoint.hpp"
+#include "comm/memory_offer.hpp"
 #include "comm/socket.hpp"
 #include "expertwire/connection.hpp"
 #include "expertwire/memory.hpp"
@@ -26,6 +27,14 @@ struct ImportRequest {
   const Fd& device_descriptor;  ///< of its device memory, the same; for CudaShare::posix_fd
 };
 
+/// What a transport needs to reach memory that its owner has registered.
+struct OpenRequest {
+  const Endpoint& self;
+  const Endpoint& peer;
+  const MemoryOffer& offer;
+  const Memory& arena;  ///< the owner's arena of that kind of memory, as it is reached here
+};
+
 /// A kind of wire. The communicator asks the transports in order and takes the first that reaches.
 /// Each has a folder with the same file names: memory.cpp maps, transport.cpp reaches and connects.
 class Transport {
@@ -40,6 +49,8 @@ class Transport {
   virtual MemoryKind kind() const noexcept = 0;
   virtual Reach reach(const Endpoint& self, const Endpoint& peer) const = 0;
   virtual Memory import(const ImportRequest& request) const = 0;
+  /// Throws `Error{unsupported}` with what to do if this wire does not reach it.
+  virtual Memory open(const OpenRequest& request) const = 0;
   virtual std::unique_ptr<Connection> connect(const Endpoint& self, int peer) const = 0;
 };
 

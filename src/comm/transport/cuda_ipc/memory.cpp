@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <mutex>
 
 #include "base/check.hpp"
@@ -39,6 +40,7 @@ struct Driver {
   decltype(&cuMemGetAllocationGranularity) granularity;
   decltype(&cuDeviceGetAttribute) attribute;
   decltype(&cuGetErrorString) error_string;
+  decltype(&cuMemGetAddressRange) address_range;
 
   static const Driver& get() {
     static const Driver driver = load();
@@ -71,6 +73,7 @@ struct Driver {
     find("cuMemGetAllocationGranularity", d.granularity);
     find("cuDeviceGetAttribute", d.attribute);
     find("cuGetErrorString", d.error_string);
+    find("cuMemGetAddressRange", d.address_range);
     return d;
   }
 };
@@ -316,6 +319,77 @@ Memory import_cuda_ipc(const ImportRequest& request) {
     mapping = map_allocation(allocation, peer.arena_bytes, device);
   }
   return {request.peer.rank, std::move(mapping), peer.arena_bytes, MemoryKind::cuda};
+}
+
+void offer_device_memory(MemoryOffer& offer) {
+  void* const data = reinterpret_cast<void*>(offer.address);
+  cudaPointerAttributes found{};
+  check_cuda(cudaPointerGetAttributes(&found, data), "cudaPointerGetAttributes");
+  check_argument(found.type == cudaMemoryTypeDevice,
+                 "register_memory: {} is not memory of a CUDA device of this process",
+                 static_cast<const void*>(data));
+  offer.device = found.device;
+  const DeviceGuard guard(found.device);
+  CUdeviceptr base = 0;
+  std::size_t bytes = 0;
+  check_driver(Driver::get().address_range(&base, &bytes, offer.address), "cuMemGetAddressRange");
+  offer.handle_offset = offer.address - base;
+  check_argument(offer.handle_offset + offer.bytes <= bytes,
+                 "register_memory: {} bytes at {} reach past the end of their allocation",
+                 offer.bytes, static_cast<const void*>(data));
+  cudaIpcMemHandle_t handle{};
+  if (cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(base)) == cudaSuccess)
+    std::memcpy(offer.handle.data(), &handle, sizeof(handle));
+  else
+    cudaGetLastError();  // memory of a pool, or of cuMemCreate: threads of this process reach it
+}
+
+namespace {
+
+/// An allocation of another process, mapped once however many memories lie in it.
+std::shared_ptr<std::byte> open_allocation(const MemoryOffer& offer, int device) {
+  static std::mutex mutex;
+  static auto* known = new std::map<decltype(offer.handle), std::weak_ptr<std::byte>>;
+  std::lock_guard lock(mutex);
+  if (auto mapping = (*known)[offer.handle].lock()) return mapping;
+  cudaIpcMemHandle_t handle{};
+  std::memcpy(&handle, offer.handle.data(), sizeof(handle));
+  void* data = nullptr;
+  check_cuda(cudaIpcOpenMemHandle(&data, handle, cudaIpcMemLazyEnablePeerAccess),
+             "cudaIpcOpenMemHandle");
+  std::shared_ptr<std::byte> mapping(static_cast<std::byte*>(data), [device](std::byte* p) {
+    const DeviceGuard on(device, std::nothrow);
+    cudaIpcCloseMemHandle(p);
+  });
+  (*known)[offer.handle] = mapping;
+  return mapping;
+}
+
+}  // namespace
+
+Memory open_cuda_ipc(const OpenRequest& request) {
+  const MemoryOffer& offer = request.offer;
+  if (offer.in_arena()) return part_of_arena(offer, request.arena);
+  const int device = request.self.cuda.device;
+  const DeviceGuard guard(device);
+  if (request.self.process == request.peer.process) {
+    if (offer.device != device) {
+      const cudaError_t result = cudaDeviceEnablePeerAccess(offer.device, 0);
+      if (result == cudaErrorPeerAccessAlreadyEnabled)
+        cudaGetLastError();
+      else
+        check_cuda(result, "cudaDeviceEnablePeerAccess");
+    }
+    return {offer.rank, not_owned(offer.address), offer.bytes, MemoryKind::cuda};
+  }
+  check(offer.handle != decltype(offer.handle){}, ErrorCode::unsupported,
+        "memory {} of rank {} cannot be shared between processes by CUDA; let rank {} take it from "
+        "cudaMalloc, or from its arena",
+        offer.id, offer.rank, offer.rank);
+  const auto allocation = open_allocation(offer, device);
+  return {offer.rank,
+          std::shared_ptr<std::byte>(allocation, allocation.get() + offer.handle_offset),
+          offer.bytes, MemoryKind::cuda};
 }
 
 }  // namespace expertwire

@@ -113,6 +113,7 @@ class CudaIpcTransport final : public Transport {
     return {false, "no device memory"};
   }
   Memory import(const ImportRequest& request) const override { return import_cuda_ipc(request); }
+  Memory open(const OpenRequest& request) const override { return open_cuda_ipc(request); }
   std::unique_ptr<Connection> connect(const Endpoint& self, int peer) const override {
     return std::make_unique<CudaIpcConnection>(peer, self.cuda.device);
   }

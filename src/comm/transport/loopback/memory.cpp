@@ -12,4 +12,10 @@ Memory import_loopback(const ImportRequest& request) {
   return {request.peer.rank, std::move(mapping), request.peer.arena_bytes};
 }
 
+Memory open_loopback(const OpenRequest& request) {
+  const MemoryOffer& offer = request.offer;
+  if (offer.in_arena()) return part_of_arena(offer, request.arena);
+  return {offer.rank, not_owned(offer.address), offer.bytes, offer.kind};
+}
+
 }  // namespace expertwire

@@ -16,6 +16,7 @@ class LoopbackTransport final : public Transport {
     return {same, same ? "same process" : "another process"};
   }
   Memory import(const ImportRequest& request) const override { return import_loopback(request); }
+  Memory open(const OpenRequest& request) const override { return open_loopback(request); }
   std::unique_ptr<Connection> connect(const Endpoint&, int peer) const override {
     return std::make_unique<MappedConnection>(peer, name());
   }

@@ -16,6 +16,7 @@ class ShmTransport final : public Transport {
     return {same, same ? "same host, memfd mapped" : "another host"};
   }
   Memory import(const ImportRequest& request) const override { return import_shm(request); }
+  Memory open(const OpenRequest& request) const override { return open_shm(request); }
   std::unique_ptr<Connection> connect(const Endpoint&, int peer) const override {
     return std::make_unique<MappedConnection>(peer, name());
   }

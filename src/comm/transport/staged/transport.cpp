@@ -46,6 +46,13 @@ class StagedTransport final : public Transport {
     return {true, "same host, host memory that both GPUs map"};
   }
   Memory import(const ImportRequest& request) const override { return import_staged(request); }
+  Memory open(const OpenRequest& request) const override {
+    throw Error(ErrorCode::unsupported,
+                fmt::format("device memory {} of rank {} cannot be reached: its GPU and this "
+                            "rank's exchange data through host memory alone; register host memory",
+                            request.offer.id, request.peer.rank),
+                {request.self.rank, request.peer.rank, Phase::setup});
+  }
   std::unique_ptr<Connection> connect(const Endpoint& self, int peer) const override {
     return std::make_unique<StagedConnection>(self.rank, peer);
   }
