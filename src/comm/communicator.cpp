@@ -330,7 +330,7 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
     host[i] = CommunicatorAccess::numbered(std::move(host[i]), static_cast<std::uint32_t>(i), {});
   for (std::size_t i = 0; i < on_device.size(); ++i)
     on_device[i] = CommunicatorAccess::numbered(std::move(on_device[i]),
-                                             static_cast<std::uint32_t>(host.size() + i), {});
+                                                static_cast<std::uint32_t>(host.size() + i), {});
   host_arena = std::make_shared<Arena>(std::move(host), rank());
   if (on_cuda()) device_arena = std::make_shared<Arena>(std::move(on_device), rank());
   auto wire = [this](int peer, MemoryKind kind) -> const Transport& {

@@ -27,7 +27,7 @@ struct MemoryOffer {
   std::array<unsigned char, 64> handle;  ///< cudaIpc, of the allocation; zeros: none
   std::uint64_t handle_offset;           ///< of the memory in that allocation
   std::uint64_t allocation;              ///< number of that allocation in the owner's process
-  std::uint64_t key_bytes;  ///< of what a network needs for remote writes; they follow
+  std::uint64_t key_bytes;               ///< of what a network needs for remote writes; they follow
 
   bool in_arena() const { return arena_offset != kNowhere; }
 };

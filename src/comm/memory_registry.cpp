@@ -65,15 +65,14 @@ Memory MemoryRegistry::add(void* data, std::size_t bytes, MemoryKind kind) {
 Memory MemoryRegistry::allocate(std::size_t bytes) {
   const std::shared_ptr<Arena> arena = setting_.host_arena;
   const std::uint64_t offset = arena->carve(bytes);
-  std::shared_ptr<std::byte> mapping(
-      arena->local().data() + offset,
-      [arena, offset](std::byte*) { arena->give_back(offset); });
+  std::shared_ptr<std::byte> mapping(arena->local().data() + offset,
+                                     [arena, offset](std::byte*) { arena->give_back(offset); });
   return offer({setting_.rank, std::move(mapping), bytes});
 }
 
 Memory MemoryRegistry::open(std::string_view serialized) {
-  const MemoryOffer offer = parse_offer(serialized, setting_.job,
-                                        static_cast<int>(setting_.endpoints.size()));
+  const MemoryOffer offer =
+      parse_offer(serialized, setting_.job, static_cast<int>(setting_.endpoints.size()));
   if (offer.rank == setting_.rank) {
     const MemoryTable::Entry* own = table_.find(offer.id);
     check_argument(own != nullptr, "open_memory: memory {} of this rank is not registered any more",
@@ -88,8 +87,8 @@ Memory MemoryRegistry::open(std::string_view serialized) {
         offer.id, offer.rank);
   const Endpoint& self = setting_.endpoints[static_cast<std::size_t>(setting_.rank)];
   const Endpoint& peer = setting_.endpoints[static_cast<std::size_t>(offer.rank)];
-  const Memory memory = setting_.wire(offer.rank, offer.kind)
-                            .open({self, peer, offer, arena->part(offer.rank)});
+  const Memory memory =
+      setting_.wire(offer.rank, offer.kind).open({self, peer, offer, arena->part(offer.rank)});
   const std::uint32_t id = table_.reserve();
   table_.set(id, memory, offer.id, std::string(key_of(serialized)));
   return CommunicatorAccess::numbered(memory, id, {});

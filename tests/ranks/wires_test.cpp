@@ -131,24 +131,41 @@ TEST_P(Wires, RefusesWhatIsOutOfRangeOrMisaligned) {
     Connection& connection = c.connection(peer);
     const Memory &theirs = memory.of(peer), &mine = memory.mine();
     const std::string out = fmt::format("lie outside the memory of rank {}, which has 4096", peer);
-    EXPECT_NE(refusal([&] { connection.put({theirs, 4090, mine, 0, 8}); }).find(out), std::string::npos);
-    EXPECT_NE(refusal([&] { connection.put({theirs, 0, mine, 4095, 2}); }).find("source"),
+    EXPECT_NE(refusal([&] {
+                connection.put({theirs, 4090, mine, 0, 8});
+              }).find(out),
               std::string::npos);
-    EXPECT_NE(refusal([&] { connection.put({theirs, ~0ULL, mine, 0, 8}); }).find("outside"),
+    EXPECT_NE(refusal([&] {
+                connection.put({theirs, 0, mine, 4095, 2});
+              }).find("source"),
               std::string::npos);
-    EXPECT_NE(refusal([&] { connection.put({mine, 0, mine, 0, 8}); }).find("not of rank"),
+    EXPECT_NE(refusal([&] {
+                connection.put({theirs, ~0ULL, mine, 0, 8});
+              }).find("outside"),
+              std::string::npos);
+    EXPECT_NE(refusal([&] {
+                connection.put({mine, 0, mine, 0, 8});
+              }).find("not of rank"),
               std::string::npos);
     for (std::uint64_t offset : {1U, 4U, 4089U}) {
-      const std::string text = fmt::format("destination_offset is {}; it must be a multiple of 8", offset);
-      EXPECT_NE(refusal([&] { connection.signal({theirs, offset, 1}); }).find(text), std::string::npos);
-      EXPECT_NE(refusal([&] { connection.atomic_add({theirs, offset, 1}); }).find(text),
+      const std::string text =
+          fmt::format("destination_offset is {}; it must be a multiple of 8", offset);
+      EXPECT_NE(refusal([&] {
+                  connection.signal({theirs, offset, 1});
+                }).find(text),
+                std::string::npos);
+      EXPECT_NE(refusal([&] {
+                  connection.atomic_add({theirs, offset, 1});
+                }).find(text),
                 std::string::npos);
       EXPECT_NE(refusal([&] {
                   connection.put_with_signal({theirs, 0, mine, 0, 8}, {theirs, offset, 1});
                 }).find(text),
                 std::string::npos);
     }
-    EXPECT_NE(refusal([&] { connection.atomic_add({theirs, 4096, 1}); }).find("outside"),
+    EXPECT_NE(refusal([&] {
+                connection.atomic_add({theirs, 4096, 1});
+              }).find("outside"),
               std::string::npos);
     connection.flush(soon());
     c.barrier();
