@@ -11,4 +11,5 @@
 #include "expertwire/high_throughput.hpp"  // IWYU pragma: export
 #include "expertwire/low_latency.hpp"      // IWYU pragma: export
 #include "expertwire/memory_channel.hpp"   // IWYU pragma: export
+#include "expertwire/port_channel.hpp"     // IWYU pragma: export
 #include "expertwire/version.hpp"          // IWYU pragma: export

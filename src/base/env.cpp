@@ -62,6 +62,9 @@ constexpr std::array kVariables = {
              "for several."},
     Variable{"EXPERTWIRE_THREADS", "0 (cores / local ranks, at most 8)",
              "Threads with which a rank of the CPU backend works."},
+    Variable{"EXPERTWIRE_PROXIES", "0 (a rank's cores / 4, 1 to 4)",
+             "Proxy threads of a rank, among which its peers are divided; 1 to 64. They start with "
+             "the first port channel, or with the communicator if a peer is behind a network."},
     Variable{"EXPERTWIRE_SENDER_WARPS", "0 (by formula)",
              "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows; 1 to 15."},
     Variable{"EXPERTWIRE_RING_BYTES", "0 (by formula)",
@@ -170,6 +173,7 @@ Env Env::read() {
   env.ranks_per_node =
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
+  env.proxies = static_cast<int>(integer_of("EXPERTWIRE_PROXIES", 0, 64).value_or(0));
   env.sender_warps =
       static_cast<int>(integer_of("EXPERTWIRE_SENDER_WARPS", 0, INT32_MAX).value_or(0));
   env.ring_bytes = static_cast<int>(integer_of("EXPERTWIRE_RING_BYTES", 0, INT32_MAX).value_or(0));

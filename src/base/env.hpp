@@ -35,6 +35,7 @@ struct Env {
   std::string mps_pipe;
   int ranks_per_node;
   int threads;
+  int proxies;       ///< 0: by cores
   int sender_warps;  ///< 0: by formula
   int ring_bytes;    ///< 0: by formula
   double link_gbps;  ///< 0: measured

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -17,6 +18,8 @@
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
 #include "comm/memory_registry.hpp"
+#include "comm/proxy/mapped_carrier.hpp"
+#include "comm/proxy/proxies.hpp"
 #include "comm/segment.hpp"
 #include "comm/staged_pairs.hpp"
 #include "comm/transport/staged/memory.hpp"
@@ -111,6 +114,9 @@ struct Communicator::Impl {
   std::optional<std::pair<int, int>> staged_pair;
   std::uint64_t job = 0;  // a number that no other job has
   std::unique_ptr<MemoryRegistry> memories;
+  std::mutex proxies_mutex;
+  std::unique_ptr<Proxies> proxies;
+  std::atomic<Proxies*> proxies_made{nullptr};
   std::string banner;
   OwnProcess process;
   std::mutex shared_mutex;
@@ -120,6 +126,7 @@ struct Communicator::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
+    proxies.reset();
     watcher.reset();
     if (links) links->say_goodbye();
     retire_segment(segment.id);
@@ -144,6 +151,7 @@ struct Communicator::Impl {
   void make_banner();
   void make_arenas(std::vector<Memory> host, std::vector<Memory> on_device);
   std::byte* map_staging(int rank, std::uint64_t offset, std::size_t bytes);
+  void make_proxies(Communicator& communicator);
 };
 
 void Communicator::Impl::create_memory(const CommunicatorOptions& options) {
@@ -341,6 +349,18 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
       MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, {}});
 }
 
+void Communicator::Impl::make_proxies(Communicator& communicator) {
+  Proxies::Setting setting;
+  setting.communicator = &communicator;
+  setting.memories = &memories->table();
+  setting.count = Env::get().proxies;
+  if (setting.count == 0)
+    setting.count = Proxies::usual_count(self().cores, topology.ranks_on_host(rank()));
+  setting.carrier = [](int, Engine*) { return std::make_unique<MappedCarrier>(); };
+  proxies = std::make_unique<Proxies>(std::move(setting));
+  proxies_made.store(proxies.get(), std::memory_order_release);
+}
+
 std::byte* Communicator::Impl::map_staging(int rank, std::uint64_t offset, std::size_t bytes) {
   std::lock_guard lock(shared_mutex);
   std::shared_ptr<PinnedSegment>& segment_of_rank = pinned[static_cast<std::size_t>(rank)];
@@ -450,11 +470,20 @@ void Communicator::all_gather(void* data, std::size_t bytes_per_rank) {
 void Communicator::barrier() { impl_->bootstrap->barrier(impl_->deadline()); }
 
 std::optional<Error> Communicator::find_lost_peer(int awaited) {
-  return impl_->watcher->find_lost(awaited);
+  if (auto lost = impl_->watcher->find_lost(awaited)) return lost;
+  Proxies* const proxies = impl_->proxies_made.load(std::memory_order_acquire);
+  return proxies == nullptr ? std::nullopt : proxies->failure();
 }
 
 Watcher& CommunicatorAccess::watcher(Communicator& communicator) {
   return *communicator.impl_->watcher;
+}
+
+Proxies& CommunicatorAccess::proxies(Communicator& communicator) {
+  Communicator::Impl& impl = *communicator.impl_;
+  std::lock_guard lock(impl.proxies_mutex);
+  if (!impl.proxies) impl.make_proxies(communicator);
+  return *impl.proxies;
 }
 
 const MemoryTable& CommunicatorAccess::memories(Communicator& communicator) {

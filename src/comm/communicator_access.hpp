@@ -10,6 +10,8 @@
 
 namespace expertwire::inline v0 {
 
+class Proxies;
+
 /// What the layers above need of a communicator and its users do not.
 struct CommunicatorAccess {
   static Watcher& watcher(Communicator& communicator);
@@ -19,6 +21,8 @@ struct CommunicatorAccess {
                                             const std::function<std::shared_ptr<void>()>& make);
   /// The memories that it knows by number.
   static const MemoryTable& memories(Communicator& communicator);
+  /// Its proxies, which the first who asks starts.
+  static Proxies& proxies(Communicator& communicator);
   /// `memory` with the number that its communicator gave it, and what serialize() says of it.
   static Memory numbered(Memory memory, std::uint32_t id, std::string offer);
   /// Host memory of all ranks, for staged peers.

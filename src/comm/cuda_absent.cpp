@@ -2,6 +2,7 @@
 #include "base/check.hpp"
 #include "comm/device_memory.hpp"
 #include "comm/device_words.hpp"
+#include "comm/proxy/fifo.hpp"
 #include "comm/transport/staged/memory.hpp"
 #include "comm/transport/transport.hpp"
 #include "expertwire/communicator.hpp"
@@ -30,6 +31,8 @@ struct PinnedSegment::State {};
 std::shared_ptr<PinnedSegment> PinnedSegment::of(const std::shared_ptr<std::byte>&) { refuse(); }
 PinnedSegment::~PinnedSegment() = default;
 std::byte* PinnedSegment::map(int, std::uint64_t, std::size_t) { refuse(); }
+
+std::unique_ptr<Fifo> Fifo::for_kernels(int, std::uint64_t) { refuse(); }
 
 DeviceWords::DeviceWords(int) { refuse(); }
 DeviceWords::~DeviceWords() = default;

@@ -40,15 +40,22 @@ bool Patience::pause() {
   return look;
 }
 
+namespace {
+
+const char* name_of_detail(Phase phase) {
+  if (phase == Phase::dispatch_rows || phase == Phase::combine_rows) return "row";
+  return phase == Phase::channel ? "message" : "epoch";
+}
+
+}  // namespace
+
 void throw_timeout(const WaitContext& context, int peer, Phase phase, std::uint64_t detail) {
-  throw Error(
-      ErrorCode::timeout,
-      fmt::format("{} waited {} ms for rank {} ({} {}); is that rank alive, and does it "
-                  "make the same calls in the same order?",
-                  context.operation, context.deadline.budget().count(), peer,
-                  phase == Phase::dispatch_rows || phase == Phase::combine_rows ? "row" : "epoch",
-                  detail),
-      {context.communicator->rank(), peer, phase});
+  throw Error(ErrorCode::timeout,
+              fmt::format("{} waited {} ms for rank {} ({} {}); is that rank alive, and does it "
+                          "make the same calls in the same order?",
+                          context.operation, context.deadline.budget().count(), peer,
+                          name_of_detail(phase), detail),
+              {context.communicator->rank(), peer, phase});
 }
 
 void throw_abandoned(const WaitContext& context, int peer, Phase phase) {

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "expertwire/communicator.hpp"
+#include "expertwire/fifo.hpp"
+
+namespace expertwire::inline v0 {
+
+/// A channel to one peer whose work a proxy thread does: what callers ask for is queued, and
+/// carried to the peer by load and store or over a network, whatever the path is.
+///
+/// Order: a signal, an atomic_add or what a wait() returns from is seen only after every earlier
+/// put of this channel; "earlier" is the order of the calls of one thread, and of calls of several
+/// threads that are ordered by other means. Nothing is promised across channels, nor between what
+/// CPU threads and what kernels push to one channel.
+///
+/// put, signal, put_with_signal, atomic_add and flush may be called by any number of threads at a
+/// time; wait by one. A call returns when the trigger is queued; while the queue is full it waits,
+/// at most the communicator's timeout, then throws `Error{timeout}`. The source of a put may be
+/// changed after a flush().
+class PortChannel {
+ public:
+  /// Collective over the communicator: opens a channel to every rank; element i is that to rank i.
+  /// Throws `Error{capacity}` on every rank if some rank has no room.
+  static std::vector<PortChannel> open_all(const std::shared_ptr<Communicator>& communicator);
+
+  PortChannel(PortChannel&&) noexcept;
+  PortChannel& operator=(PortChannel&&) noexcept;
+  /// Local. What was queued is still carried. Kernels must not use the handle any more.
+  ~PortChannel();
+
+  /// -1 of one that has been moved from, of which other calls throw `Error{invalid_usage}`.
+  int peer() const noexcept;
+
+  /// Copies bytes of memory of this rank into memory of the peer, both registered (arenas are).
+  /// Throws `Error{invalid_argument}` if they are not, or if the ranges lie outside.
+  void put(const PutRequest& request);
+  /// Counts the peer's semaphore of this channel up by one.
+  void signal();
+  /// put, then signal, in one trigger.
+  void put_with_signal(const PutRequest& request);
+  /// Adds to a signed 64-bit word, 8-byte aligned, of the peer's registered memory; it wraps as
+  /// two's complement. Any rank may add to the same word.
+  void atomic_add(const AtomicAddRequest& request);
+  /// Returns when everything that this thread asked for before is in the peer's memory. Throws
+  /// `Error{timeout}` or `Error{peer_lost}`, naming the peer, and what was wrong with a trigger of
+  /// a kernel if anything was.
+  void flush(std::chrono::milliseconds timeout);
+  /// Waits for the next signal of the peer (acquire). Throws `Error{timeout}` or
+  /// `Error{peer_lost}`, naming the peer.
+  void wait(std::chrono::milliseconds timeout);
+
+ private:
+  struct Impl;
+  explicit PortChannel(std::unique_ptr<Impl> impl);
+  Impl& open() const;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertwire
