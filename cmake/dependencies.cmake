@@ -27,6 +27,12 @@ else()
   message(STATUS "expertwire: without hwloc; NUMA nodes will read as unknown")
 endif()
 
+# UCX carries what goes between hosts. Its library is loaded at run time; the build needs headers.
+find_path(EXPERTWIRE_UCX_INCLUDE_DIR ucp/api/ucp.h)
+if(NOT EXPERTWIRE_UCX_INCLUDE_DIR)
+  message(STATUS "expertwire: without UCX's headers (libucx-dev); ranks of several hosts are refused")
+endif()
+
 # Without nvcc the build has the CPU backend alone. Kernels are compiled for Ampere (vector stores),
 # Hopper (bulk copies) and Blackwell; sanitizers are for host code, so their builds leave kernels out.
 find_program(EXPERTWIRE_NVCC nvcc HINTS /usr/local/cuda/bin)

@@ -10,7 +10,8 @@ packages=(
   libhwloc-dev libssl-dev libucx-dev                       # topology, HMAC, network headers
   libgtest-dev libbenchmark-dev                            # tests
   libopenmpi-dev openmpi-bin                               # bench --peer mpi, and a launcher to test
-  iproute2 clang-format clang-tidy                         # test hosts, lint
+  iproute2 nftables clang-format clang-tidy                # test hosts, lint
+  ucx-utils                                                # bench channel beside ucx_perftest
 )
 
 missing=()

@@ -23,9 +23,13 @@ struct CommunicatorOptions {
   /// All ranks use one backend. Several ranks may share a device if they are threads of one process
   /// (they then divide its SMs), or if MPS runs.
   std::optional<int> cuda_device;
-  std::optional<std::size_t> arena_bytes;            ///< EXPERTWIRE_ARENA_BYTES
-  std::optional<int> ranks_per_node;                 ///< EXPERTWIRE_RANKS_PER_NODE
-  std::optional<std::string> staged_pairs;           ///< EXPERTWIRE_STAGED_PAIRS
+  std::optional<std::size_t> arena_bytes;    ///< EXPERTWIRE_ARENA_BYTES
+  std::optional<int> ranks_per_node;         ///< EXPERTWIRE_RANKS_PER_NODE
+  std::optional<std::string> staged_pairs;   ///< EXPERTWIRE_STAGED_PAIRS
+  std::optional<std::string> network_pairs;  ///< EXPERTWIRE_NETWORK_PAIRS
+  std::optional<int> proxies;                ///< EXPERTWIRE_PROXIES
+  /// EXPERTWIRE_PEER_TIMEOUT_MS: silence after which a peer behind the network is taken for dead.
+  std::optional<std::chrono::milliseconds> peer_timeout;
   std::optional<std::chrono::milliseconds> timeout;  ///< EXPERTWIRE_TIMEOUT_MS
 };
 
@@ -35,6 +39,7 @@ int cuda_device_count() noexcept;
 enum class PathKind : std::uint8_t {
   mapped = 0,  ///< its memory is loaded from and stored to
   staged = 1,  ///< both ranks' GPUs load from and store to host memory, which stands between them
+  port = 2,    ///< a proxy of this rank carries what is for it over a network
 };
 std::string_view to_string(PathKind kind) noexcept;
 
@@ -47,10 +52,11 @@ struct Path {
 
 /// The ranks of a job, how they reach each other, and the memory they share.
 ///
-/// Made collectively. Destroying it is local and never waits; a peer that still needs this rank
-/// then gets `Error{peer_lost}`. Objects made from it keep it alive. A thread of its own looks
-/// after the peers: it sleeps until one of them ends. A process that forks goes on with it; the
-/// child must not use it, or objects made from it, and may only let go of them.
+/// Made collectively. Destroying it is local and never waits for what a peer does; where peers are
+/// behind a network, what is under way to them goes out first, for two seconds at most. A peer that
+/// still needs this rank then gets `Error{peer_lost}`. Objects made from it keep it alive. A thread
+/// of its own looks after the peers: it sleeps until one of them ends. A process that forks goes on
+/// with it; the child must not use it, or objects made from it, and may only let go of them.
 class Communicator {
  public:
   /// Throws `Error{mismatch}` if ranks run different versions or backends, `Error{unsupported}` if
@@ -106,6 +112,10 @@ class Communicator {
   /// pool (`Error{unsupported}`), and an operation takes one SM more than it works with, so two at
   /// least.
   std::optional<std::pair<int, int>> staged_pair() const noexcept;
+  /// Two ranks whose path is a port, if there are any; the same on all ranks. Port channels and
+  /// connections work between all ranks; objects that load and store, operations and memory
+  /// channels, then throw `Error{unsupported}`.
+  std::optional<std::pair<int, int>> port_pair() const noexcept;
   /// The deadline of every wait that names none.
   std::chrono::milliseconds timeout() const noexcept;
 

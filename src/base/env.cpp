@@ -65,6 +65,16 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_PROXIES", "0 (a rank's cores / 4, 1 to 4)",
              "Proxy threads of a rank, among which its peers are divided; 1 to 64. They start with "
              "the first port channel, or with the communicator if a peer is behind a network."},
+    Variable{"EXPERTWIRE_UCX", "auto",
+             "The network engine: `auto` loads `libucp.so.0`, a path loads that, `off` does "
+             "without. UCX's own variables pass through."},
+    Variable{"EXPERTWIRE_NETWORK_PAIRS", "none",
+             "Pairs of ranks that reach each other over the network though they are on one host: "
+             "`all`, or pairs such as `0-1,2-3`. Ranks of several hosts need no variable."},
+    Variable{"EXPERTWIRE_NIC_BYTES", "2097152",
+             "Bytes that a rank's proxies have under way at a time, at most."},
+    Variable{"EXPERTWIRE_PEER_TIMEOUT_MS", "5000",
+             "A peer behind the network that has not been heard of for so long is taken for dead."},
     Variable{"EXPERTWIRE_SENDER_WARPS", "0 (by formula)",
              "High-throughput dispatch on CUDA: warps of a block, of 16, that send rows; 1 to 15."},
     Variable{"EXPERTWIRE_RING_BYTES", "0 (by formula)",
@@ -174,6 +184,11 @@ Env Env::read() {
       static_cast<int>(integer_of("EXPERTWIRE_RANKS_PER_NODE", 0, kMostRanks).value_or(0));
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
   env.proxies = static_cast<int>(integer_of("EXPERTWIRE_PROXIES", 0, 64).value_or(0));
+  env.ucx = text_of("EXPERTWIRE_UCX", "auto");
+  env.network_pairs = text_of("EXPERTWIRE_NETWORK_PAIRS");
+  env.nic_bytes = integer_of("EXPERTWIRE_NIC_BYTES", 65536, INT64_MAX).value_or(2 << 20);
+  env.peer_timeout_ms =
+      integer_of("EXPERTWIRE_PEER_TIMEOUT_MS", 10, std::int64_t{1} << 40).value_or(5000);
   env.sender_warps =
       static_cast<int>(integer_of("EXPERTWIRE_SENDER_WARPS", 0, INT32_MAX).value_or(0));
   env.ring_bytes = static_cast<int>(integer_of("EXPERTWIRE_RING_BYTES", 0, INT32_MAX).value_or(0));
@@ -183,6 +198,8 @@ Env Env::read() {
   return env;
 }
 
+void set_unless_set(const char* name, const char* value) { ::setenv(name, value, 0); }
+
 const Env& Env::get() {
   static const Env env = read();
   return env;
@@ -191,7 +208,10 @@ const Env& Env::get() {
 std::string environment_page() {
   std::string page =
       "# Environment variables\n\n"
-      "expertwire reads its environment once, at first use, and never writes to it.\n"
+      "expertwire reads its environment once, at first use. It writes to it in one case: where UCX "
+      "is\n"
+      "loaded, some of UCX's variables that are unset get the values that suit it; none is "
+      "changed.\n"
       "`expertwire env` prints this page; a test holds it against the code.\n\n"
       "| variable | default | meaning |\n| --- | --- | --- |\n";
   for (const Variable& variable : kVariables)

@@ -6,9 +6,9 @@
 
 namespace expertwire::inline v0 {
 
-/// The environment, read once at first use. Nothing else in expertwire calls getenv, and nothing
-/// writes to it. The meaning of every variable is in env.cpp, from which docs/environment.md is
-/// made.
+/// The environment, read once at first use. Nothing else in expertwire calls getenv; what is
+/// written is set_unless_set() alone. The meaning of every variable is in env.cpp, from which
+/// docs/environment.md is made.
 struct Env {
   // Logging.
   std::string log;
@@ -35,7 +35,11 @@ struct Env {
   std::string mps_pipe;
   int ranks_per_node;
   int threads;
-  int proxies;       ///< 0: by cores
+  int proxies;                ///< 0: by cores
+  std::string ucx;            ///< auto, off, or the library's path
+  std::string network_pairs;  ///< empty: not said
+  std::int64_t nic_bytes;
+  std::int64_t peer_timeout_ms;
   int sender_warps;  ///< 0: by formula
   int ring_bytes;    ///< 0: by formula
   double link_gbps;  ///< 0: measured
@@ -45,6 +49,9 @@ struct Env {
   /// Reads the environment anew; for tests.
   static Env read();
 };
+
+/// Sets a variable that is unset, of a library that reads its settings from the environment alone.
+void set_unless_set(const char* name, const char* value);
 
 /// The text of docs/environment.md.
 std::string environment_page();

@@ -18,10 +18,11 @@
 #include "comm/endpoint.hpp"
 #include "comm/links.hpp"
 #include "comm/memory_registry.hpp"
+#include "comm/network.hpp"
 #include "comm/proxy/mapped_carrier.hpp"
 #include "comm/proxy/proxies.hpp"
+#include "comm/rank_pairs.hpp"
 #include "comm/segment.hpp"
-#include "comm/staged_pairs.hpp"
 #include "comm/transport/staged/memory.hpp"
 #include "comm/transport/transport.hpp"
 #include "expertwire/version.hpp"
@@ -110,8 +111,11 @@ struct Communicator::Impl {
   std::shared_ptr<Arena> device_arena;
   std::vector<std::shared_ptr<PinnedSegment>> pinned;  // by rank, where it is staged or this one
   std::unique_ptr<Arena> staging;
-  std::string staged_pairs;
-  std::optional<std::pair<int, int>> staged_pair;
+  std::string staged_pairs, network_pairs;
+  std::optional<int> proxy_count;
+  std::optional<std::chrono::milliseconds> peer_timeout;
+  std::optional<std::pair<int, int>> staged_pair, port_pair;
+  Network network;
   std::uint64_t job = 0;  // a number that no other job has
   std::unique_ptr<MemoryRegistry> memories;
   std::mutex proxies_mutex;
@@ -151,6 +155,8 @@ struct Communicator::Impl {
   void make_banner();
   void make_arenas(std::vector<Memory> host, std::vector<Memory> on_device);
   std::byte* map_staging(int rank, std::uint64_t offset, std::size_t bytes);
+  void find_network();
+  int count_proxies() const;
   void make_proxies(Communicator& communicator);
 };
 
@@ -169,6 +175,12 @@ void Communicator::Impl::create_memory(const CommunicatorOptions& options) {
 void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) {
   create_memory(options);
   staged_pairs = options.staged_pairs.value_or(Env::get().staged_pairs);
+  network_pairs = options.network_pairs.value_or(Env::get().network_pairs);
+  proxy_count = options.proxies;
+  peer_timeout = options.peer_timeout;
+  check_argument(!proxy_count || (*proxy_count >= 0 && *proxy_count <= 64),
+                 "proxies is {}; it must be from 1 to 64, or 0 for the usual number",
+                 proxy_count.value_or(0));
   links = std::make_unique<Links>(rank());
   const RankPlace place = local_place();
 
@@ -185,6 +197,7 @@ void Communicator::Impl::exchange_endpoints(const CommunicatorOptions& options) 
   mine.cores = place.cores;
   mine.numa_node = place.numa_node;
   mine.ranks_per_node = options.ranks_per_node.value_or(Env::get().ranks_per_node);
+  mine.wants_network = network_pairs.empty() || network_pairs == "none" ? 0 : 1;
   mine.cuda = device.endpoint;
   bootstrap->all_gather(endpoints.data(), sizeof(Endpoint), deadline());
   check_endpoints();
@@ -251,7 +264,7 @@ const Transport& Communicator::Impl::transport_named(std::string_view name) cons
 std::vector<std::string> Communicator::Impl::map_devices(const Descriptors& descriptors,
                                                          std::vector<Memory>& parts) {
   const auto ranks = static_cast<std::size_t>(size()), mine = static_cast<std::size_t>(rank());
-  const StagedPairs asked(staged_pairs, size());
+  const RankPairs asked("staged_pairs (or EXPERTWIRE_STAGED_PAIRS)", staged_pairs, size());
   const Transport &mapped = transport_named("cuda_ipc"), &staged = transport_named("staged");
   std::vector<std::string> why(ranks);
   std::vector<std::uint8_t> wanted(ranks * ranks);
@@ -295,16 +308,24 @@ void Communicator::Impl::connect_all() {
   descriptors.device = on_cuda() ? links->exchange(device.fd ? device.fd : segment.fd, deadline())
                                  : std::vector<Fd>(endpoints.size());
 
+  job = number_of(secret);
+  find_network();
   std::vector<Memory> host_parts, device_parts, staging_parts;
   std::vector<std::string> staged(endpoints.size());
   if (on_cuda()) staged = map_devices(descriptors, device_parts);
   for (const Endpoint& peer : endpoints) {
     const auto r = static_cast<std::size_t>(peer.rank);
     std::string why;
-    const Transport* wire = &transport_to(peer, MemoryKind::host, &why);
+    const bool port = network.has(peer.rank);
+    const Transport* wire =
+        port ? &transport_named("ucx") : &transport_to(peer, MemoryKind::host, &why);
+    if (port) why = network.why(peer.rank);
     host_wires.push_back(wire);
     host_parts.push_back(wire->import(descriptors.request(self(), peer)));
-    if (on_cuda()) {
+    if (on_cuda() && port) {
+      device_wires.push_back(wire);
+      staging_parts.push_back({peer.rank, nullptr, 0});
+    } else if (on_cuda()) {
       const Memory whole = host_parts.back();
       host_parts.back() = part_of(whole, 0, kHostArenaBesideDevice);
       staging_parts.push_back(part_of(whole, kHostArenaBesideDevice, kStaging));
@@ -313,13 +334,12 @@ void Communicator::Impl::connect_all() {
       if (!staged[r].empty()) why = staged[r];
       device_wires.push_back(wire);
     }
-    connections.push_back(wire->connect(self(), peer.rank));
+    connections.push_back(port ? nullptr : wire->connect(self(), peer.rank));
     log(LogLevel::debug, Subsystem::conn, "rank {} to {}: {} ({})", rank(), peer.rank, wire->name(),
         why);
-    paths.push_back({staged[r].empty() ? PathKind::mapped : PathKind::staged,
-                     std::string(wire->name()), std::move(why)});
+    const PathKind direct = staged[r].empty() ? PathKind::mapped : PathKind::staged;
+    paths.push_back({port ? PathKind::port : direct, std::string(wire->name()), std::move(why)});
   }
-  job = number_of(secret);
   make_arenas(std::move(host_parts), std::move(device_parts));
   if (on_cuda()) {
     pinned.resize(endpoints.size());
@@ -349,15 +369,45 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
       MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, {}});
 }
 
+int Communicator::Impl::count_proxies() const {
+  const int asked = proxy_count.value_or(Env::get().proxies);
+  return asked > 0 ? asked : Proxies::usual_count(self().cores, topology.ranks_on_host(rank()));
+}
+
+/// Which pairs have to go over a network, or are to; all ranks come to the same.
+void Communicator::Impl::find_network() {
+  const bool anywhere = topology.hosts() > 1 ||
+                        std::any_of(endpoints.begin(), endpoints.end(),
+                                    [](const Endpoint& peer) { return peer.wants_network != 0; });
+  if (!anywhere) return;
+  auto mapped = [this](const Endpoint& peer) {
+    return std::any_of(transports.begin(), transports.end(), [&](const auto& transport) {
+      return transport->name() != "ucx" && transport->kind() == MemoryKind::host &&
+             transport->reach(self(), peer).possible;
+    });
+  };
+  network =
+      Network::agree({*bootstrap, endpoints, network_pairs, count_proxies(), deadline()}, mapped);
+  port_pair = network.first_pair;
+}
+
 void Communicator::Impl::make_proxies(Communicator& communicator) {
   Proxies::Setting setting;
   setting.communicator = &communicator;
   setting.memories = &memories->table();
-  setting.count = Env::get().proxies;
-  if (setting.count == 0)
-    setting.count = Proxies::usual_count(self().cores, topology.ranks_on_host(rank()));
-  setting.carrier = [](int, Engine*) { return std::make_unique<MappedCarrier>(); };
+  setting.count = count_proxies();
+  setting.mapped = [](int) { return std::make_unique<MappedCarrier>(); };
+  setting.engines = std::move(network.engines);
+  setting.addresses = network.addresses;
+  setting.job = job;
+  setting.silence = peer_timeout.value_or(std::chrono::milliseconds(Env::get().peer_timeout_ms));
+  setting.lost = [this](int peer, const std::string& why, bool in_good_order) {
+    watcher->report(peer, in_good_order ? Links::State::left : Links::State::died, why);
+  };
   proxies = std::make_unique<Proxies>(std::move(setting));
+  for (int peer = 0; peer < size(); ++peer)
+    if (auto& connection = connections[static_cast<std::size_t>(peer)]; !connection)
+      connection = make_queued_connection(*proxies, communicator, peer, "ucx");
   proxies_made.store(proxies.get(), std::memory_order_release);
 }
 
@@ -408,7 +458,9 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Bootstrap> bo
   impl->connect_all();
   impl->watch_all();
   if (impl->rank() == 0) log(LogLevel::info, Subsystem::topo, "{}", impl->banner);
-  return std::shared_ptr<Communicator>(new Communicator(std::move(impl)));
+  std::shared_ptr<Communicator> made(new Communicator(std::move(impl)));
+  if (made->impl_->network.present()) CommunicatorAccess::proxies(*made);
+  return made;
 }
 
 std::shared_ptr<Communicator> Communicator::from_environment(const CommunicatorOptions& options) {
@@ -432,6 +484,8 @@ std::string_view to_string(PathKind kind) noexcept {
       return "mapped";
     case PathKind::staged:
       return "staged";
+    case PathKind::port:
+      return "port";
   }
   return "?";
 }
@@ -444,6 +498,9 @@ const Path& Communicator::path(int peer) const {
 
 std::optional<std::pair<int, int>> Communicator::staged_pair() const noexcept {
   return impl_->staged_pair;
+}
+std::optional<std::pair<int, int>> Communicator::port_pair() const noexcept {
+  return impl_->port_pair;
 }
 
 Connection& Communicator::connection(int peer) {
@@ -472,7 +529,9 @@ void Communicator::barrier() { impl_->bootstrap->barrier(impl_->deadline()); }
 std::optional<Error> Communicator::find_lost_peer(int awaited) {
   if (auto lost = impl_->watcher->find_lost(awaited)) return lost;
   Proxies* const proxies = impl_->proxies_made.load(std::memory_order_acquire);
-  return proxies == nullptr ? std::nullopt : proxies->failure();
+  if (proxies == nullptr) return std::nullopt;
+  proxies->expect(awaited);
+  return proxies->failure();
 }
 
 Watcher& CommunicatorAccess::watcher(Communicator& communicator) {

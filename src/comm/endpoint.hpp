@@ -37,6 +37,8 @@ struct Endpoint {
   std::int32_t cores;
   std::int32_t numa_node;
   std::int32_t ranks_per_node;
+  std::int32_t wants_network;        ///< 1: it names pairs that are to go over the network
+  std::array<char, 16> ucx_version;  ///< told later, and only if there is a need; else empty
   CudaEndpoint cuda;
 };
 

@@ -12,6 +12,14 @@ namespace expertwire::inline v0 {
 SharedBlock::SharedBlock(std::shared_ptr<Communicator> communicator, std::size_t bytes,
                          std::size_t staged_bytes)
     : communicator_(std::move(communicator)) {
+  if (const auto pair = communicator_->port_pair())
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format("ranks {} and {} reach each other over a network alone, by port channels "
+                    "and connections; operations and memory channels do not go over "
+                    "networks yet",
+                    pair->first, pair->second),
+        {communicator_->rank(), -1, Phase::setup});
   const auto size = static_cast<std::size_t>(communicator_->size());
   const auto rank = static_cast<std::size_t>(communicator_->rank());
   std::vector<Places> all(size, mine_);

@@ -27,6 +27,7 @@ Watcher::Watcher(int rank, Links& links, std::vector<Peer> peers)
       links_(links),
       peers_(std::move(peers)),
       states_(std::make_unique<std::atomic<State>[]>(peers_.size())),
+      reasons_(peers_.size()),
       wake_(
           std::make_shared<Fd>(check_system(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"))) {
   const bool neighbours =
@@ -39,6 +40,19 @@ Watcher::~Watcher() {
   ending_ = true;
   ::eventfd_write(wake_->get(), 1);
   if (thread_.joinable()) thread_.join();
+}
+
+void Watcher::report(int peer, State state_now, const std::string& why) {
+  note(static_cast<std::size_t>(peer), state_now, why);
+  ::eventfd_write(wake_->get(), 1);
+}
+
+void Watcher::note(std::size_t peer, State state_now, const std::string& why) {
+  std::lock_guard lock(mutex_);
+  if (state(peer) != State::connected) return;
+  reasons_[peer] = why;
+  states_[peer].store(state_now, std::memory_order_release);
+  ++gone_;
 }
 
 void Watcher::add(Client& client) {
@@ -86,10 +100,7 @@ bool Watcher::look() {
   for (std::size_t peer = 0; peer < peers_.size(); ++peer) {
     if (state(peer) == State::connected) {
       const State now = look_at(peer);
-      if (now != State::connected) {
-        states_[peer].store(now, std::memory_order_release);
-        ++gone_;
-      }
+      if (now != State::connected) note(peer, now, {});
     }
     some_left = some_left || state(peer) == State::left;
   }
@@ -123,7 +134,9 @@ std::optional<Error> Watcher::find_dead() const {
   for (std::size_t peer = 0; peer < peers_.size(); ++peer)
     if (state(peer) == State::died)
       return Error(ErrorCode::peer_lost,
-                   fmt::format("the process of rank {} (pid {}) died", peer, peers_[peer].pid),
+                   reasons_[peer].empty()
+                       ? fmt::format("the process of rank {} (pid {}) died", peer, peers_[peer].pid)
+                       : reasons_[peer],
                    {rank_, static_cast<int>(peer), Phase::none});
   return std::nullopt;
 }

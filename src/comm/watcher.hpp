@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -43,6 +44,9 @@ class Watcher {
   Watcher& operator=(const Watcher&) = delete;
   ~Watcher();
 
+  /// A peer is found to have gone by other means than its link; `why` says how it died. Any thread.
+  void report(int peer, Links::State state, const std::string& why);
+
   void add(Client& client);
   /// On return `client` is not being called, and never will be.
   void remove(Client& client);
@@ -62,6 +66,7 @@ class Watcher {
   void sleep(bool again_soon);
   bool look();
   State look_at(std::size_t peer);
+  void note(std::size_t peer, State now, const std::string& why);
   void tell_clients();
   std::optional<Error> find_dead() const;
   Error left(int peer) const;
@@ -70,7 +75,8 @@ class Watcher {
   int rank_;
   Links& links_;
   std::vector<Peer> peers_;
-  std::unique_ptr<std::atomic<State>[]> states_;  // by peer
+  std::unique_ptr<std::atomic<State>[]> states_;  // by peer, as the next
+  std::vector<std::string> reasons_;              // written before the state, once
   std::atomic<int> gone_{0};                      // peers that are not connected any more
   std::shared_ptr<Fd> wake_;
   std::atomic<bool> ending_{false};

@@ -13,6 +13,9 @@ constexpr std::chrono::milliseconds kLong{20000};
 
 class Ports : public testing::TestWithParam<Wire> {
  protected:
+  void SetUp() override {
+    if (!can(GetParam())) GTEST_SKIP() << "no UCX: " << ucx_presence().why_not;
+  }
   void on(int ranks, const std::function<void(const std::shared_ptr<Communicator>&)>& body) {
     with_wire(GetParam(), ranks, body);
   }
@@ -266,7 +269,7 @@ TEST_P(Ports, ManyThatComeAndGoLeaveNothing) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Each, Ports, testing::Values(Wire::loopback, Wire::shm),
+INSTANTIATE_TEST_SUITE_P(Each, Ports, testing::Values(Wire::loopback, Wire::shm, Wire::ucx),
                          [](const auto& test) { return name_of(test.param); });
 
 }  // namespace

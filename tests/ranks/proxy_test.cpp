@@ -36,7 +36,7 @@ class ProxyAlone : public testing::Test {
     setting.communicator = communicator_.get();
     setting.memories = &CommunicatorAccess::memories(*communicator_);
     setting.count = count;
-    setting.carrier = [this](int, Engine*) {
+    setting.mapped = [this](int) {
       auto made = std::make_unique<FakeCarrier>();
       carrier_ = made.get();
       return made;

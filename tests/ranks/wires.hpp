@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/transport/ucx/engine.hpp"
 #include "expertwire/communicator.hpp"
 #include "ranks/processes.hpp"
 #include "ranks/thread_ranks.hpp"
@@ -18,15 +19,21 @@
 namespace expertwire::test {
 
 /// The ways between two ranks on which the same tests run.
-enum class Wire { loopback, shm };
+enum class Wire { loopback, shm, ucx };
 
-inline std::string name_of(Wire wire) { return wire == Wire::loopback ? "loopback" : "shm"; }
+inline std::string name_of(Wire wire) {
+  return wire == Wire::loopback ? "loopback" : wire == Wire::shm ? "shm" : "ucx";
+}
+
+/// On ucx threads of one process go over the network, as far as it is one: by TCP over lo.
+inline bool can(Wire wire) { return wire != Wire::ucx || ucx_presence().present; }
 
 /// Runs `body(communicator)` on ranks that reach each other by `wire`: threads, or processes where
 /// that is what the wire joins. What a process expects in vain fails the test, too.
 inline void with_wire(Wire wire, int ranks,
                       const std::function<void(const std::shared_ptr<Communicator>&)>& body,
                       CommunicatorOptions options = small_arena()) {
+  if (wire == Wire::ucx) options.network_pairs = "all";
   if (wire != Wire::shm) return with_thread_ranks(ranks, body, options);
   const ExitCodes codes = run_processes(ranks, [&](std::shared_ptr<Bootstrap> bootstrap) {
     if (kOnCuda) options.cuda_device = cuda_device_of(bootstrap->rank());

@@ -7,6 +7,9 @@ namespace {
 
 class Wires : public testing::TestWithParam<Wire> {
  protected:
+  void SetUp() override {
+    if (!can(GetParam())) GTEST_SKIP() << "no UCX: " << ucx_presence().why_not;
+  }
   void on(int ranks, const std::function<void(Communicator&)>& body) {
     with_wire(GetParam(), ranks, [&](const std::shared_ptr<Communicator>& c) { body(*c); });
   }
@@ -202,7 +205,7 @@ TEST_P(Wires, OpensOnlyWhatIsMemoryOfThisJob) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Each, Wires, testing::Values(Wire::loopback, Wire::shm),
+INSTANTIATE_TEST_SUITE_P(Each, Wires, testing::Values(Wire::loopback, Wire::shm, Wire::ucx),
                          [](const auto& test) { return name_of(test.param); });
 
 TEST(RegisteredMemory, OfAnotherProcessMustBeMadeToBeShared) {

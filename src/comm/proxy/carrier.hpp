@@ -50,6 +50,8 @@ class Carrier {
   virtual bool idle() const { return true; }
   /// About every millisecond: timers.
   virtual void tick(Clock::time_point) {}
+  /// By any thread: somebody waits for the peer.
+  virtual void expect() noexcept {}
   /// The last call: tells the peer that nothing follows.
   virtual void say_goodbye() {}
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.hpp"
+#include "base/env.hpp"
 #include "comm/requests.hpp"
 
 namespace expertwire::inline v0 {
@@ -19,13 +20,11 @@ int Proxies::usual_count(int cores, int ranks_on_host) {
 }
 
 Proxies::Proxies(Setting setting) : setting_(std::move(setting)) {
+  make_clients();
   const Communicator& c = *setting_.communicator;
   for (int peer = 0; peer < c.size(); ++peer) {
     connections_.push_back(&channels_.make(peer));
-    Engine* engine = nullptr;
-    if (!setting_.engines.empty())
-      engine = setting_.engines[static_cast<std::size_t>(peer % setting_.count)].get();
-    carriers_.push_back(setting_.carrier(peer, engine));
+    carriers_.push_back(make_carrier(peer));
   }
   const RankPlace& place = c.topology().place(c.rank());
   const int threads = c.topology().ranks_on_host(c.rank()) * (setting_.count + 1);
@@ -47,7 +46,46 @@ Proxies::Proxies(Setting setting) : setting_(std::move(setting)) {
   }
 }
 
-Proxies::~Proxies() = default;
+Proxies::~Proxies() {
+  proxies_.clear();  // what is under way goes out; then engines close
+  setting_.engines.clear();
+}
+
+void Proxies::make_clients() {
+  for (const auto& engine : setting_.engines) {
+    auto network = std::make_shared<NetworkSetting>();
+    network->job = setting_.job;
+    network->rank = setting_.communicator->rank();
+    network->memories = setting_.memories;
+    network->most_in_flight = std::max<std::size_t>(
+        static_cast<std::size_t>(Env::get().nic_bytes) / setting_.engines.size(), 1);
+    network->silence = setting_.silence;
+    network->lost = setting_.lost;
+    networks_.push_back(network);
+    clients_.push_back(std::make_unique<NetworkClient>(network));
+    engine->set_client(clients_.back().get());
+  }
+}
+
+std::unique_ptr<Carrier> Proxies::make_carrier(int peer) {
+  const auto rank = static_cast<std::size_t>(peer);
+  if (rank >= setting_.addresses.size() || setting_.addresses[rank].empty())
+    return setting_.mapped(peer);
+  const std::size_t mine = rank % setting_.engines.size();
+  Engine& engine = *setting_.engines[mine];
+  // Of the peer's engines the one that serves this rank.
+  const auto& theirs = setting_.addresses[rank];
+  engine.set_address(
+      peer, theirs[static_cast<std::size_t>(setting_.communicator->rank()) % theirs.size()]);
+  auto carrier = std::make_unique<NetworkCarrier>(peer, engine, networks_[mine]);
+  clients_[mine]->add(peer, carrier.get());
+  return carrier;
+}
+
+void Proxies::expect(int peer) noexcept {
+  if (peer >= 0 && static_cast<std::size_t>(peer) < carriers_.size())
+    carriers_[static_cast<std::size_t>(peer)]->expect();
+}
 
 std::uint64_t Proxies::push(const ChannelState& channel, Trigger trigger,
                             const WaitContext& context) {

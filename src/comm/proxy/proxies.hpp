@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/proxy/network_carrier.hpp"
 #include "comm/proxy/proxy.hpp"
 #include "expertwire/connection.hpp"
 
@@ -22,8 +23,13 @@ class Proxies {
     int count = 1;
     /// One a proxy, or none where no peer is behind a network.
     std::vector<std::unique_ptr<Engine>> engines;
-    /// The way of a proxy to a peer.
-    std::function<std::unique_ptr<Carrier>(int peer, Engine* engine)> carrier;
+    /// What carries to a peer that is behind no network.
+    std::function<std::unique_ptr<Carrier>(int peer)> mapped;
+    /// Of the peers behind a network: addresses of their engines; empty of others.
+    std::vector<std::vector<std::string>> addresses;
+    std::uint64_t job = 0;
+    std::chrono::milliseconds silence{5000};  ///< after which a peer is taken for dead
+    std::function<void(int peer, const std::string& why, bool in_good_order)> lost;
   };
 
   explicit Proxies(Setting setting);
@@ -44,15 +50,21 @@ class Proxies {
   std::uint64_t push(const ChannelState& channel, Trigger trigger, const WaitContext& context);
   /// Returns once everything pushed to the channel before has arrived.
   void flush(ChannelState& channel, const WaitContext& context);
+  /// Somebody waits for `peer`: from now on it is looked after. Any thread.
+  void expect(int peer) noexcept;
   /// Why a proxy has stopped; none while all work.
   std::optional<Error> failure();
 
  private:
   void fail(const std::string& why);
+  std::unique_ptr<Carrier> make_carrier(int peer);
+  void make_clients();
 
   Setting setting_;
   ChannelTable channels_;
   std::vector<ChannelState*> connections_;
+  std::vector<std::shared_ptr<NetworkSetting>> networks_;  // by proxy, as the next
+  std::vector<std::unique_ptr<NetworkClient>> clients_;
   std::vector<std::unique_ptr<Carrier>> carriers_;  // by peer
   std::mutex mutex_;
   std::optional<Error> failure_;

@@ -51,23 +51,24 @@ void Proxy::run() {
   ::pthread_setname_np(::pthread_self(), fmt::format("ew-proxy-{}", setting_.index).c_str());
   ::prctl(PR_SET_TIMERSLACK, 1000UL);  // naps as short as they are meant
   int idle_rounds = 0;
-  auto last_work = Carrier::Clock::now();
+  auto last_work = Carrier::Clock::now(), last_move = last_work;
   while (!ending_) {
-    bool worked = false;
+    Round done;
+    bool may_park = false;
     {
       std::lock_guard lock(rounds_);
-      worked = round_or_fail();
+      done = round_or_fail();
+      may_park = !done.moved && idle();
     }
-    if (worked) {
-      idle_rounds = 0;
-      continue;
-    }
+    if (done.worked) last_work = {};
+    if (done.moved || done.worked) idle_rounds = 0;
     if (++idle_rounds <= setting_.spins) continue;
     const auto now = Carrier::Clock::now();
-    if (idle_rounds == setting_.spins + 1) last_work = now;
-    if (now - last_work < kYieldFor) {
+    if (last_work == Carrier::Clock::time_point{}) last_work = now;
+    if (idle_rounds == setting_.spins + 1) last_move = now;
+    if (now - last_move < kYieldFor) {
       std::this_thread::yield();
-    } else if (now - last_work < kAwake) {
+    } else if (now - last_work < kAwake || !may_park) {
       std::this_thread::sleep_for(kNap);
     } else {
       park();
@@ -95,7 +96,13 @@ void Proxy::park() {
 
 bool Proxy::poll() noexcept {
   std::lock_guard lock(rounds_);
-  return round_or_fail();
+  return round_or_fail().worked;
+}
+
+bool Proxy::idle() const {
+  for (const Carrier* carrier : own_)
+    if (!carrier->idle()) return false;
+  return true;
 }
 
 void Proxy::wake() noexcept {
@@ -111,11 +118,9 @@ void Proxy::finish() {
   const auto until = Carrier::Clock::now() + kMostFarewell;
   auto settle = [&] {
     while (!dead_ && Carrier::Clock::now() < until) {
-      const bool worked = round_or_fail();
-      bool idle = !worked;
-      for (const Carrier* carrier : own_) idle = idle && carrier->idle();
-      if (idle) return;
-      if (!worked) std::this_thread::yield();
+      const Round done = round_or_fail();
+      if (!done.worked && idle()) return;
+      if (!done.moved) std::this_thread::yield();
     }
   };
   settle();
@@ -124,8 +129,8 @@ void Proxy::finish() {
   settle();
 }
 
-bool Proxy::round_or_fail() noexcept {
-  if (dead_) return false;
+Proxy::Round Proxy::round_or_fail() noexcept {
+  if (dead_) return {};
   try {
     return round();
   } catch (const std::exception& error) {
@@ -134,22 +139,23 @@ bool Proxy::round_or_fail() noexcept {
       setting_.failed(fmt::format("proxy {} failed: {}", setting_.index, error.what()));
     } catch (const std::exception&) {  // no memory to say so: waits then end at their deadlines
     }
-    return false;
+    return {};
   }
 }
 
-bool Proxy::round() {
-  bool worked = false;
-  if (drain(*fifos_[0], false)) worked = true;
-  if (fifos_[1] && drain(*fifos_[1], true)) worked = true;
+Proxy::Round Proxy::round() {
+  Round done;
+  if (drain(*fifos_[0], false)) done.worked = true;
+  if (fifos_[1] && drain(*fifos_[1], true)) done.worked = true;
   for (Carrier* carrier : own_)
-    if (carrier->progress()) worked = true;
-  if (setting_.engine != nullptr && setting_.engine->progress()) worked = true;
+    if (carrier->progress()) done.worked = true;
+  done.moved = done.worked;
+  if (setting_.engine != nullptr && setting_.engine->progress()) done.moved = true;
   const auto now = Carrier::Clock::now();
-  if (now < next_tick_) return worked;
+  if (now < next_tick_) return done;
   next_tick_ = now + kTick;
   for (Carrier* carrier : own_) carrier->tick(now);
-  return worked;
+  return done;
 }
 
 bool Proxy::drain(Fifo& fifo, bool kernels) {

@@ -56,8 +56,13 @@ class Proxy final : public Poller::Client {
   void run();
   void park();
   void finish();
-  bool round();
-  bool round_or_fail() noexcept;
+  /// What a round came to: `moved`, something did, if only a sign of life; `worked`, it was work.
+  struct Round {
+    bool moved = false, worked = false;
+  };
+  Round round();
+  Round round_or_fail() noexcept;
+  bool idle() const;
   bool drain(Fifo& fifo, bool kernels);
   bool has_room(const Trigger& trigger) const;
   void take(const Trigger& trigger, std::uint64_t position, bool kernels);

@@ -59,6 +59,8 @@ std::unique_ptr<Transport> make_shm_transport();
 /// Null in builds without CUDA.
 std::unique_ptr<Transport> make_cuda_ipc_transport();
 std::unique_ptr<Transport> make_staged_transport();
+/// Null in builds without the headers of UCX. Its connections are made by Proxies.
+std::unique_ptr<Transport> make_ucx_transport();
 
 /// All transports of this build, the one to prefer first.
 std::vector<std::unique_ptr<Transport>> make_transports();

@@ -1,4 +1,4 @@
-#include "comm/staged_pairs.hpp"
+#include "comm/rank_pairs.hpp"
 
 #include <algorithm>
 #include <charconv>
@@ -26,7 +26,7 @@ bool take(std::string_view& text, char wanted) {
 
 }  // namespace
 
-StagedPairs::StagedPairs(std::string_view text, int ranks) {
+RankPairs::RankPairs(std::string_view setting, std::string_view text, int ranks) {
   if (text.empty() || text == "none") return;
   all_ = text == "all";
   std::string_view rest = all_ ? "" : text;
@@ -36,14 +36,14 @@ StagedPairs::StagedPairs(std::string_view text, int ranks) {
     const int b = joined ? take_rank(rest) : -1;
     const bool separated = rest.empty() || (take(rest, ',') && !rest.empty());
     check_argument(a >= 0 && b >= 0 && a < ranks && b < ranks && a != b && separated,
-                   "staged_pairs (or EXPERTWIRE_STAGED_PAIRS) is '{}'; it must be none, all, or "
-                   "pairs of two different ranks below {}, such as 0-1,2-3",
-                   text, ranks);
+                   "{} is '{}'; it must be none, all, or pairs of two different ranks below {}, "
+                   "such as 0-1,2-3",
+                   setting, text, ranks);
     pairs_.push_back(std::minmax({a, b}));
   }
 }
 
-bool StagedPairs::has(int a, int b) const {
+bool RankPairs::has(int a, int b) const {
   const std::pair<int, int> pair = std::minmax({a, b});
   return all_ || std::find(pairs_.begin(), pairs_.end(), pair) != pairs_.end();
 }

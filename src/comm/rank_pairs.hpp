@@ -6,12 +6,12 @@
 
 namespace expertwire::inline v0 {
 
-/// Pairs of ranks that are to be reached through host memory, as EXPERTWIRE_STAGED_PAIRS names
+/// Pairs of ranks that are to be reached by another way than the first that there is, as users name
 /// them: `none`, `all`, or a list such as `0-1,2-3`.
-class StagedPairs {
+class RankPairs {
  public:
-  /// Throws `Error{invalid_argument}` that says what is allowed.
-  StagedPairs(std::string_view text, int ranks);
+  /// Throws `Error{invalid_argument}` that says what is allowed; `setting` is who names them.
+  RankPairs(std::string_view setting, std::string_view text, int ranks);
 
   bool has(int a, int b) const;
 
