@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/check.hpp"
+#include "base/process.hpp"
 
 namespace expertwire::inline v0 {
 
@@ -21,7 +22,11 @@ struct Registry {
   std::mutex mutex;
   std::uint64_t next_id = 1;
   std::map<std::uint64_t, std::weak_ptr<std::byte>> segments;  // of ranks that have not left
-  std::vector<std::weak_ptr<Fd>> listeners;
+  struct Listener {
+    std::weak_ptr<Fd> event;
+    OwnProcess process;  // in a forked child the descriptor's number may be another's by now
+  };
+  std::vector<Listener> listeners;
 };
 
 Registry& registry() {
@@ -63,17 +68,18 @@ void retire_segment(std::uint64_t id) {
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
   all.segments.erase(id);
-  std::erase_if(all.listeners, [](const std::weak_ptr<Fd>& listener) {
-    const auto event = listener.lock();
-    if (event) ::eventfd_write(event->get(), 1);
-    return !event;
+  std::erase_if(all.listeners, [](const Registry::Listener& listener) {
+    const auto event = listener.event.lock();
+    const bool ours = event && listener.process.here();
+    if (ours) ::eventfd_write(event->get(), 1);
+    return !ours;
   });
 }
 
 void notify_of_retirements(const std::shared_ptr<Fd>& event) {
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
-  all.listeners.push_back(event);
+  all.listeners.push_back({event, {}});
 }
 
 bool segment_retired(std::uint64_t id) {

@@ -72,6 +72,7 @@ void Proxy::run() {
       std::this_thread::sleep_for(kNap);
     } else {
       park();
+      last_work = {};  // what woke it was work
       idle_rounds = 0;
     }
   }

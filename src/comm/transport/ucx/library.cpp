@@ -18,12 +18,16 @@ constexpr unsigned kOldestMajor = 1, kOldestMinor = 13;
 constexpr std::pair<const char*, const char*> kDefaults[] = {
     {"UCX_RNDV_THRESH", "inf"},      // messages go at once, without asking the receiver
     {"UCX_TCP_TX_SEG_SIZE", "64k"},  // a message of ours is one fragment
-    {"UCX_TCP_RX_SEG_SIZE", "64k"},    {"UCX_TCP_USER_TIMEOUT", "2s"},  // a link that is down shows
-                                                                        // in seconds, not minutes
-    {"UCX_TCP_KEEPIDLE", "1s"},        {"UCX_TCP_KEEPINTVL", "1s"},    {"UCX_TCP_KEEPCNT", "2"},
-    {"UCX_KEEPALIVE_INTERVAL", "1s"},  {"UCX_ERROR_SIGNALS", ""},  // signals are the program's
-    {"UCX_MEM_EVENTS", "n"},                                       // no hooks in malloc
-    {"UCX_FENCE_MODE", "ep_based"},                                // from 1.19 on; no fence is used
+    {"UCX_TCP_RX_SEG_SIZE", "64k"},
+    {"UCX_TCP_USER_TIMEOUT", "2s"},  // a link that is down shows
+                                     // in seconds, not minutes
+    {"UCX_TCP_KEEPIDLE", "1s"},
+    {"UCX_TCP_KEEPINTVL", "1s"},
+    {"UCX_TCP_KEEPCNT", "2"},
+    {"UCX_KEEPALIVE_INTERVAL", "1s"},
+    {"UCX_ERROR_SIGNALS", ""},          // signals are the program's
+    {"UCX_MEM_EVENTS", "n"},            // no hooks in malloc
+    {"UCX_FENCE_MODE", "ep_based"},     // from 1.19 on; no fence is used
     {"UCX_WARN_UNUSED_ENV_VARS", "n"},  // older versions do not know all of these
     {"UCX_LOG_LEVEL", "fatal"},         // what fails is reported here, with the peer's name
 };
