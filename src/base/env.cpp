@@ -68,6 +68,11 @@ constexpr std::array kVariables = {
     Variable{"EXPERTWIRE_UCX", "auto",
              "The network engine: `auto` loads `libucp.so.0`, a path loads that, `off` does "
              "without. UCX's own variables pass through."},
+    Variable{
+        "EXPERTWIRE_REMOTE_WRITES", "auto",
+        "`auto` writes into peers' registered memory where UCX reports rc, dc or srd for them; "
+        "`on` does so over any wire, for tests (a peer's death can then end its peers, too); "
+        "`off` sends messages alone."},
     Variable{"EXPERTWIRE_NETWORK_PAIRS", "none",
              "Pairs of ranks that reach each other over the network though they are on one host: "
              "`all`, or pairs such as `0-1,2-3`. Ranks of several hosts need no variable."},
@@ -185,6 +190,11 @@ Env Env::read() {
   env.threads = static_cast<int>(integer_of("EXPERTWIRE_THREADS", 0, 1024).value_or(0));
   env.proxies = static_cast<int>(integer_of("EXPERTWIRE_PROXIES", 0, 64).value_or(0));
   env.ucx = text_of("EXPERTWIRE_UCX", "auto");
+  env.remote_writes = text_of("EXPERTWIRE_REMOTE_WRITES", "auto");
+  check_argument(
+      env.remote_writes == "auto" || env.remote_writes == "on" || env.remote_writes == "off",
+      "the environment variable EXPERTWIRE_REMOTE_WRITES={} must be auto, on or off",
+      env.remote_writes);
   env.network_pairs = text_of("EXPERTWIRE_NETWORK_PAIRS");
   env.nic_bytes = integer_of("EXPERTWIRE_NIC_BYTES", 65536, INT64_MAX).value_or(2 << 20);
   env.peer_timeout_ms =

@@ -37,6 +37,7 @@ struct Env {
   int threads;
   int proxies;                ///< 0: by cores
   std::string ucx;            ///< auto, off, or the library's path
+  std::string remote_writes;  ///< auto, on or off
   std::string network_pairs;  ///< empty: not said
   std::int64_t nic_bytes;
   std::int64_t peer_timeout_ms;

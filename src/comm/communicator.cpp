@@ -365,8 +365,14 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
     const auto& wires = kind == MemoryKind::host ? host_wires : device_wires;
     return *wires[static_cast<std::size_t>(peer)];
   };
+  std::function<std::string(const Memory&)> make_key;
+  if (network.present())
+    make_key = [engine = network.engines.front().get()](const Memory& memory) {
+      return memory.kind() == MemoryKind::host ? engine->make_key(memory.data(), memory.bytes())
+                                               : std::string();
+    };
   memories = std::make_unique<MemoryRegistry>(
-      MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, {}});
+      MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, make_key});
 }
 
 int Communicator::Impl::count_proxies() const {
@@ -399,6 +405,7 @@ void Communicator::Impl::make_proxies(Communicator& communicator) {
   setting.mapped = [](int) { return std::make_unique<MappedCarrier>(); };
   setting.engines = std::move(network.engines);
   setting.addresses = network.addresses;
+  setting.same_version = network.same_version;
   setting.job = job;
   setting.silence = peer_timeout.value_or(std::chrono::milliseconds(Env::get().peer_timeout_ms));
   setting.lost = [this](int peer, const std::string& why, bool in_good_order) {

@@ -90,7 +90,7 @@ Memory MemoryRegistry::open(std::string_view serialized) {
   const Memory memory =
       setting_.wire(offer.rank, offer.kind).open({self, peer, offer, arena->part(offer.rank)});
   const std::uint32_t id = table_.reserve();
-  table_.set(id, memory, offer.id, std::string(key_of(serialized)));
+  table_.set(id, memory, offer.id, std::string(key_of(serialized)), offer.address);
   return CommunicatorAccess::numbered(memory, id, {});
 }
 

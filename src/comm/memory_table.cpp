@@ -25,10 +25,10 @@ std::uint32_t MemoryTable::reserve() {
 }
 
 void MemoryTable::set(std::uint32_t id, const Memory& memory, std::uint32_t remote_id,
-                      std::string key) {
+                      std::string key, std::uint64_t address) {
   Slot* const place = slot(id);
-  place->entry = {memory.rank(),  memory.kind(), memory.data(),
-                  memory.bytes(), remote_id,     std::move(key)};
+  place->entry = {memory.rank(), memory.kind(),  memory.data(), memory.bytes(),
+                  remote_id,     std::move(key), address};
   place->owner = memory.shared();
   place->present.store(true, std::memory_order_release);
 }

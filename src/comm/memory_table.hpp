@@ -25,6 +25,7 @@ class MemoryTable {
     std::uint64_t bytes = 0;
     std::uint32_t remote_id = Memory::kNoId;  ///< what the owner knows it by
     std::string key;                          ///< for remote writes; empty: none
+    std::uint64_t address = 0;                ///< in the process of the owner
   };
 
   MemoryTable() = default;
@@ -35,7 +36,8 @@ class MemoryTable {
   /// The number that the next entry will have. Throws `Error{capacity}` when all are used.
   std::uint32_t reserve();
   /// Keeps `memory` alive until it is removed.
-  void set(std::uint32_t id, const Memory& memory, std::uint32_t remote_id, std::string key = {});
+  void set(std::uint32_t id, const Memory& memory, std::uint32_t remote_id, std::string key = {},
+           std::uint64_t address = 0);
   /// Null if there is none. Valid until the entry has been removed and the table is gone.
   const Entry* find(std::uint32_t id) const noexcept;
   /// Lets go of the memory; whether it was there.

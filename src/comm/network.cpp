@@ -56,6 +56,8 @@ Network Network::agree(const Request& request, const std::function<bool(const En
   request.bootstrap.all_gather(wanted.data(), ranks, request.deadline);
   Network network;
   network.reasons.resize(ranks);
+  for (const Endpoint& peer : request.endpoints)
+    network.same_version.push_back(peer.ucx_version == request.endpoints[mine].ucx_version);
   bool any = false;
   for (std::size_t r = 0; r < ranks; ++r) {
     if (causes[r].empty() && wanted[r * ranks + mine] != 0)

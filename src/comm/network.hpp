@@ -26,6 +26,7 @@ struct Network {
 
   std::vector<std::string> reasons;                 ///< by rank; empty: not over a network
   std::vector<std::vector<std::string>> addresses;  ///< by rank, of its engines; empty as above
+  std::vector<bool> same_version;                   ///< by rank: of the engine
   std::vector<std::unique_ptr<Engine>> engines;     ///< none if no rank is reached by them
   std::optional<std::pair<int, int>> first_pair;    ///< the same on all ranks
 

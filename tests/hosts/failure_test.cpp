@@ -18,7 +18,11 @@ using std::chrono::milliseconds;
   if (!ucx_presence().present) GTEST_SKIP() << "no UCX: " << ucx_presence().why_not; \
   if (!(hosts).why_not().empty()) GTEST_SKIP() << (hosts).why_not()
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kTimes = 1;  // they take long, and run three times without
+#else
 constexpr int kTimes = 3;
+#endif
 constexpr milliseconds kWait{250};  // of every wait that is to end in an error
 
 /// Ranks exchange messages until something ends it; returns the error.

@@ -2,6 +2,7 @@
 
 #include "expertwire/port_channel.hpp"
 
+#include "base/env.hpp"
 #include "comm/communicator_access.hpp"
 #include "comm/proxy/proxies.hpp"
 #include "ranks/streams.hpp"
@@ -132,6 +133,34 @@ TEST_P(Ports, FlushMeansThatItIsThere) {
       }
       c->barrier();
     }
+  });
+}
+
+TEST_P(Ports, AreCarriedByWhatTheWireIsToUse) {
+  on(2, [](const std::shared_ptr<Communicator>& c) {
+    constexpr std::uint64_t kBytes = 100000;
+    const SharedMemory memory(*c, GetParam(), 1 << 20);
+    auto channels = PortChannel::open_all(c);
+    PortChannel& channel = channels[static_cast<std::size_t>(1 - c->rank())];
+    const Proxies& proxies = CommunicatorAccess::proxies(*c);
+    const Proxies::Sent before = proxies.sent();
+    channel.put_with_signal({memory.of(1 - c->rank()), 0, memory.mine(), 1 << 19, kBytes});
+    channel.wait(kLong);
+    channel.flush(kLong);
+    const Proxies::Sent after = proxies.sent();
+    const std::uint64_t bytes = after.message_bytes - before.message_bytes;
+    if (GetParam() != Wire::ucx) {
+      EXPECT_EQ(after.messages, 0U);
+    } else if (Env::get().remote_writes == "on") {
+      EXPECT_GT(after.writes, before.writes);
+      EXPECT_LT(bytes, 1000U);
+    } else {
+      EXPECT_EQ(after.writes, 0U);
+      EXPECT_GE(bytes, kBytes);
+      EXPECT_LT(bytes, kBytes * 1.01);
+      EXPECT_EQ(after.messages - before.messages, 2U);  // of 56 KB at most; the signal goes with it
+    }
+    c->barrier();
   });
 }
 

@@ -36,10 +36,35 @@ class FakeEngine final : public Engine {
     under_way.push_back(std::move(message));
     if (gives_back) client_->sent(peer, token);
   }
+  bool writes_remotely(int) override { return remote; }
+  void put(int, const Piece& piece, std::uint64_t address, const std::string& key,
+           void* token) override {
+    EXPECT_EQ(key, "key");
+    puts.push_back({piece, address, token});
+  }
+  void flush(int, void* token) override { flushes.push_back(token); }
+  /// What was put arrives, and its sender hears of it.
+  void write_all() {
+    for (const Put& put : std::exchange(puts, {})) {
+      std::memcpy(reinterpret_cast<void*>(put.address), put.piece.data, put.piece.bytes);
+      client_->sent(1, put.token);
+    }
+  }
+  void end_flushes() {
+    for (void* token : std::exchange(flushes, {})) client_->sent(1, token);
+  }
   bool progress() override { return false; }
   void drop(int) noexcept override { dropped = true; }
 
+  struct Put {
+    Piece piece;
+    std::uint64_t address;
+    void* token;
+  };
   std::list<Message> under_way;
+  std::vector<Put> puts;
+  std::vector<void*> flushes;
+  bool remote = false;
   bool gives_back = true, dropped = false;
 
  private:
@@ -50,7 +75,7 @@ class FakeEngine final : public Engine {
 
 /// A rank with one peer behind the fake engine.
 struct Side {
-  Side(int rank, std::size_t message_bytes)
+  Side(int rank, std::size_t message_bytes, bool may_write = false)
       : engine(message_bytes), setting(std::make_shared<NetworkSetting>()), client(setting) {
     setting->job = kJob;
     setting->rank = rank;
@@ -60,7 +85,7 @@ struct Side {
       lost_peer = peer, why = text, in_good_order = left;
     };
     engine.set_client(&client);
-    carrier = std::make_unique<NetworkCarrier>(1 - rank, engine, setting);
+    carrier = std::make_unique<NetworkCarrier>(1 - rank, engine, setting, may_write);
     client.add(1 - rank, carrier.get());
     // Memory 0 is this rank's, memory 1 is the peer's memory 0.
     auto pointer = [](std::uint64_t* p) {
@@ -69,11 +94,12 @@ struct Side {
     memories.set(memories.reserve(), Memory(rank, pointer(words.data()), sizeof(words)), 0);
     memories.set(memories.reserve(), Memory(1 - rank, nullptr, sizeof(words)), 0);
   }
-  void put(std::uint64_t to, const std::uint64_t* from, std::uint64_t bytes) {
+  void put(std::uint64_t to, const std::uint64_t* from, std::uint64_t bytes,
+           std::uint32_t memory = 1) {
     Cargo cargo;
     cargo.operation = Operation::put;
     cargo.source = reinterpret_cast<const std::byte*>(from);
-    cargo.destination = memories.find(1);
+    cargo.destination = memories.find(memory);
     cargo.offset = to;
     cargo.bytes = bytes;
     carrier->carry(cargo);
@@ -328,6 +354,58 @@ TEST(NetworkCarrier, GoodbyeCountsOnceEverythingBeforeItHasCome) {
   EXPECT_EQ(b.words[0], 9U);
   EXPECT_EQ(b.lost_peer, 0);
   EXPECT_TRUE(b.in_good_order);
+}
+
+TEST(NetworkCarrier, WordsWaitForTheFlushOfRemoteWrites) {
+  Side a(0, 4096, true), b(1, 4096);
+  a.engine.remote = true;
+  const std::uint32_t open = a.memories.reserve();  // the peer's memory, with a key
+  a.memories.set(open, Memory(1, nullptr, sizeof(b.words)), 0, "key",
+                 reinterpret_cast<std::uint64_t>(b.words.data()));
+  std::vector<std::uint64_t> source(40000);
+  for (std::size_t i = 0; i < source.size(); ++i) source[i] = i + 1;
+  a.put(64, source.data(), 4000, open);
+  a.put(512 * 8, &source[7], 8);  // without a key: by message
+  a.word(Operation::store, 0, 5);
+  a.progress();
+  ASSERT_EQ(a.engine.puts.size(), 1U);
+  ASSERT_EQ(a.engine.flushes.size(), 1U);
+  ASSERT_EQ(a.engine.under_way.size(), 1U);
+  deliver_all(a, b);
+  EXPECT_EQ(b.words[512], 8U);
+  EXPECT_EQ(b.words[0], 0U) << "a word overtook a put";
+  EXPECT_FALSE(a.carrier->idle());
+  a.engine.write_all();
+  a.progress();
+  EXPECT_TRUE(a.engine.under_way.empty());  // written, for all that the sender knows not there
+  a.engine.end_flushes();
+  a.progress();
+  deliver_all(a, b);
+  EXPECT_EQ(b.words[0], 5U);
+  for (std::size_t i = 0; i < 500; ++i) ASSERT_EQ(b.words[8 + i], i + 1);
+  EXPECT_TRUE(a.carrier->idle());
+
+  a.put(0, source.data(), 0, open);  // nothing: no write, no flush
+  a.word(Operation::atomic_add, 0, 2);
+  a.progress();
+  EXPECT_TRUE(a.engine.puts.empty());
+  EXPECT_TRUE(a.engine.flushes.empty());
+  deliver_all(a, b);
+  EXPECT_EQ(b.words[0], 7U);
+}
+
+TEST(NetworkCarrier, VersionsThatDifferMeanMessages) {
+  Side a(0, 4096, false), b(1, 4096);
+  a.engine.remote = true;
+  const std::uint32_t open = a.memories.reserve();
+  a.memories.set(open, Memory(1, nullptr, sizeof(b.words)), 0, "key",
+                 reinterpret_cast<std::uint64_t>(b.words.data()));
+  const std::uint64_t value = 77;
+  a.put(64, &value, 8, open);
+  a.progress();
+  EXPECT_TRUE(a.engine.puts.empty());
+  deliver_all(a, b);
+  EXPECT_EQ(b.words[8], 77U);
 }
 
 TEST(NetworkCarrier, NothingIsSentToAPeerThatIsLost) {

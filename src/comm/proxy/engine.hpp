@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -44,6 +45,15 @@ class Engine {
   virtual void set_address(int peer, std::string address) = 0;
   /// Sends a message; sent() may come within the call. Connects first if need be.
   virtual void send(int peer, const Piece* pieces, int count, void* token) = 0;
+  /// Whether bytes go into the memory of `peer` without its help, natively: then puts and flushes
+  /// below are used, else messages alone. Connects if need be.
+  virtual bool writes_remotely(int) { return false; }
+  /// What peers need to write to memory of this rank; empty if they cannot.
+  virtual std::string make_key(void*, std::size_t) { return {}; }
+  /// Writes to `address` of the peer; `key` is what make_key() gave there, and stays where it is.
+  virtual void put(int, const Piece&, std::uint64_t, const std::string&, void*) {}
+  /// sent() says when all that was put to the peer before is in its memory.
+  virtual void flush(int, void*) {}
   /// Whether anything moved.
   virtual bool progress() = 0;
   /// Closes the way to a peer at once; what was under way comes back by sent().

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::size_t kMostQueued = 4096;           // items; then the queue of triggers fills up
 constexpr std::size_t kCopied = 2048;               // puts up to so many bytes are copied together
+constexpr std::size_t kWritten = 131072;            // of a put, in one remote write
 constexpr int kMessagesAtOnce = 4;                  // of one peer, before others have their turn
 constexpr std::size_t kMostEarly = 65536;           // messages that wait for one before them
 constexpr std::chrono::milliseconds kBeat{100};     // between signs of life
@@ -21,8 +22,9 @@ constexpr std::chrono::milliseconds kStopped{200};  // a longer gap: it was this
 
 }  // namespace
 
-NetworkCarrier::NetworkCarrier(int peer, Engine& engine, std::shared_ptr<NetworkSetting> setting)
-    : peer_(peer), engine_(engine), setting_(std::move(setting)) {}
+NetworkCarrier::NetworkCarrier(int peer, Engine& engine, std::shared_ptr<NetworkSetting> setting,
+                               bool may_write)
+    : peer_(peer), engine_(engine), setting_(std::move(setting)), may_write_(may_write) {}
 
 void NetworkCarrier::activate() {
   if (active_) return;
@@ -65,7 +67,9 @@ bool NetworkCarrier::progress() {
     return true;
   }
   bool moved = std::exchange(stirred_, false);
-  for (int i = 0; i < kMessagesAtOnce && !queue_.empty() && !dead_; ++i) {
+  for (int i = 0; i < kMessagesAtOnce && !queue_.empty() && !dead_ && !flushing_; ++i) {
+    if (put_remotely()) moved = true;
+    if (await_puts()) break;
     take_marks();
     if (queue_.empty() || setting_->in_flight >= setting_->most_in_flight) break;
     moved = send_records() || moved;
@@ -96,6 +100,51 @@ void NetworkCarrier::release_marks() {
   }
 }
 
+/// Puts at the head of the queue, written by the engine; whether there were any.
+bool NetworkCarrier::put_remotely() {
+  if (may_write_ && !asked_) {
+    asked_ = true;
+    may_write_ = engine_.writes_remotely(peer_);
+  }
+  bool moved = false;
+  while (may_write_ && !dead_ && !queue_.empty() &&
+         setting_->in_flight < setting_->most_in_flight) {
+    Cargo& put = queue_.front().cargo;
+    if (put.operation != Operation::put || put.destination->key.empty()) break;
+    const std::size_t bytes = std::min<std::size_t>(put.bytes, kWritten);
+    if (bytes > 0) {
+      Slot& slot = take_slot();
+      slot.bytes = bytes;
+      setting_->in_flight += bytes;
+      ++under_way_;
+      unflushed_ = true;
+      ++setting_->counters.writes;
+      engine_.put(peer_, {put.source, bytes}, put.destination->address + put.offset,
+                  put.destination->key, &slot);
+    }
+    moved = true;
+    if (queue_.empty()) break;  // the peer was lost in the call
+    put.source += bytes;
+    put.offset += bytes;
+    put.bytes -= bytes;
+    if (put.bytes == 0) queue_.pop_front();
+  }
+  return moved;
+}
+
+/// What follows puts that were written remotely waits until they are in the peer's memory. Puts
+/// alone need not: they have no order among themselves.
+bool NetworkCarrier::await_puts() {
+  if (!unflushed_ || dead_) return flushing_;
+  if (queue_.empty() || queue_.front().cargo.operation == Operation::put) return false;
+  Slot& slot = take_slot();
+  slot.flush = flushing_ = true;
+  unflushed_ = false;
+  ++under_way_;
+  engine_.flush(peer_, &slot);
+  return flushing_;
+}
+
 NetworkCarrier::Slot& NetworkCarrier::take_slot() {
   if (free_.empty()) {
     slots_.push_back(std::make_unique<Slot>());
@@ -107,6 +156,7 @@ NetworkCarrier::Slot& NetworkCarrier::take_slot() {
   slot->small.clear();
   slot->count = 1;  // the first piece: head and records
   slot->bytes = 0;
+  slot->flush = false;
   slot->front.head = {};
   return *slot;
 }
@@ -147,6 +197,7 @@ bool NetworkCarrier::send_records() {
   while (!queue_.empty() && head.records < kMostRecords) {
     Item& item = queue_.front();
     const Cargo& cargo = item.cargo;
+    if (unflushed_ && cargo.operation != Operation::put) break;
     if (cargo.operation == Operation::flush) {
       marks_.push_back({sequence_ + 1, item.mark});
       head.wants_answer = 1;
@@ -161,6 +212,7 @@ bool NetworkCarrier::send_records() {
   head.kind = MessageKind::records;
   head.sequence = ++sequence_;
   post(slot);
+  ++setting_->counters.messages;
   return true;
 }
 
@@ -181,6 +233,7 @@ void NetworkCarrier::post(Slot& slot) {
   slot.pieces[0] = {&slot.front, sizeof(MessageHead) + head.records * sizeof(MessageRecord)};
   slot.bytes += slot.pieces[0].bytes;
   setting_->in_flight += slot.bytes;
+  if (head.records > 0) setting_->counters.message_bytes += slot.bytes;
   ++under_way_;
   last_sent_ = Clock::now();
   engine_.send(peer_, slot.pieces.data(), slot.count, &slot);
@@ -189,6 +242,7 @@ void NetworkCarrier::post(Slot& slot) {
 void NetworkCarrier::sent(void* token) noexcept {
   auto* const slot = static_cast<Slot*>(token);
   setting_->in_flight -= slot->bytes;
+  if (slot->flush) flushing_ = false;
   --under_way_;
   free_.push_back(slot);
 }

@@ -16,6 +16,13 @@
 
 namespace expertwire::inline v0 {
 
+/// What a proxy has sent so far. Read by any thread.
+struct NetworkCounters {
+  std::atomic<std::uint64_t> messages{0};       ///< with records
+  std::atomic<std::uint64_t> message_bytes{0};  ///< of those, heads and records included
+  std::atomic<std::uint64_t> writes{0};         ///< remote writes
+};
+
 /// What the carriers of one proxy share. Used by one thread at a time.
 struct NetworkSetting {
   std::uint64_t job = 0;
@@ -26,6 +33,7 @@ struct NetworkSetting {
   /// A peer is gone, in good order or not; told once.
   std::function<void(int peer, const std::string& why, bool in_good_order)> lost;
   std::size_t in_flight = 0;
+  NetworkCounters counters;
 };
 
 /// To a peer behind a network, by messages. Records for the peer are merged while messages before
@@ -34,7 +42,9 @@ struct NetworkSetting {
 /// before.
 class NetworkCarrier final : public Carrier {
  public:
-  NetworkCarrier(int peer, Engine& engine, std::shared_ptr<NetworkSetting> setting);
+  /// Remote writes are used if `may_write` and the engine has native ones.
+  NetworkCarrier(int peer, Engine& engine, std::shared_ptr<NetworkSetting> setting,
+                 bool may_write = false);
 
   bool has_room() const override;
   void carry(const Cargo& cargo) override;
@@ -66,6 +76,7 @@ class NetworkCarrier final : public Carrier {
     std::array<Piece, kMostPieces> pieces;
     int count = 0;
     std::size_t bytes = 0;
+    bool flush = false;  ///< stands for a flush of the engine
   };
   struct Word {
     std::byte* at;
@@ -80,6 +91,8 @@ class NetworkCarrier final : public Carrier {
   void activate();
   Slot& take_slot();
   bool send_records();
+  bool put_remotely();
+  bool await_puts();
   bool add_put(Slot& slot, Item& item);
   void take_marks();
   void send_note(MessageKind kind, bool wants_answer);
@@ -95,7 +108,9 @@ class NetworkCarrier final : public Carrier {
   std::shared_ptr<NetworkSetting> setting_;
   std::atomic<bool> expected_{false};
   bool active_ = false, dead_ = false;
-  std::optional<std::string> fault_;  ///< found while the engine was calling
+  bool may_write_, asked_ = false;  ///< asked: whether the engine writes remotely is known
+  bool unflushed_ = false, flushing_ = false;  ///< puts that words must not overtake
+  std::optional<std::string> fault_;           ///< found while the engine was calling
   Clock::time_point last_sent_{}, last_heard_{}, last_tick_{};
 
   // Going out.

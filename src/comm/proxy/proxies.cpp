@@ -77,9 +77,21 @@ std::unique_ptr<Carrier> Proxies::make_carrier(int peer) {
   const auto& theirs = setting_.addresses[rank];
   engine.set_address(
       peer, theirs[static_cast<std::size_t>(setting_.communicator->rank()) % theirs.size()]);
-  auto carrier = std::make_unique<NetworkCarrier>(peer, engine, networks_[mine]);
+  auto carrier = std::make_unique<NetworkCarrier>(
+      peer, engine, networks_[mine],
+      rank < setting_.same_version.size() && setting_.same_version[rank]);
   clients_[mine]->add(peer, carrier.get());
   return carrier;
+}
+
+Proxies::Sent Proxies::sent() const {
+  Sent sum;
+  for (const auto& network : networks_) {
+    sum.messages += network->counters.messages;
+    sum.message_bytes += network->counters.message_bytes;
+    sum.writes += network->counters.writes;
+  }
+  return sum;
 }
 
 void Proxies::expect(int peer) noexcept {

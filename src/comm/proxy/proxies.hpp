@@ -27,6 +27,7 @@ class Proxies {
     std::function<std::unique_ptr<Carrier>(int peer)> mapped;
     /// Of the peers behind a network: addresses of their engines; empty of others.
     std::vector<std::vector<std::string>> addresses;
+    std::vector<bool> same_version;  ///< by peer: its engine is what this rank's is
     std::uint64_t job = 0;
     std::chrono::milliseconds silence{5000};  ///< after which a peer is taken for dead
     std::function<void(int peer, const std::string& why, bool in_good_order)> lost;
@@ -52,6 +53,11 @@ class Proxies {
   void flush(ChannelState& channel, const WaitContext& context);
   /// Somebody waits for `peer`: from now on it is looked after. Any thread.
   void expect(int peer) noexcept;
+  /// What all of them have sent over networks so far.
+  struct Sent {
+    std::uint64_t messages = 0, message_bytes = 0, writes = 0;
+  };
+  Sent sent() const;
   /// Why a proxy has stopped; none while all work.
   std::optional<Error> failure();
 

@@ -1,9 +1,17 @@
 #include "comm/transport/ucx/engine.hpp"
 
+#include <sys/socket.h>
+
+#include <array>
 #include <chrono>
+#include <filesystem>
 #include <map>
+#include <mutex>
+#include <string_view>
+#include <utility>
 
 #include "base/check.hpp"
+#include "base/env.hpp"
 #include "comm/transport/ucx/library.hpp"
 
 namespace expertwire::inline v0 {
@@ -22,6 +30,50 @@ void check_ucx(ucs_status_t status, const char* call) {
         UcxLibrary::get().version, ucx().status_string(status));
 }
 
+bool may_write_remotely() {
+  const std::string& wanted = Env::get().remote_writes;
+  if (wanted != "auto") return wanted == "on";
+  static const bool rdma = [] {
+    std::error_code none;
+    const std::filesystem::directory_iterator devices("/sys/class/infiniband", none);
+    return !none && devices != std::filesystem::directory_iterator();
+  }();
+  return rdma;
+}
+
+/// The names of an endpoint's transports as UCX reports them from 1.14 on; the headers may be
+/// older.
+struct TransportsOfEndpoint {
+  struct Entry {
+    const char* transport;
+    const char* device;
+  };
+  static constexpr std::uint64_t kField = 1 << 3;
+  static constexpr unsigned kMost = 16, kOldestMinor = 14;
+
+  std::uint64_t field_mask = kField;
+  char name[UCP_ENTITY_NAME_MAX];
+  sockaddr_storage local, remote;
+  Entry* entries;
+  unsigned count;
+  std::size_t entry_size = sizeof(Entry);
+  std::array<std::uint64_t, 16> later{};  // what newer versions have behind
+};
+
+/// Whether an endpoint has native remote writes: rc, dc or srd.
+bool has_native_writes(ucp_ep_h endpoint) {
+  if (UcxLibrary::get().minor < TransportsOfEndpoint::kOldestMinor) return false;
+  std::array<TransportsOfEndpoint::Entry, TransportsOfEndpoint::kMost> entries{};
+  TransportsOfEndpoint query{};
+  query.entries = entries.data();
+  query.count = TransportsOfEndpoint::kMost;
+  if (ucx().ep_query(endpoint, reinterpret_cast<ucp_ep_attr_t*>(&query)) != UCS_OK) return false;
+  for (unsigned i = 0; i < query.count; ++i)
+    for (const std::string_view native : {"rc", "dc", "srd"})
+      if (std::string_view(entries[i].transport).starts_with(native)) return true;
+  return false;
+}
+
 /// Of a communicator.
 class UcxContext {
  public:
@@ -31,7 +83,8 @@ class UcxContext {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED |
                         UCP_PARAM_FIELD_ESTIMATED_NUM_EPS;
-    params.features = UCP_FEATURE_AM;
+    // Lanes for remote writes are made only where there may be use for them.
+    params.features = UCP_FEATURE_AM | (may_write_remotely() ? UCP_FEATURE_RMA : 0);
     params.mt_workers_shared = 1;
     params.estimated_num_eps = static_cast<std::size_t>(ranks);
     const ucs_status_t status =
@@ -41,11 +94,35 @@ class UcxContext {
   }
   UcxContext(const UcxContext&) = delete;
   UcxContext& operator=(const UcxContext&) = delete;
-  ~UcxContext() { ucx().cleanup(context_); }
+  ~UcxContext() {
+    for (ucp_mem_h memory : mapped_) ucx().mem_unmap(context_, memory);
+    ucx().cleanup(context_);
+  }
   ucp_context_h get() const { return context_; }
+
+  /// Registers memory with the network until the end; what peers need to write to it.
+  std::string make_key(void* data, std::size_t bytes) {
+    if (!may_write_remotely() || bytes == 0) return {};
+    ucp_mem_map_params_t params{};
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+    params.address = data;
+    params.length = bytes;
+    ucp_mem_h memory = nullptr;
+    std::lock_guard lock(mutex_);
+    check_ucx(ucx().mem_map(context_, &params, &memory), "ucp_mem_map");
+    mapped_.push_back(memory);
+    void* buffer = nullptr;
+    std::size_t length = 0;
+    check_ucx(ucx().rkey_pack(context_, memory, &buffer, &length), "ucp_rkey_pack");
+    std::string key(static_cast<const char*>(buffer), length);
+    ucx().rkey_buffer_release(buffer);
+    return key;
+  }
 
  private:
   ucp_context_h context_ = nullptr;
+  std::mutex mutex_;
+  std::vector<ucp_mem_h> mapped_;
 };
 
 /// A worker, and the endpoints from it to the workers of peers. Endpoints are made at the first
@@ -80,6 +157,13 @@ class UcxEngine final : public Engine {
     p.address = std::move(address);
   }
   void send(int peer, const Piece* pieces, int count, void* token) override;
+  bool writes_remotely(int peer) override;
+  std::string make_key(void* data, std::size_t bytes) override {
+    return context_->make_key(data, bytes);
+  }
+  void put(int peer, const Piece& piece, std::uint64_t address, const std::string& key,
+           void* token) override;
+  void flush(int peer, void* token) override;
   bool progress() override;
   void drop(int peer) noexcept override;
 
@@ -89,6 +173,7 @@ class UcxEngine final : public Engine {
     int rank = -1;
     std::string address;
     ucp_ep_h endpoint = nullptr;
+    std::map<std::string, ucp_rkey_h> keys;  ///< unpacked for the endpoint
     bool broken = false;  ///< UCX has said so; the endpoint is closed in the next progress()
     std::string why;
   };
@@ -100,6 +185,10 @@ class UcxEngine final : public Engine {
 
   void prepare();
   bool connect(Peer& peer);
+  Sending* start(int rank, void* token);
+  static ucp_request_param_t parameters(Sending* sending);
+  void follow(Sending* sending, ucs_status_ptr_t request);
+  static void drop_keys(Peer& peer) noexcept;
   void break_off(Peer& peer, ucs_status_t status) noexcept;
   void finish(Sending* sending) noexcept;
   void close_broken();
@@ -153,7 +242,9 @@ bool UcxEngine::connect(Peer& peer) {
   return false;
 }
 
-void UcxEngine::send(int rank, const Piece* pieces, int count, void* token) {
+/// What stands for one request while it is under way; null if the peer cannot be reached, and it
+/// has come back at once.
+UcxEngine::Sending* UcxEngine::start(int rank, void* token) {
   Peer& peer = peers_[rank];
   if (free_.empty()) {
     made_.push_back(std::make_unique<Sending>());
@@ -162,23 +253,71 @@ void UcxEngine::send(int rank, const Piece* pieces, int count, void* token) {
   Sending* const sending = free_.back();
   free_.pop_back();
   *sending = {&peer, token, {}};
-  if (peer.broken || (peer.endpoint == nullptr && !connect(peer))) return finish(sending);
-  for (int i = 0; i < count; ++i)
-    sending->pieces[i] = {const_cast<void*>(pieces[i].data), pieces[i].bytes};
+  if (!peer.broken && (peer.endpoint != nullptr || connect(peer))) return sending;
+  finish(sending);
+  return nullptr;
+}
+
+ucp_request_param_t UcxEngine::parameters(Sending* sending) {
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FIELD_CALLBACK |
-                       UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = UCP_AM_SEND_FLAG_EAGER;
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = sending;
+  return param;
+}
+
+/// A request that was made is done, has failed, or comes back by on_sent().
+void UcxEngine::follow(Sending* sending, ucs_status_ptr_t request) {
+  if (UCS_PTR_IS_PTR(request)) return;
+  if (UCS_PTR_IS_ERR(request)) break_off(*sending->peer, UCS_PTR_STATUS(request));
+  finish(sending);
+}
+
+void UcxEngine::send(int rank, const Piece* pieces, int count, void* token) {
+  Sending* const sending = start(rank, token);
+  if (sending == nullptr) return;
+  for (int i = 0; i < count; ++i)
+    sending->pieces[i] = {const_cast<void*>(pieces[i].data), pieces[i].bytes};
+  ucp_request_param_t param = parameters(sending);
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_AM_SEND_FLAG_EAGER;
   const bool one = count == 1;
   param.datatype = one ? ucp_dt_make_contig(1) : ucp_dt_make_iov();
-  const ucs_status_ptr_t request =
-      ucx().am_send(peer.endpoint, kMessageId, nullptr, 0, one ? pieces[0].data : sending->pieces,
-                    one ? pieces[0].bytes : static_cast<std::size_t>(count), &param);
-  if (UCS_PTR_IS_PTR(request)) return;  // on_sent() comes later
-  if (UCS_PTR_IS_ERR(request)) break_off(peer, UCS_PTR_STATUS(request));
-  finish(sending);
+  follow(sending, ucx().am_send(sending->peer->endpoint, kMessageId, nullptr, 0,
+                                one ? pieces[0].data : sending->pieces,
+                                one ? pieces[0].bytes : static_cast<std::size_t>(count), &param));
+}
+
+bool UcxEngine::writes_remotely(int rank) {
+  if (!may_write_remotely()) return false;
+  Peer& peer = peers_[rank];
+  if (peer.broken || (peer.endpoint == nullptr && !connect(peer))) return false;
+  return Env::get().remote_writes == "on" || has_native_writes(peer.endpoint);
+}
+
+void UcxEngine::put(int rank, const Piece& piece, std::uint64_t address, const std::string& key,
+                    void* token) {
+  Sending* const sending = start(rank, token);
+  if (sending == nullptr) return;
+  Peer& peer = *sending->peer;
+  ucp_rkey_h& unpacked = peer.keys[key];
+  if (unpacked == nullptr) {
+    const ucs_status_t status = ucx().ep_rkey_unpack(peer.endpoint, key.data(), &unpacked);
+    if (status != UCS_OK) {
+      break_off(peer, status);
+      return finish(sending);
+    }
+  }
+  const ucp_request_param_t param = parameters(sending);
+  follow(sending, ucx().put(peer.endpoint, piece.data, piece.bytes, address, unpacked, &param));
+}
+
+/// Of this endpoint alone: other peers' puts go on.
+void UcxEngine::flush(int rank, void* token) {
+  Sending* const sending = start(rank, token);
+  if (sending == nullptr) return;
+  const ucp_request_param_t param = parameters(sending);
+  follow(sending, ucx().ep_flush(sending->peer->endpoint, &param));
 }
 
 void UcxEngine::finish(Sending* sending) noexcept {
@@ -220,12 +359,19 @@ void UcxEngine::close_broken() {
   }
 }
 
+void UcxEngine::drop_keys(Peer& peer) noexcept {
+  for (auto& [text, key] : peer.keys)
+    if (key != nullptr) ucx().rkey_destroy(key);
+  peer.keys.clear();
+}
+
 /// A forced close gives back what is under way at once.
 void UcxEngine::drop(int rank) noexcept {
   Peer& peer = peers_[rank];
   peer.broken = true;
   peer.address.clear();  // it has been told
   if (peer.endpoint == nullptr) return;
+  drop_keys(peer);
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   param.flags = UCP_EP_CLOSE_FLAG_FORCE;
@@ -258,6 +404,7 @@ void UcxEngine::leave() noexcept {
     ucp_request_param_t param{};
     return peer.broken ? nullptr : ucx().ep_flush(peer.endpoint, &param);
   });
+  for (auto& [rank, peer] : peers_) drop_keys(peer);
   settle([](Peer& peer) -> void* {
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;

@@ -57,6 +57,14 @@ bool find_all(void* library, UcxCalls& c, std::string& missing) {
          find(library, "ucp_am_send_nbx", c.am_send, missing) &&
          find(library, "ucp_request_check_status", c.request_check_status, missing) &&
          find(library, "ucp_request_free", c.request_free, missing) &&
+         find(library, "ucp_mem_map", c.mem_map, missing) &&
+         find(library, "ucp_mem_unmap", c.mem_unmap, missing) &&
+         find(library, "ucp_rkey_pack", c.rkey_pack, missing) &&
+         find(library, "ucp_rkey_buffer_release", c.rkey_buffer_release, missing) &&
+         find(library, "ucp_ep_rkey_unpack", c.ep_rkey_unpack, missing) &&
+         find(library, "ucp_rkey_destroy", c.rkey_destroy, missing) &&
+         find(library, "ucp_put_nbx", c.put, missing) &&
+         find(library, "ucp_ep_query", c.ep_query, missing) &&
          find(library, "ucs_status_string", c.status_string, missing);
 }
 
@@ -82,6 +90,7 @@ UcxLibrary load() {
   }
   unsigned major = 0, minor = 0, release = 0;
   found.calls.get_version(&major, &minor, &release);
+  found.minor = minor;
   found.version = fmt::format("{}.{}.{}", major, minor, release);
   found.present = major == kOldestMajor && minor >= kOldestMinor;
   if (!found.present)

@@ -27,6 +27,15 @@ struct UcxCalls {
   decltype(&::ucp_request_check_status) request_check_status;
   decltype(&::ucp_request_free) request_free;
   decltype(&::ucs_status_string) status_string;
+  // Of remote writes.
+  decltype(&::ucp_mem_map) mem_map;
+  decltype(&::ucp_mem_unmap) mem_unmap;
+  decltype(&::ucp_rkey_pack) rkey_pack;
+  decltype(&::ucp_rkey_buffer_release) rkey_buffer_release;
+  decltype(&::ucp_ep_rkey_unpack) ep_rkey_unpack;
+  decltype(&::ucp_rkey_destroy) rkey_destroy;
+  decltype(&::ucp_put_nbx) put;
+  decltype(&::ucp_ep_query) ep_query;
 };
 
 /// UCX as it was found, or why it was not.
@@ -34,6 +43,7 @@ struct UcxLibrary {
   UcxCalls calls{};
   bool present = false;
   std::string version;  ///< "1.13.1"
+  unsigned minor = 0;
   std::string why_not;
 
   /// Looked for once a process, where EXPERTWIRE_UCX says. Sets variables of UCX that are unset to
