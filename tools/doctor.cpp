@@ -104,6 +104,7 @@ int run_doctor(bool measure) {
   examine_job(findings);
   examine_memory(findings);
   try_cpu_backend(findings, measure);
+  examine_network(findings, measure);
   examine_gpus(findings, measure);
   fmt::print("\n{}\n", findings.problems() == 0
                            ? "Nothing is wrong."

@@ -30,6 +30,9 @@ class Findings {
   int problems_ = 0;
 };
 
+/// Interfaces, RDMA devices, UCX, proxies, and what wires reach.
+void examine_network(Findings& findings, bool measure);
+
 /// GPUs, links, handle types, limits; says so where the build has no CUDA.
 void examine_gpus(Findings& findings, bool measure);
 

@@ -5,6 +5,7 @@
 
 #include "base/env.hpp"
 #include "bench.hpp"
+#include "bench_channel.hpp"
 #include "comm/secret.hpp"
 #include "demo.hpp"
 #include "doctor.hpp"
@@ -126,6 +127,21 @@ int run(int argc, char** argv) {
   CLI::App* ll = bench->add_subcommand("ll", "Low latency (decoding)");
   add_bench_options(ll, low);
   ll->callback([&] { status = run_bench(finish(low, false), command); });
+
+  ChannelBenchOptions wires;
+  CLI::App* channel = bench->add_subcommand("channel", "Wires, port channels and proxies");
+  channel->add_option("--sizes", wires.sizes, "Bytes of a put, several separated by commas")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 28));
+  channel->add_option("--wire", wires.wire, "One wire alone")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+      ->check(CLI::IsMember({"loopback", "shm", "ucx"}));
+  channel->add_option("--seconds", wires.seconds, "About, for each figure")
+      ->check(CLI::Range(0.01, 60.0))
+      ->capture_default_str();
+  channel->add_option("--json", wires.json, "Also write the results to this file")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  channel->callback([&] { status = run_bench_channel(wires, command); });
 
   VerifyOptions check;
   CLI::App* verify = app.add_subcommand("verify", "Random configurations against the reference");
