@@ -292,7 +292,8 @@ bool UcxEngine::writes_remotely(int rank) {
   if (!may_write_remotely()) return false;
   Peer& peer = peers_[rank];
   if (peer.broken || (peer.endpoint == nullptr && !connect(peer))) return false;
-  return Env::get().remote_writes == "on" || has_native_writes(peer.endpoint);
+  const bool native = has_native_writes(peer.endpoint);
+  return native || Env::get().remote_writes == "on";
 }
 
 void UcxEngine::put(int rank, const Piece& piece, std::uint64_t address, const std::string& key,
