@@ -15,7 +15,7 @@ LAYERS = {"base": 0, "comm": 1, "device": 1, "ep": 2, "plan": 2, "reference": 3,
           "tools": 4, "python": 4}
 PUBLIC = {
     "base": "allocator deadline dtype error host_device stream tensor version".split(),
-    "comm": "bootstrap communicator connection fifo memory memory_channel memory_channel_device port_channel topology".split(),
+    "comm": "bootstrap communicator connection fifo memory memory_channel memory_channel_device port_channel port_channel_device topology".split(),
     "ep": "dispatch_layout expertwire handle high_throughput low_latency shape status tuning".split(),
 }
 HEADER_LAYER = {name: layer for layer, names in PUBLIC.items() for name in names}

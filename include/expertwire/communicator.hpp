@@ -94,7 +94,8 @@ class Communicator {
   Memory register_memory(void* data, std::size_t bytes, MemoryKind kind = MemoryKind::host);
   /// Host memory that every peer can open, registered: a part of this rank's arena, 4096-byte
   /// aligned, content unspecified. It goes back when it has been deregistered and the last copy of
-  /// the Memory is gone. Throws `Error{capacity}` if the arena has no room.
+  /// the Memory is gone. On the CUDA backend kernels read and write it, too. Throws
+  /// `Error{capacity}` if the arena has no room.
   Memory allocate_memory(std::size_t bytes);
   /// From now on what peers send there is refused. They must have been flushed before. Local.
   void deregister_memory(const Memory& memory);

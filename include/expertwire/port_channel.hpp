@@ -10,6 +10,44 @@
 
 namespace expertwire::inline v0 {
 
+/// A port channel as kernels see it; pass it to a kernel by value. Its functions are in
+/// expertwire/port_channel_device.cuh. Any number of threads may push; one thread pushes a whole
+/// put. All return false if the time was over: then nothing was asked for. What a kernel asks for
+/// is checked by the proxy: what makes no sense is refused, and the next call of the host to the
+/// channel says so. Valid while the channel is.
+struct PortChannelDevice {
+  /// A place in registered memory.
+  struct Place {
+    std::uint32_t memory = Memory::kNoId;  ///< Memory::id()
+    std::uint64_t offset = 0;
+  };
+
+  FifoView fifo;                       ///< of the proxy that serves the peer
+  std::uint64_t* semaphore = nullptr;  ///< host memory, counted up by the peer's signals
+  std::uint64_t* flushed = nullptr;    ///< host memory: flushes of kernels that are done
+  std::uint32_t channel = 0;
+
+#if defined(__CUDACC__)
+  /// Queues a copy; what this thread wrote to the source before is copied. Other threads' writes
+  /// are, if they are ordered before by a barrier and a fence at system scope.
+  __device__ bool put(const Place& to, const Place& from, std::uint64_t bytes,
+                      std::uint64_t timeout_ns) const;
+  __device__ bool put_with_signal(const Place& to, const Place& from, std::uint64_t bytes,
+                                  std::uint64_t timeout_ns) const;
+  __device__ bool signal(std::uint64_t timeout_ns) const;
+  __device__ bool atomic_add(const Place& to, std::int64_t value, std::uint64_t timeout_ns) const;
+  /// Waits until what this thread pushed before is in the peer's memory.
+  __device__ bool flush(std::uint64_t timeout_ns) const;
+  /// Waits until the peer has signalled `count` times in all (acquire).
+  __device__ bool wait(std::uint64_t count, std::uint64_t timeout_ns) const;
+
+ private:
+  __device__ bool push(Trigger trigger, std::uint64_t timeout_ns, std::uint64_t* position) const;
+  __device__ bool push_put(Operation operation, const Place& to, const Place& from,
+                           std::uint64_t bytes, std::uint64_t timeout_ns) const;
+#endif
+};
+
 /// A channel to one peer whose work a proxy thread does: what callers ask for is queued, and
 /// carried to the peer by load and store or over a network, whatever the path is.
 ///
@@ -53,6 +91,8 @@ class PortChannel {
   /// Waits for the next signal of the peer (acquire). Throws `Error{timeout}` or
   /// `Error{peer_lost}`, naming the peer.
   void wait(std::chrono::milliseconds timeout);
+  /// The channel for kernels. Throws `Error{invalid_usage}` on the CPU backend.
+  PortChannelDevice device() const;
 
  private:
   struct Impl;

@@ -19,7 +19,6 @@
 #include "comm/links.hpp"
 #include "comm/memory_registry.hpp"
 #include "comm/network.hpp"
-#include "comm/proxy/mapped_carrier.hpp"
 #include "comm/proxy/proxies.hpp"
 #include "comm/rank_pairs.hpp"
 #include "comm/segment.hpp"
@@ -110,6 +109,7 @@ struct Communicator::Impl {
   std::shared_ptr<Arena> host_arena;
   std::shared_ptr<Arena> device_arena;
   std::vector<std::shared_ptr<PinnedSegment>> pinned;  // by rank, where it is staged or this one
+  std::shared_ptr<PinnedSegment> pinned_host;
   std::unique_ptr<Arena> staging;
   std::string staged_pairs, network_pairs;
   std::optional<int> proxy_count;
@@ -155,6 +155,7 @@ struct Communicator::Impl {
   void make_banner();
   void make_arenas(std::vector<Memory> host, std::vector<Memory> on_device);
   std::byte* map_staging(int rank, std::uint64_t offset, std::size_t bytes);
+  void map_host(std::uint64_t offset, std::size_t bytes);
   void find_network();
   int count_proxies() const;
   void make_proxies(Communicator& communicator);
@@ -359,7 +360,9 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
   for (std::size_t i = 0; i < on_device.size(); ++i)
     on_device[i] = CommunicatorAccess::numbered(std::move(on_device[i]),
                                                 static_cast<std::uint32_t>(host.size() + i), {});
-  host_arena = std::make_shared<Arena>(std::move(host), rank());
+  // Pages that a GPU may have mapped stay what they are.
+  host_arena = std::make_shared<Arena>(std::move(host), rank(),
+                                       on_cuda() ? Arena::Pages::kept : Arena::Pages::given_back);
   if (on_cuda()) device_arena = std::make_shared<Arena>(std::move(on_device), rank());
   auto wire = [this](int peer, MemoryKind kind) -> const Transport& {
     const auto& wires = kind == MemoryKind::host ? host_wires : device_wires;
@@ -373,6 +376,12 @@ void Communicator::Impl::make_arenas(std::vector<Memory> host, std::vector<Memor
     };
   memories = std::make_unique<MemoryRegistry>(
       MemoryRegistry::Setting{endpoints, rank(), job, host_arena, device_arena, wire, make_key});
+}
+
+void Communicator::Impl::map_host(std::uint64_t offset, std::size_t bytes) {
+  std::lock_guard lock(shared_mutex);
+  if (!pinned_host) pinned_host = PinnedSegment::of(host_arena->local().shared());
+  pinned_host->map(device.endpoint.device, offset, bytes);
 }
 
 int Communicator::Impl::count_proxies() const {
@@ -402,7 +411,7 @@ void Communicator::Impl::make_proxies(Communicator& communicator) {
   setting.communicator = &communicator;
   setting.memories = &memories->table();
   setting.count = count_proxies();
-  setting.mapped = [](int) { return std::make_unique<MappedCarrier>(); };
+  setting.device = device.endpoint.device;
   setting.engines = std::move(network.engines);
   setting.addresses = network.addresses;
   setting.same_version = network.same_version;
@@ -519,7 +528,12 @@ Connection& Communicator::connection(int peer) {
 Memory Communicator::register_memory(void* data, std::size_t bytes, MemoryKind kind) {
   return impl_->memories->add(data, bytes, kind);
 }
-Memory Communicator::allocate_memory(std::size_t bytes) { return impl_->memories->allocate(bytes); }
+Memory Communicator::allocate_memory(std::size_t bytes) {
+  Memory memory = impl_->memories->allocate(bytes);
+  const std::byte* const arena = impl_->host_arena->local().data();
+  if (impl_->on_cuda()) impl_->map_host(static_cast<std::uint64_t>(memory.data() - arena), bytes);
+  return memory;
+}
 void Communicator::deregister_memory(const Memory& memory) { impl_->memories->remove(memory); }
 Memory Communicator::open_memory(std::string_view serialized) {
   return impl_->memories->open(serialized);
@@ -554,6 +568,11 @@ Proxies& CommunicatorAccess::proxies(Communicator& communicator) {
 
 const MemoryTable& CommunicatorAccess::memories(Communicator& communicator) {
   return communicator.impl_->memories->table();
+}
+
+void CommunicatorAccess::map_host(Communicator& communicator, std::uint64_t offset,
+                                  std::size_t bytes) {
+  communicator.impl_->map_host(offset, bytes);
 }
 
 Arena& CommunicatorAccess::staging(Communicator& communicator) {

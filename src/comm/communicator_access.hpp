@@ -25,6 +25,8 @@ struct CommunicatorAccess {
   static Proxies& proxies(Communicator& communicator);
   /// `memory` with the number that its communicator gave it, and what serialize() says of it.
   static Memory numbered(Memory memory, std::uint32_t id, std::string offer);
+  /// Lets GPUs of this process use `bytes` at `offset` of this rank's host arena from now on.
+  static void map_host(Communicator& communicator, std::uint64_t offset, std::size_t bytes);
   /// Host memory of all ranks, for staged peers.
   static Arena& staging(Communicator& communicator);
   /// `bytes` of it at `offset` of the part of `rank`, which GPUs of this process may use from now

@@ -32,6 +32,7 @@ std::shared_ptr<PinnedSegment> PinnedSegment::of(const std::shared_ptr<std::byte
 PinnedSegment::~PinnedSegment() = default;
 std::byte* PinnedSegment::map(int, std::uint64_t, std::size_t) { refuse(); }
 
+std::shared_ptr<std::uint64_t> make_kernel_word() { refuse(); }
 std::unique_ptr<Fifo> Fifo::for_kernels(int, std::uint64_t) { refuse(); }
 
 DeviceWords::DeviceWords(int) { refuse(); }

@@ -65,6 +65,12 @@ class Lines {
         offsets_[static_cast<std::size_t>(communicator_->rank())], all_left);
   }
 
+  void let_kernels_see() const {
+    CommunicatorAccess::map_host(*communicator_,
+                                 offsets_[static_cast<std::size_t>(communicator_->rank())],
+                                 offsets_.size() * sizeof(Line));
+  }
+
   Communicator& communicator() const { return *communicator_; }
   /// What `peer` writes here.
   Line& of(int peer) const {
@@ -132,12 +138,14 @@ std::vector<PortChannel> PortChannel::open_all(const std::shared_ptr<Communicato
   check_argument(communicator != nullptr, "PortChannel::open_all: communicator is null");
   Proxies& proxies = CommunicatorAccess::proxies(*communicator);
   const auto lines = std::make_shared<Lines>(communicator);
+  if (communicator->cuda_device() >= 0) lines->let_kernels_see();
   std::vector<PortChannel> channels;
   for (int peer = 0; peer < communicator->size(); ++peer) {
     auto impl = std::make_unique<Impl>();
     impl->lines = lines;
     impl->proxies = &proxies;
     impl->state = &proxies.channels().make(peer);
+    if (communicator->cuda_device() >= 0) impl->state->flushed_kernels = make_kernel_word();
     impl->state->semaphore = communicator->host_arena().part(peer).id();
     impl->state->semaphore_offset = lines->at(peer) + offsetof(Line, semaphore);
     impl->state->farewell_offset = lines->at(peer) + offsetof(Line, farewell);
@@ -201,6 +209,14 @@ void PortChannel::wait(std::chrono::milliseconds timeout) {
     return std::atomic_ref(line.semaphore).load(std::memory_order_acquire) >= target;
   });
   impl.expected = target;
+}
+
+PortChannelDevice PortChannel::device() const {
+  const Impl& impl = open();
+  check(impl.state->flushed_kernels != nullptr, ErrorCode::invalid_usage,
+        "PortChannel::device: the communicator is on the CPU backend");
+  return {impl.proxies->of(peer()).for_kernels()->view(), &impl.lines->of(peer()).semaphore,
+          impl.state->flushed_kernels.get(), impl.state->id};
 }
 
 }  // namespace expertwire

@@ -22,9 +22,9 @@ struct ChannelState {
   std::uint64_t farewell_offset = 0;   ///< becomes 1 when the channel ends
   std::uint64_t signalled = 0;         ///< the proxy's: signals so far
   std::uint64_t flushed = 0;           ///< flushes of CPU threads: position of the last + 1
-  std::uint64_t* flushed_kernels = nullptr;  ///< the same of kernels, in memory that they read
-  std::shared_ptr<void> memory;              ///< that one's
-  std::atomic<bool> left{false};             ///< its last trigger has been carried
+  std::shared_ptr<std::uint64_t>
+      flushed_kernels;            ///< the same of kernels, in memory that they read
+  std::atomic<bool> left{false};  ///< its last trigger has been carried
 
   /// Notes what was wrong with a trigger; the first counts.
   void fail(const Error& error) {

@@ -7,6 +7,10 @@
 
 namespace expertwire::inline v0 {
 
+/// A word of host memory that kernels read; zero. Throws `Error{unsupported}` in builds without
+/// CUDA.
+std::shared_ptr<std::uint64_t> make_kernel_word();
+
 /// A queue of triggers: any number of producers of one kind, one consumer at a time. The consumer's
 /// side is here; kernels push by the view.
 class Fifo {

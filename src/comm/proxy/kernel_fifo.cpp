@@ -4,6 +4,11 @@
 
 namespace expertwire::inline v0 {
 
+std::shared_ptr<std::uint64_t> make_kernel_word() {
+  constexpr std::size_t kLine = 64;
+  return std::static_pointer_cast<std::uint64_t>(allocate_pinned(kLine));
+}
+
 std::unique_ptr<Fifo> Fifo::for_kernels(int device, std::uint64_t capacity) {
   check_argument(capacity >= 2 && (capacity & (capacity - 1)) == 0,
                  "Fifo: capacity is {}; it must be a power of two, 2 at least", capacity);

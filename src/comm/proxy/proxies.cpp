@@ -4,6 +4,7 @@
 
 #include "base/check.hpp"
 #include "base/env.hpp"
+#include "comm/proxy/mapped_carrier.hpp"
 #include "comm/requests.hpp"
 
 namespace expertwire::inline v0 {
@@ -49,6 +50,8 @@ Proxies::Proxies(Setting setting) : setting_(std::move(setting)) {
 Proxies::~Proxies() {
   proxies_.clear();  // what is under way goes out; then engines close
   setting_.engines.clear();
+  carriers_.clear();
+  copier_.reset();  // it may still say that it failed
 }
 
 void Proxies::make_clients() {
@@ -70,7 +73,7 @@ void Proxies::make_clients() {
 std::unique_ptr<Carrier> Proxies::make_carrier(int peer) {
   const auto rank = static_cast<std::size_t>(peer);
   if (rank >= setting_.addresses.size() || setting_.addresses[rank].empty())
-    return setting_.mapped(peer);
+    return make_mapped_carrier(peer);
   const std::size_t mine = rank % setting_.engines.size();
   Engine& engine = *setting_.engines[mine];
   // Of the peer's engines the one that serves this rank.
@@ -92,6 +95,14 @@ Proxies::Sent Proxies::sent() const {
     sum.writes += network->counters.writes;
   }
   return sum;
+}
+
+std::unique_ptr<Carrier> Proxies::make_mapped_carrier(int peer) {
+  if (setting_.mapped) return setting_.mapped(peer);
+  if (setting_.device < 0) return std::make_unique<MappedCarrier>();
+  if (!copier_)
+    copier_ = std::make_shared<Copier>(setting_.device, [this](const std::string& w) { fail(w); });
+  return std::make_unique<DeviceCarrier>(copier_);
 }
 
 void Proxies::expect(int peer) noexcept {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/proxy/copier.hpp"
 #include "comm/proxy/network_carrier.hpp"
 #include "comm/proxy/proxy.hpp"
 #include "expertwire/connection.hpp"
@@ -23,7 +24,8 @@ class Proxies {
     int count = 1;
     /// One a proxy, or none where no peer is behind a network.
     std::vector<std::unique_ptr<Engine>> engines;
-    /// What carries to a peer that is behind no network.
+    int device = -1;  ///< of this rank, for memory of devices; -1: the CPU backend
+    /// Tests and measurements: what carries to a peer that is behind no network.
     std::function<std::unique_ptr<Carrier>(int peer)> mapped;
     /// Of the peers behind a network: addresses of their engines; empty of others.
     std::vector<std::vector<std::string>> addresses;
@@ -64,11 +66,13 @@ class Proxies {
  private:
   void fail(const std::string& why);
   std::unique_ptr<Carrier> make_carrier(int peer);
+  std::unique_ptr<Carrier> make_mapped_carrier(int peer);
   void make_clients();
 
   Setting setting_;
   ChannelTable channels_;
   std::vector<ChannelState*> connections_;
+  std::shared_ptr<Copier> copier_;                         // null on the CPU backend
   std::vector<std::shared_ptr<NetworkSetting>> networks_;  // by proxy, as the next
   std::vector<std::unique_ptr<NetworkClient>> clients_;
   std::vector<std::unique_ptr<Carrier>> carriers_;  // by peer

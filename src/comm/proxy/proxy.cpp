@@ -195,7 +195,7 @@ void Proxy::take(const Trigger& trigger, std::uint64_t position, bool kernels) {
   Carrier& carrier = *setting_.carriers[static_cast<std::size_t>(channel->peer)];
   switch (trigger.operation) {
     case Operation::flush: {
-      std::uint64_t* const word = kernels ? channel->flushed_kernels : &channel->flushed;
+      std::uint64_t* const word = kernels ? channel->flushed_kernels.get() : &channel->flushed;
       return carrier.flush({word, position + 1});
     }
     case Operation::leave:
@@ -229,6 +229,9 @@ void Proxy::carry(ChannelState& channel, const Trigger& t) {
   const MemoryTable::Entry* to = setting_.memories->find(t.destination);
   if (to == nullptr || to->rank != channel.peer)
     return refuse(fmt::format("destination {} is no memory of that rank", t.destination));
+  if (to->kind != MemoryKind::host && to->data == nullptr)
+    return refuse(fmt::format("destination {} is device memory, which networks do not reach yet",
+                              t.destination));
   const bool put = is_put(t.operation);
   if (!inside(*to, t.destination_offset, put ? t.bytes : sizeof(std::uint64_t)))
     return refuse(fmt::format("offset {} lies outside the destination of {} bytes",
@@ -247,6 +250,9 @@ void Proxy::carry(ChannelState& channel, const Trigger& t) {
     if (from == nullptr || from->data == nullptr || !inside(*from, t.source_offset, t.bytes))
       return refuse(fmt::format("{} bytes at {} are no part of source {}", t.bytes, t.source_offset,
                                 t.source));
+    if (from->kind != MemoryKind::host && to->data == nullptr)
+      return refuse(
+          fmt::format("source {} is device memory, which does not go over networks yet", t.source));
     cargo.source = from->data + t.source_offset;
     cargo.source_kind = from->kind;
     cargo.bytes = t.bytes;
