@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything else is CMake's.
-.PHONY: demo test build check clean
+.PHONY: demo test build check soak clean
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
@@ -22,6 +22,10 @@ build:
 	tools/install_dependencies.sh
 	cmake --preset release
 	cmake --build --preset release
+
+# What can happen to peers and networks, thirty times each; as root. The log is committed.
+soak: build
+	tools/soak.sh
 
 clean:
 	rm -rf build

@@ -325,6 +325,7 @@ void Communicator::Impl::connect_all() {
     host_parts.push_back(wire->import(descriptors.request(self(), peer)));
     if (on_cuda() && port) {
       device_wires.push_back(wire);
+      device_parts[r] = Memory(peer.rank, nullptr, peer.cuda.arena_bytes, MemoryKind::cuda);
       staging_parts.push_back({peer.rank, nullptr, 0});
     } else if (on_cuda()) {
       const Memory whole = host_parts.back();

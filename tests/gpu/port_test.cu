@@ -4,12 +4,14 @@
 
 #include "expertwire/port_channel_device.cuh"
 #include "gpu/buffers.hpp"
-#include "ranks/streams.hpp"
+#include "ranks/shared_memory.hpp"
+#include "ranks/thread_ranks.hpp"
 
 namespace expertwire::test {
 namespace {
 
 constexpr std::uint64_t kDeadlineNs = 10'000'000'000;
+constexpr std::chrono::milliseconds kLong{20000};
 
 /// One thread a block pushes: adds, a negative one among them, and small puts between.
 __global__ void add_and_put(PortChannelDevice channel, PortChannelDevice::Place word,

@@ -14,7 +14,7 @@ namespace {
 class Ports : public testing::TestWithParam<Wire> {
  protected:
   void SetUp() override {
-    if (!can(GetParam())) GTEST_SKIP() << "no UCX: " << ucx_presence().why_not;
+    if (!why_not(GetParam()).empty()) GTEST_SKIP() << why_not(GetParam());
   }
   void on(int ranks, const std::function<void(const std::shared_ptr<Communicator>&)>& body) {
     with_wire(GetParam(), ranks, body);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "comm/communicator_access.hpp"
+#include "expertwire/port_channel.hpp"
 #include "ranks/wires.hpp"
 
 namespace expertwire::test {
@@ -138,6 +139,21 @@ TEST_F(ProxyAlone, TriggersThatMakeNoSenseAreRefusedByName) {
   EXPECT_NE(std::string(proxies->failure()->what()).find("channel 999"), std::string::npos);
 }
 
+TEST_F(ProxyAlone, AForkedChildHasAPollerOfItsOwn) {
+  const auto parents = make(1);
+  const ExitCodes codes = run_processes(2, [](std::shared_ptr<Bootstrap> bootstrap) {
+    auto c = Communicator::create(std::move(bootstrap), small_arena());
+    auto channels = PortChannel::open_all(c);
+    const auto peer = static_cast<std::size_t>(1 - c->rank());
+    std::this_thread::sleep_for(std::chrono::milliseconds(1200));  // until proxies sleep
+    channels[peer].signal();
+    channels[peer].wait(std::chrono::milliseconds(10000));
+    c->barrier();
+    return 0;
+  });
+  EXPECT_EQ(codes, (ExitCodes{0, 0}));
+}
+
 TEST_F(ProxyAlone, IdleOnesShareOnePollerAndWakeAgain) {
   std::vector<std::unique_ptr<Proxies>> sets;
   std::vector<FakeCarrier*> carriers;
@@ -155,6 +171,40 @@ TEST_F(ProxyAlone, IdleOnesShareOnePollerAndWakeAgain) {
     }
     ASSERT_TRUE(comes([&] { return poller->clients() == 6; }));
   }
+}
+
+TEST(Copier, WhatCudaRefusesIsSaidOnceAndEndsNothing) {
+  if (cuda_device_count() > 0) GTEST_SKIP() << "there is a GPU here, which refuses nothing";
+  std::atomic<int> said{0};
+  std::shared_ptr<Copier> copier;
+  try {
+    copier = std::make_shared<Copier>(0, [&](const std::string&) { ++said; });
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();  // a build without CUDA
+  }
+  DeviceCarrier carrier(copier);
+  std::uint64_t word = 0, source = 5, mark = 0;
+  const MemoryTable::Entry host{0, MemoryKind::host, reinterpret_cast<std::byte*>(&word), 8, 0, {},
+                                0};
+  MemoryTable::Entry device = host;
+  device.kind = MemoryKind::cuda;
+  Cargo put;
+  put.operation = Operation::put;
+  put.source = reinterpret_cast<const std::byte*>(&source);
+  put.bytes = 8;
+  put.destination = &host;
+  carrier.carry(put);
+  carrier.flush({&mark, 1});
+  EXPECT_EQ(word, 5U);  // of host memory: at once
+  EXPECT_EQ(mark, 1U);
+  put.destination = &device;
+  for (int i = 0; i < 3; ++i) carrier.carry(put);
+  carrier.flush({&mark, 2});
+  const Deadline deadline = soon();
+  while (!carrier.idle() && !deadline.expired()) std::this_thread::yield();
+  EXPECT_TRUE(carrier.idle());
+  EXPECT_EQ(said, 1);
+  EXPECT_EQ(std::atomic_ref(mark).load(), 1U);  // nothing is claimed to have arrived
 }
 
 }  // namespace

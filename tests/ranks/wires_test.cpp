@@ -8,7 +8,7 @@ namespace {
 class Wires : public testing::TestWithParam<Wire> {
  protected:
   void SetUp() override {
-    if (!can(GetParam())) GTEST_SKIP() << "no UCX: " << ucx_presence().why_not;
+    if (!why_not(GetParam()).empty()) GTEST_SKIP() << why_not(GetParam());
   }
   void on(int ranks, const std::function<void(Communicator&)>& body) {
     with_wire(GetParam(), ranks, [&](const std::shared_ptr<Communicator>& c) { body(*c); });
@@ -209,6 +209,7 @@ INSTANTIATE_TEST_SUITE_P(Each, Wires, testing::Values(Wire::loopback, Wire::shm,
                          [](const auto& test) { return name_of(test.param); });
 
 TEST(RegisteredMemory, OfAnotherProcessMustBeMadeToBeShared) {
+  if (!why_not(Wire::shm).empty()) GTEST_SKIP() << why_not(Wire::shm);
   with_wire(Wire::shm, 2, [](const std::shared_ptr<Communicator>& c) {
     std::vector<std::uint64_t> plain(64);
     const Memory mine = c->register_memory(plain.data(), 512);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/process.hpp"
+
 namespace expertwire::inline v0 {
 
 namespace {
@@ -14,9 +16,11 @@ constexpr std::chrono::microseconds kInterval{1000};
 std::shared_ptr<Poller> Poller::get() {
   static std::mutex mutex;
   static std::weak_ptr<Poller> known;
+  static OwnProcess process;  // a forked child has its parent's poller without its thread
   std::lock_guard lock(mutex);
-  auto poller = known.lock();
+  auto poller = process.here() ? known.lock() : nullptr;
   if (!poller) known = poller = std::make_shared<Poller>();
+  process = OwnProcess();
   return poller;
 }
 
