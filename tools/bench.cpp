@@ -92,6 +92,12 @@ Measurement measure(const std::shared_ptr<Communicator>& communicator,
                                  : bench_low_latency(communicator, options);
 }
 
+std::int64_t BenchOptions::most_rows(int of_ranks) const {
+  const std::int64_t tokens = std::int64_t{of_ranks} * shape.max_tokens;
+  return grouped() ? tokens * shape.top_k + std::int64_t{shape.experts / of_ranks} * (alignment - 1)
+                   : tokens;
+}
+
 /// What the object of a bench is made with; a pool only if rows stay there.
 HighThroughputOptions high_throughput_options(const BenchOptions& options) {
   HighThroughputOptions result{options.shape, options.lanes};

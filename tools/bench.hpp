@@ -26,6 +26,12 @@ struct BenchOptions {
   std::uint64_t seed = 1;
   bool verify = true;
   HighThroughput::Output output = HighThroughput::Output::pool;
+  HighThroughput::Layout layout = HighThroughput::Layout::token_major;
+  int alignment = 1;  ///< of groups, expert-major
+
+  bool grouped() const { return layout == HighThroughput::Layout::expert_major; }
+  /// Rows that a rank's output has at most.
+  std::int64_t most_rows(int of_ranks) const;
   reference::RoundTripOptions::Weights weights = reference::RoundTripOptions::Weights::dispatch;
   std::string peer;
   std::string json;

@@ -370,13 +370,16 @@ class HighThroughputPair final : public Pair {
                      const BenchOptions& options, int ranks)
       : object_(object), device_(device), inputs_(inputs), options_(options) {
     const MoeShape& shape = options.shape;
-    capacity_ = static_cast<std::int64_t>(ranks) * shape.max_tokens;
+    capacity_ = options.most_rows(ranks);
     out_ = device.make(shape.dtype, {shape.max_tokens, shape.hidden});
     if (options.output == HighThroughput::Output::pool) return;
     y_ = device.make(shape.dtype, {capacity_, shape.hidden});
-    outputs_ = {y_, device.make(DType::int32, {capacity_}),
-                device.make(DType::int32, {capacity_, shape.top_k}),
-                device.make(DType::fp32, {capacity_, shape.top_k})};
+    const auto per_row = [&](DType dtype) {
+      return options.grouped() ? device.make(dtype, {capacity_})
+                               : device.make(dtype, {capacity_, shape.top_k});
+    };
+    outputs_ = {y_, device.make(DType::int32, {capacity_}), per_row(DType::int32),
+                per_row(DType::fp32)};
     if (!options.fp8) return;
     outputs_.x = device.make(DType::fp8_e4m3, {capacity_, shape.hidden});
     outputs_.scales = device.make(DType::fp32, {capacity_, ep::scales_of(shape.hidden)});
@@ -390,11 +393,14 @@ class HighThroughputPair final : public Pair {
     request.topk_idx = input.topk_idx;
     if (options_.weights == Weights::dispatch) request.topk_weights = input.topk_weights;
     request.output = options_.output;
+    request.layout = options_.layout;
+    request.expert_alignment = options_.alignment;
     request.stream = stream;
     if (stream.present()) request.capacity = capacity_;
     if (stream.present() && outputs_.x.present()) request.outputs = outputs_;
     const auto allocate = [this](const AllocationRequest& r) -> Allocation {
-      if (r.name == "handle") return {handle_of(r.like.bytes()), nullptr};
+      if (r.name == "handle") return {enough(handle_, r.like.bytes()), nullptr};
+      if (r.name == "places") return {enough(places_, r.like.bytes()), nullptr};
       if (r.name == "x") return {outputs_.x.data(), nullptr};
       if (r.name == "source_tokens") return {outputs_.source_tokens.data(), nullptr};
       if (r.name == "topk_experts") return {outputs_.topk_experts.data(), nullptr};
@@ -410,6 +416,8 @@ class HighThroughputPair final : public Pair {
     const TensorView y(y_.present() ? y_.data() : x.data(), out_.dtype(), {x.size(0), x.size(1)});
     request.y = y.on(x.device());
     request.handle = result_.handle;
+    if (options_.grouped() && options_.weights == Weights::dispatch)
+      request.row_weights = result_.outputs.topk_weights;
     request.out = {out_.data(), out_.dtype(), {inputs_.at(step).x.size(0), out_.size(1)}};
     request.stream = stream;
     object_.combine(request);
@@ -417,17 +425,17 @@ class HighThroughputPair final : public Pair {
 
  private:
   /// One is in use at a time: a pair of operations is over before the next begins.
-  void* handle_of(std::size_t bytes) {
-    if (!handle_.present() || handle_.bytes() < bytes)
-      handle_ = device_.make(DType::uint8, {static_cast<std::int64_t>(bytes)});
-    return handle_.data();
+  void* enough(TensorView& memory, std::size_t bytes) {
+    if (!memory.present() || memory.bytes() < bytes)
+      memory = device_.make(DType::uint8, {static_cast<std::int64_t>(bytes)});
+    return memory.data();
   }
 
   HighThroughput& object_;
   DeviceTensors& device_;
   const Inputs& inputs_;
   const BenchOptions& options_;
-  TensorView handle_;
+  TensorView handle_, places_;
   std::int64_t capacity_ = 0;
   HighThroughput::Outputs outputs_;
   TensorView y_, out_;
@@ -563,6 +571,8 @@ reference::RoundTripOptions check_of(const BenchOptions& options) {
   if (options.fp8) check.payload = options.high_throughput ? Payload::fp8 : Payload::cast;
   if (!options.high_throughput) return check;
   check.output = options.output;
+  check.layout = options.layout;
+  check.alignment = options.alignment;
   check.in_place = options.output == HighThroughput::Output::pool;
   return check;
 }

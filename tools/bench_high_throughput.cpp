@@ -55,6 +55,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     reference::RoundTripOptions check;
     check.weights = options.weights;
     check.output = options.output;
+    check.layout = options.layout;
+    check.alignment = options.alignment;
     check.in_place = pool;
     if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
     result.report += round_trip(*object, *communicator, workload, 0, check);
@@ -66,7 +68,7 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   // fp8: what the codes are does not matter for time. y is as large as any rank's output can be.
   const std::vector<float> scales(
       options.fp8 ? static_cast<std::size_t>(shape.max_tokens) * ep::scales_of(shape.hidden) : 0);
-  const std::int64_t most_rows = static_cast<std::int64_t>(ranks) * shape.max_tokens;
+  const std::int64_t most_rows = options.most_rows(ranks);
   Allocation y;
   if (options.fp8 && !pool)
     y = allocate_host(static_cast<std::size_t>(most_rows) * shape.row_bytes());
@@ -83,6 +85,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     if (options.weights == Weights::dispatch)
       dispatch.topk_weights = {input.topk_weights.data(), DType::fp32, {tokens, shape.top_k}};
     dispatch.output = options.output;
+    dispatch.layout = options.layout;
+    dispatch.expert_alignment = options.alignment;
     dispatch.allocator = Allocator::of(allocator);
     hold_up(late_us);
     const double start = now_us();
@@ -94,6 +98,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
     const TensorView& x = dispatched.outputs.x;  // where pool rows are, y may be too
     combine.y = {y.data != nullptr ? y.data : x.data(), shape.dtype, {x.size(0), x.size(1)}};
     combine.handle = dispatched.handle;
+    if (options.grouped() && options.weights == Weights::dispatch)
+      combine.row_weights = dispatched.outputs.topk_weights;
     combine.out = {out.data, shape.dtype, {tokens, shape.hidden}};
     object->combine(combine);
     const double end = now_us();

@@ -104,6 +104,8 @@ nlohmann::json describe_run(const Communicator& communicator, const BenchOptions
             {"tokens", shape.max_tokens},
             {"dtype", std::string(to_string(shape.dtype))}}},
           {"output", options.output == HighThroughput::Output::pool ? "pool" : "owned"},
+          {"layout", options.grouped() ? "expert-major" : "token-major"},
+          {"alignment", options.alignment},
           {"fp8", options.fp8},
           {"routing", options.routing},
           {"seed", options.seed},

@@ -76,6 +76,7 @@ void print_header(const Communicator& communicator, const BenchOptions& options,
              s.max_tokens, to_string(s.dtype), options.fp8 ? " (fp8 at dispatch)" : "", workers,
              options.lanes, options.lanes == 1 ? "" : "s",
              !options.high_throughput                         ? ""
+             : options.grouped()                              ? ", expert-major output"
              : options.output == HighThroughput::Output::pool ? ", pool output"
                                                               : ", owned output",
              options.seed);

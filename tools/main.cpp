@@ -25,6 +25,7 @@ struct BenchArguments {
   BenchOptions bench;
   std::string dtype = "bf16";
   std::string output = "pool";
+  std::string layout = "token-major";
   std::string weights = "dispatch";
   int hidden = 0, experts = 0, top_k = 0, tokens = 0;
   std::vector<int> sms;
@@ -99,6 +100,10 @@ BenchOptions finish(const BenchArguments& a, bool high_throughput) {
                  a.top_k > 0 ? a.top_k : model.top_k,
                  a.tokens > 0 ? a.tokens : (high_throughput ? 4096 : 128), kDTypes.at(a.dtype)};
   bench.output = a.output == "owned" ? HighThroughput::Output::owned : HighThroughput::Output::pool;
+  if (a.layout == "expert-major") {
+    bench.layout = HighThroughput::Layout::expert_major;
+    bench.output = HighThroughput::Output::owned;  // which is all that there is
+  }
   bench.weights = kWeights.at(a.weights);
   if (high_throughput && bench.weights == Weights::combine)
     throw std::invalid_argument("--weights combine is for ll; ht takes dispatch or none");
@@ -122,6 +127,12 @@ int run(int argc, char** argv) {
   add_bench_options(ht, high);
   ht->add_option("--output", high.output, "Where rows are left")
       ->check(CLI::IsMember({"pool", "owned"}))
+      ->capture_default_str();
+  ht->add_option("--layout", high.layout, "token-major, or expert-major (owned output alone)")
+      ->check(CLI::IsMember({"token-major", "expert-major"}))
+      ->capture_default_str();
+  ht->add_option("--alignment", high.bench.alignment, "Of groups, in rows, with expert-major")
+      ->check(CLI::Range(1, 512))
       ->capture_default_str();
   ht->callback([&] { status = run_bench(finish(high, true), command); });
   CLI::App* ll = bench->add_subcommand("ll", "Low latency (decoding)");

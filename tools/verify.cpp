@@ -147,6 +147,11 @@ RoundTripOptions draw_options(const Case& c, const MoeShape& shape, int step, in
     options.payload = c.high_throughput || random.chance(0.5) ? RoundTripOptions::Payload::fp8
                                                               : RoundTripOptions::Payload::cast;
   if (c.pool && random.chance(0.5)) options.output = HighThroughput::Output::pool;
+  if (options.output == HighThroughput::Output::owned && random.chance(0.4)) {
+    constexpr std::array kAlignments = {1, 2, 5, 16, 64, 128, 512};
+    options.layout = HighThroughput::Layout::expert_major;
+    options.alignment = kAlignments[static_cast<std::size_t>(random.below(kAlignments.size()))];
+  }
   draw_own_options(c, step, rank, &options);
   return options;
 }

@@ -37,9 +37,10 @@ struct HighThroughputOptions {
 /// Dispatch and combine for large batches (training, prefill).
 ///
 /// Output is *token-major*: one row per (token, this rank), ordered by source rank, then source
-/// token. Ranks first tell each other how many rows go where. Rows then pass through rings of a few
+/// token; or *expert-major*: one row per selection, grouped by local expert, ready for a grouped
+/// GEMM. Ranks first tell each other how many rows go where. Rows then pass through rings of a few
 /// megabytes into memory of the caller's, or are written once, to their final places in a receive
-/// pool, if the object was made with one.
+/// pool, if the object was made with one. A token crosses once to every rank, in either layout.
 ///
 /// Lanes and call order are as for LowLatency.
 class HighThroughput {
@@ -50,13 +51,26 @@ class HighThroughput {
     owned = 1,  ///< the caller's or allocator's memory, filled as rows arrive
   };
 
-  /// N rows. For Output::owned all of them may be given, or none.
+  /// How the rows that come are arranged.
+  enum class Layout : std::uint8_t {
+    token_major = 0,  ///< one row per (token, this rank)
+    /// One row per selection of a local expert: a group for each, ascending; in a group by source
+    /// rank, then source token. A group is padded with rows of zeros to a multiple of the alignment
+    /// asked for. For Output::owned alone: rows are copied to their places in any case.
+    expert_major = 1,
+  };
+
+  /// N rows. For Output::owned all of them may be given, or none. Rows behind the last that came,
+  /// where the capacity had room for more, have source and expert -1, weight and scales 0, and an x
+  /// that is left as it was; so have rows that pad a group, with an x of zeros.
   struct Outputs {
     TensorView x;              ///< [N, H]
     TensorView source_tokens;  ///< int32 [N]: index of the token at its source
-    TensorView topk_experts;   ///< int32 [N, K]: local expert of each selection, -1 if not here
-    TensorView topk_weights;   ///< fp32 [N, K]: its weight, 0 if not here
-    TensorView scales = {};    ///< fp32 [N, ceil(H/128)] of fp8 rows; else absent
+    /// int32 [N, K]: local expert of each selection, -1 if not here. Expert-major: [N], of the row
+    TensorView topk_experts;
+    /// fp32 [N, K]: weight of each selection, 0 if not here. Expert-major: [N], of the row
+    TensorView topk_weights;
+    TensorView scales = {};  ///< fp32 [N, ceil(H/128)] of fp8 rows; else absent
   };
 
   struct DispatchRequest {
@@ -75,16 +89,21 @@ class HighThroughput {
     /// R*M.
     Handle cached;
     Output output = Output::owned;  ///< all ranks give the same (else `Error{mismatch}`)
-    /// Rows that the output has room for, 0 to the rows of the pool or, owned, to R*M. Set: counts
-    /// stay on the device, a call on a stream does not wait for them, rows past it are not written.
-    /// Unset: the output gets exactly the rows that came. All ranks give one, or none does (else
+    /// All ranks give the same (else `Error{mismatch}`). A cached dispatch has the handle's.
+    Layout layout = Layout::token_major;
+    int expert_alignment = 1;  ///< expert-major: of groups, in rows, 1 to 512; may differ by rank
+    /// Rows that the output has room for, 0 to the rows of the pool or, owned, to R*M;
+    /// expert-major: to R*M*K and the padding, of an object with an M. Set: counts stay on the
+    /// device, a call on a stream does not wait for them, rows past it are not written. Unset: the
+    /// output gets exactly the rows that came. All ranks give one, or none does (else
     /// `Error{mismatch}`); the values may differ.
     std::optional<std::int64_t> capacity;
     /// With Output::owned, and a capacity or a cached handle: else N is not known.
     Outputs outputs;
-    /// For outputs that were not given and, on CUDA, for the memory of the handle ("handle"), which
-    /// is in use until the last copy of the handle is gone and what uses it has run. See
-    /// allocator.hpp if empty; handles then come from memory of the object's, which grows.
+    /// For outputs that were not given and, on CUDA, for the memory of the handle ("handle", of an
+    /// expert-major one also "places"), which is in use until the last copy of the handle is gone
+    /// and what uses it has run. See allocator.hpp if empty; handles then come from memory of the
+    /// object's, which grows.
     Allocator allocator;
     /// None: finished when the call returns; on CUDA, inputs must be ready when it is made. Else
     /// the call returns before rows move, but without a capacity or a cached handle it waits for
@@ -104,8 +123,12 @@ class HighThroughput {
     /// N is the number of rows that came, or the capacity where one was given.
     Outputs outputs;
     /// int32 [1] in memory of the handle (CUDA: of the device): rows that came, also those past the
-    /// capacity.
+    /// capacity; expert-major: with those that pad groups.
     TensorView needed_rows;
+    /// Expert-major: int32 [L + 1] in memory of the handle, sums over the groups before each and,
+    /// at last, all: of rows that came, and of rows with those that pad. `group_offsets` is where
+    /// groups begin; [1:] are the ends that grouped GEMMs take.
+    TensorView expert_offsets, group_offsets;
     /// Rows from each source [R], and selections of each local expert [L], if the host knows them:
     /// always without a stream; on a stream without a capacity, or with a cached handle that has
     /// them. On CUDA a cached handle that has not, without a stream, brings rows_per_source alone.
@@ -116,16 +139,20 @@ class HighThroughput {
   };
 
   struct CombineRequest {
-    /// [N, H] of the row type, with the N of the dispatch: one row per (token, this rank), already
-    /// summed over this rank's experts. The rows of a pool dispatch may be given as they are (where
-    /// x of its outputs begins, overwritten; there is room for the row type also where fp8 rows
-    /// came): peers then read them there, which saves a copy.
+    /// [N, H] of the row type, with the N of the dispatch. Token-major: one row per (token, this
+    /// rank), already summed over this rank's experts. The rows of a pool dispatch may be given as
+    /// they are (where x of its outputs begins, overwritten; there is room for the row type also
+    /// where fp8 rows came): peers then read them there, which saves a copy. Expert-major: what
+    /// each expert made of each row; those of a token are added here, and one row goes home.
     ConstTensorView y;
     Handle handle;
-    ConstTensorView topk_weights;  ///< fp32 [N, K] to bring home, as dispatch gave them; or absent
-    ConstTensorView bias;          ///< [T, H] of the row type, initial value of the sum; or absent
-    TensorView out;                ///< [T, H] of the row type; or absent
-    TensorView out_topk_weights;   ///< fp32 [T, K]; or absent
+    /// Expert-major: fp32 [N], by which rows are multiplied; absent: by 1
+    ConstTensorView row_weights;
+    /// fp32 [N, K], expert-major [N], to bring home, as dispatch gave them; or absent
+    ConstTensorView topk_weights;
+    ConstTensorView bias;         ///< [T, H] of the row type, initial value of the sum; or absent
+    TensorView out;               ///< [T, H] of the row type; or absent
+    TensorView out_topk_weights;  ///< fp32 [T, K]; or absent
     // As in DispatchRequest; a capture does not combine rows of a pool:
     Allocator allocator;
     Stream stream;
@@ -135,7 +162,8 @@ class HighThroughput {
 
   struct CombineResult {
     /// [T, H]: bias plus the rows of the token's ranks, added in fp32 in ascending order of rank,
-    /// rounded at the end. A row past a rank's capacity counts as zero.
+    /// rounded at the end. A row past a rank's capacity counts as zero. Expert-major: a rank's row
+    /// is acc = fma(weight, y, acc) over its experts in top-k order, in fp32, rounded once.
     TensorView out;
     /// [T, K], present if topk_weights or out_topk_weights were: each selection's weight from the
     /// rank that held its expert, 0 where there was none.

@@ -170,6 +170,7 @@ Oracle::Oracle(const Workload& workload, int step, bool fp8)
     for (std::int64_t id : ids_[at(source)])
       of_expert_.back().push_back(id < 0 ? -1 : so_far[at(id)]++);
   }
+  of_all_ = so_far;
   // Index of each token among the rows of (source, rank), counted over all earlier sources: its
   // row in token-major layout.
   row_at_.assign(at(ranks_), std::vector<std::vector<std::int64_t>>(at(ranks_)));
@@ -215,6 +216,29 @@ std::vector<ReceivedRow> Oracle::expert_major(int rank, int local_expert) const 
   return rows;
 }
 
+std::vector<ReceivedRow> Oracle::grouped(int rank, int alignment) const {
+  std::vector<ReceivedRow> rows;
+  for (int e = 0; e < local_; ++e) {
+    for (int source = 0; source < ranks_; ++source)
+      for (std::size_t i = 0; i < ids_[at(source)].size(); ++i)
+        if (ids_[at(source)][i] == rank * local_ + e)
+          rows.push_back({source,
+                          static_cast<int>(i) / top_k_,
+                          {static_cast<std::int32_t>(e)},
+                          {weights_[at(source)][i]}});
+    while (rows.size() % at(alignment) != 0) rows.push_back({-1, -1, {-1}, {0.0F}});
+  }
+  return rows;
+}
+
+std::int64_t Oracle::grouped_row(int source, std::int64_t selection, int alignment) const {
+  const std::int64_t expert = ids_[at(source)][at(selection)];
+  std::int64_t first = 0;
+  for (std::int64_t e = expert - expert % local_; e < expert; ++e)
+    first += (of_all_[at(e)] + alignment - 1) / alignment * alignment;
+  return first + of_expert_[at(source)][at(selection)];
+}
+
 Row Oracle::row_of(int source, int token, bool bias) const {
   std::vector<std::byte> bytes(workload_.spec().shape.row_bytes());
   workload_.fill_row(source, step_, token, bias, bytes.data());
@@ -231,7 +255,8 @@ std::int64_t Oracle::rows_per_expert() const {
   return static_cast<std::int64_t>(ranks_) * workload_.spec().shape.max_tokens;
 }
 
-Row Oracle::partial(int source, int token, int expert_rank, Weights weights, Layout layout) const {
+Row Oracle::partial(int source, int token, int expert_rank, Weights weights, Layout layout,
+                    const Capacities* capacities) const {
   const Row x = received(source, token);
   Row acc(x.size(), 0.0F);
   for (int k = 0; k < top_k_; ++k) {
@@ -239,6 +264,10 @@ Row Oracle::partial(int source, int token, int expert_rank, Weights weights, Lay
     const std::int64_t id = ids_[at(source)][i];
     if (id < 0 || rank_of(id) != expert_rank) continue;
     if (layout == Layout::expert_major && of_expert_[at(source)][i] >= rows_per_expert()) continue;
+    if (layout == Layout::grouped && capacities != nullptr &&
+        grouped_row(source, static_cast<std::int64_t>(i), capacities->alignment) >=
+            capacities->rows[at(expert_rank)])
+      continue;
     const Row y = apply_expert(dtype_, static_cast<int>(id), x);
     const float w = weights == Weights::given ? weights_[at(source)][i] : 1.0F;
     for (std::size_t h = 0; h < acc.size(); ++h) acc[h] = std::fma(w, y[h], acc[h]);
@@ -252,8 +281,9 @@ Row Oracle::combined(int source, int token, Weights weights, bool bias, Layout l
   Row total = bias ? row_of(source, token, true) : Row(at(workload_.spec().shape.hidden), 0.0F);
   for (int rank = 0; rank < ranks_; ++rank) {
     const std::int64_t row = row_at_[at(source)][at(rank)][at(token)];
-    if (row < 0 || (capacities != nullptr && row >= capacities->rows[at(rank)])) continue;
-    const Row part = partial(source, token, rank, weights, layout);
+    const bool clips = layout == Layout::token_major && capacities != nullptr;
+    if (row < 0 || (clips && row >= capacities->rows[at(rank)])) continue;
+    const Row part = partial(source, token, rank, weights, layout, capacities);
     for (std::size_t h = 0; h < total.size(); ++h) total[h] += part[h];
   }
   for (float& value : total) value = round_to(dtype_, value);

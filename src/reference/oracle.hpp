@@ -29,9 +29,10 @@ float e4m3_value(std::uint8_t code);
 /// went to the wrong expert, or a channel at the wrong place, shows.
 Row apply_expert(DType dtype, int expert, const Row& x);
 
-/// How many token-major rows each rank took; later ones count as zero.
+/// How many rows each rank took, of the layout; later ones count as zero.
 struct Capacities {
   std::vector<std::int64_t> rows;  ///< [R]
+  int alignment = 1;               ///< of groups
 };
 
 /// One row that a rank receives in token-major layout.
@@ -54,12 +55,16 @@ class Oracle {
   /// Expert-major rows of `rank`'s local expert: one per selection, in the same order, at most R*M.
   std::vector<ReceivedRow> expert_major(int rank, int local_expert) const;
 
+  /// Rows of `rank` grouped by local expert, in each group in the same order, one per selection,
+  /// whose expert and weight it has alone; source -1 for what pads a group.
+  std::vector<ReceivedRow> grouped(int rank, int alignment) const;
+
   enum class Weights { none, given };
   /// What combine must give token `token` of `source`, when every rank's experts made
   /// apply_expert() of its row. Per rank fma in top-k order, rounded; then the ranks in ascending
   /// order, on top of the bias if there is one, rounded.
   /// `layout` says which selections had no room and count as zero.
-  enum class Layout { token_major, expert_major };
+  enum class Layout { token_major, expert_major, grouped };
   Row combined(int source, int token, Weights weights, bool bias, Layout layout,
                const Capacities* capacities = nullptr) const;
   /// The same layer in double precision without any rounding between, to compare roughly.
@@ -69,7 +74,10 @@ class Oracle {
   Row row_of(int source, int token, bool bias) const;
   int tokens(int rank) const { return static_cast<int>(ids_[at(rank)].size()) / top_k_; }
   /// The row that `expert_rank` makes of a token from its experts: the rank's partial sum.
-  Row partial(int source, int token, int expert_rank, Weights weights, Layout layout) const;
+  Row partial(int source, int token, int expert_rank, Weights weights, Layout layout,
+              const Capacities* capacities = nullptr) const;
+  /// Row of a selection, counted from 0 in [T, K], in its rank's output where groups lie there.
+  std::int64_t grouped_row(int source, std::int64_t selection, int alignment) const;
 
  private:
   static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -88,6 +96,7 @@ class Oracle {
   std::vector<std::vector<float>> weights_;
   std::vector<std::vector<std::vector<std::int64_t>>> row_at_;  // [source][rank][token], -1: none
   std::vector<std::vector<std::int64_t>> of_expert_;  // [source][selection]: index in its expert
+  std::vector<std::int64_t> of_all_;                  // [E]: rows of an expert
 };
 
 }  // namespace expertwire::reference

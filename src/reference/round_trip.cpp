@@ -1,91 +1,40 @@
 #include "reference/round_trip.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
 
-#include "reference/space.hpp"
+#include "reference/trip.hpp"
 
 namespace expertwire::reference {
 
-namespace {
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-/// Compares values and remembers the first that is wrong.
-class Checker {
- public:
-  explicit Checker(int rank) : rank_(rank) {}
-
-  template <class T>
-  void same(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
-    ++report_.checked;
-    if (got != want) wrong(what, row, column, got, want);
-  }
-  /// A row of H values, compared as bits.
-  void same_row(const char* what, std::int64_t row, DType dtype, const std::byte* got,
-                const std::byte* want, std::size_t elements) {
-    const std::size_t size = size_of(dtype);
-    if (std::memcmp(got, want, elements * size) == 0) {
-      report_.checked += static_cast<std::int64_t>(elements);
-      return;
+TripInput::TripInput(Tensors& tensors, const Workload& workload, int rank, int step,
+                     const RoundTripOptions& options)
+    : input(workload.input(rank, step)) {
+  const MoeShape& shape = workload.spec().shape;
+  const std::int64_t tokens = input.tokens;
+  auto upload = [&](const void* data, DType dtype, std::int64_t columns) {
+    return tensors.upload({data, dtype, {tokens, columns}});
+  };
+  x = upload(input.x.data(), shape.dtype, shape.hidden);
+  if (options.payload == RoundTripOptions::Payload::fp8) {
+    Fp8Row all;
+    for (int t = 0; t < input.tokens; ++t) {
+      const std::byte* row = input.x.data() + at(t) * shape.row_bytes();
+      const Fp8Row one = to_fp8(decode(shape.dtype, row, at(shape.hidden)));
+      all.data.insert(all.data.end(), one.data.begin(), one.data.end());
+      all.scales.insert(all.scales.end(), one.scales.begin(), one.scales.end());
     }
-    const Row a = decode(dtype, got, elements), b = decode(dtype, want, elements);
-    for (std::size_t h = 0; h < elements; ++h) {
-      ++report_.checked;
-      if (std::memcmp(got + h * size, want + h * size, size) != 0)
-        wrong(what, row, static_cast<std::int64_t>(h), a[h], b[h]);
-    }
+    x = upload(all.data.data(), DType::fp8_e4m3, shape.hidden);
+    x_scales = upload(all.scales.data(), DType::fp32, (shape.hidden + 127) / 128);
   }
-  const Report& report() const { return report_; }
-
- private:
-  template <class T>
-  void wrong(const char* what, std::int64_t row, std::int64_t column, T got, T want) {
-    if (report_.wrong++ == 0)
-      report_.first_wrong =
-          fmt::format("rank {}: {}[{}, {}] is {}, must be {}", rank_, what, row, column, got, want);
-  }
-
-  int rank_;
-  Report report_;
-};
-
-/// Inputs of one call, in the form that the options ask for, and their likeness on the host.
-struct Call {
-  RankInput input;
-  ConstTensorView x, x_scales, topk_idx, topk_weights, bias;
-
-  Call(Tensors& tensors, const Workload& workload, int rank, int step,
-       const RoundTripOptions& options)
-      : input(workload.input(rank, step)) {
-    const MoeShape& shape = workload.spec().shape;
-    const std::int64_t tokens = input.tokens;
-    auto upload = [&](const void* data, DType dtype, std::int64_t columns) {
-      return tensors.upload({data, dtype, {tokens, columns}});
-    };
-    x = upload(input.x.data(), shape.dtype, shape.hidden);
-    if (options.payload == RoundTripOptions::Payload::fp8) {
-      Fp8Row all;
-      for (int t = 0; t < input.tokens; ++t) {
-        const std::byte* row = input.x.data() + at(t) * shape.row_bytes();
-        const Fp8Row one = to_fp8(decode(shape.dtype, row, at(shape.hidden)));
-        all.data.insert(all.data.end(), one.data.begin(), one.data.end());
-        all.scales.insert(all.scales.end(), one.scales.begin(), one.scales.end());
-      }
-      x = upload(all.data.data(), DType::fp8_e4m3, shape.hidden);
-      x_scales = upload(all.scales.data(), DType::fp32, (shape.hidden + 127) / 128);
-    }
-    topk_weights = upload(input.topk_weights.data(), DType::fp32, shape.top_k);
-    bias = upload(input.bias.data(), shape.dtype, shape.hidden);
-    const std::vector<std::int32_t> narrow(input.topk_idx.begin(), input.topk_idx.end());
-    topk_idx = options.wide_ids ? upload(input.topk_idx.data(), DType::int64, shape.top_k)
-                                : upload(narrow.data(), DType::int32, shape.top_k);
-  }
-};
+  topk_weights = upload(input.topk_weights.data(), DType::fp32, shape.top_k);
+  bias = upload(input.bias.data(), shape.dtype, shape.hidden);
+  const std::vector<std::int32_t> narrow(input.topk_idx.begin(), input.topk_idx.end());
+  topk_idx = options.wide_ids ? upload(input.topk_idx.data(), DType::int64, shape.top_k)
+                              : upload(narrow.data(), DType::int32, shape.top_k);
+}
 
 bool is_fp8(const RoundTripOptions& options) {
   return options.payload != RoundTripOptions::Payload::plain;
@@ -112,18 +61,17 @@ void check_dispatched(Checker& check, const Oracle& oracle, int source, int toke
 }
 
 void check_combined(Checker& check, const Oracle& oracle, const Workload& workload, int rank,
-                    const TensorView& out, Oracle::Weights weights, bool bias,
-                    Oracle::Layout layout, const Capacities* capacities) {
+                    const Home& home) {
   const MoeShape& shape = workload.spec().shape;
   std::vector<std::byte> want(shape.row_bytes());
   for (int t = 0; t < oracle.tokens(rank); ++t) {
-    encode(shape.dtype, oracle.combined(rank, t, weights, bias, layout, capacities), want.data());
-    check.same_row("combined", t, shape.dtype, out.as<std::byte>() + at(t) * shape.row_bytes(),
+    encode(shape.dtype,
+           oracle.combined(rank, t, home.weights, home.bias, home.layout, home.capacities),
+           want.data());
+    check.same_row("combined", t, shape.dtype, home.out.as<std::byte>() + at(t) * shape.row_bytes(),
                    want.data(), at(shape.hidden));
   }
 }
-
-}  // namespace
 
 Report& Report::operator+=(const Report& other) {
   if (wrong == 0) first_wrong = other.first_wrong;
@@ -195,7 +143,7 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   const MoeShape& shape = workload.spec().shape;
   const std::int64_t local = shape.experts / ranks, rows = ranks * shape.max_tokens;
   Tensors tensors(communicator);
-  const Call call(tensors, workload, rank, step, options);
+  const TripInput call(tensors, workload, rank, step, options);
   Checker check(rank);
 
   LowLatency::DispatchRequest request;
@@ -244,10 +192,11 @@ Report round_trip(LowLatency& object, const Communicator& communicator, const Wo
   back.send_only = options.split;
   const auto combined = object.combine(back);
   if (options.split) object.receive(dispatched.handle);
-  check_combined(check, oracle, workload, rank, tensors.download(combined.out),
-                 options.weights == RoundTripOptions::Weights::none ? Oracle::Weights::none
-                                                                    : Oracle::Weights::given,
-                 options.bias, Oracle::Layout::expert_major, nullptr);
+  const bool plain = options.weights == RoundTripOptions::Weights::none;
+  check_combined(
+      check, oracle, workload, rank,
+      {tensors.download(combined.out), plain ? Oracle::Weights::none : Oracle::Weights::given,
+       options.bias, Oracle::Layout::expert_major, nullptr});
   return check.report();
 }
 
@@ -331,11 +280,13 @@ std::set<std::pair<std::int64_t, int>> kept_tokens(const Oracle& oracle, int sou
 
 Report round_trip(HighThroughput& object, const Communicator& communicator,
                   const Workload& workload, int step, const RoundTripOptions& options) {
+  if (options.layout == HighThroughput::Layout::expert_major)
+    return grouped_trip(object, communicator, workload, step, options);
   const int rank = communicator.rank(), ranks = communicator.size();
   const MoeShape& shape = workload.spec().shape;
   const bool weighted = options.weights == RoundTripOptions::Weights::dispatch;
   Tensors tensors(communicator);
-  const Call call(tensors, workload, rank, step, options);
+  const TripInput call(tensors, workload, rank, step, options);
   const bool fp8 = is_fp8(options);
   const DType dtype = fp8 ? DType::fp8_e4m3 : shape.dtype;
   const Oracle oracle(workload, step, fp8);
@@ -410,9 +361,10 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   if (options.bias) back.bias = call.bias;
   back.allocator = tensors.allocator();
   const auto combined = object.combine(back);
-  check_combined(check, oracle, workload, rank, tensors.download(combined.out),
-                 weighted ? Oracle::Weights::given : Oracle::Weights::none, options.bias,
-                 Oracle::Layout::token_major, &capacities);
+  check_combined(
+      check, oracle, workload, rank,
+      {tensors.download(combined.out), weighted ? Oracle::Weights::given : Oracle::Weights::none,
+       options.bias, Oracle::Layout::token_major, &capacities});
   if (!options.weights_home) return check.report();
   const TensorView home = tensors.download(combined.topk_weights);
   const auto kept = kept_tokens(oracle, rank, ranks, capacities);

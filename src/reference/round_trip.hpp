@@ -30,6 +30,8 @@ struct RoundTripOptions {
   bool split = false;  ///< low latency: send and receive halves apart
   // High throughput alone.
   HighThroughput::Output output = HighThroughput::Output::owned;
+  HighThroughput::Layout layout = HighThroughput::Layout::token_major;
+  int alignment = 1;          ///< expert-major: of this rank's groups
   double capacity = 0;        ///< share of the needed rows to give as capacity; 0: eager counts
   bool in_place = false;      ///< pool output: write expert outputs over the pool rows
   bool weights_home = false;  ///< bring top-k weights home
@@ -54,5 +56,8 @@ void run_experts(const ExpertPass& pass, const LowLatency::Outputs& outputs, std
 /// Token-major: sums over this rank's experts in top-k order, with the weights if `weighted`.
 void run_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs, std::int64_t rows,
                  bool weighted, std::byte* y);
+/// Expert-major: each row through the expert that it is for.
+void run_grouped_experts(const ExpertPass& pass, const HighThroughput::Outputs& outputs,
+                         std::byte* y);
 
 }  // namespace expertwire::reference

@@ -85,14 +85,48 @@ struct Pair<HighThroughput> {
   }
 };
 
-template <class Object>
+/// High throughput whose rows are grouped by expert.
+struct Grouped {};
+
+template <>
+struct Pair<Grouped> {
+  static constexpr std::int64_t kRows = kRanks * 24 * 3;
+  HighThroughput::Outputs outputs;
+  explicit Pair(Buffers& b)
+      : outputs{b.make(kShape.dtype, {kRows, kShape.hidden}), b.make(DType::int32, {kRows}),
+                b.make(DType::int32, {kRows}), b.make(DType::fp32, {kRows})} {}
+  static std::unique_ptr<HighThroughput> make(const std::shared_ptr<Communicator>& communicator) {
+    return Pair<HighThroughput>::make(communicator);
+  }
+  void run(HighThroughput& object, const StepInputs& in, const TensorView& out,
+           const Stream& stream) const {
+    HighThroughput::DispatchRequest dispatch;
+    dispatch.x = in.x;
+    dispatch.topk_idx = in.topk_idx;
+    dispatch.topk_weights = in.topk_weights;
+    dispatch.layout = HighThroughput::Layout::expert_major;
+    dispatch.expert_alignment = 8;
+    dispatch.capacity = kRows;
+    dispatch.outputs = outputs;
+    dispatch.stream = stream;
+    HighThroughput::CombineRequest combine;
+    combine.handle = object.dispatch(dispatch).handle;
+    combine.y = outputs.x;
+    combine.row_weights = outputs.topk_weights;
+    combine.out = out;
+    combine.stream = stream;
+    object.combine(combine);
+  }
+};
+
+template <class Mode>
 class Graph : public testing::Test {};
-using Modes = testing::Types<LowLatency, HighThroughput>;
+using Modes = testing::Types<LowLatency, HighThroughput, Grouped>;
 TYPED_TEST_SUITE(Graph, Modes);
 
 /// Captures kPairs pairs (an odd number of operations each way).
-template <class Object>
-cudaGraphExec_t capture(Object& object, const Pair<Object>& pair, const StepInputs& in,
+template <class Object, class Mode>
+cudaGraphExec_t capture(Object& object, const Pair<Mode>& pair, const StepInputs& in,
                         const TensorView& out, const Buffers& buffers) {
   Stream stream = Stream::cuda(buffers.stream());
   cudaGraph_t graph = nullptr;

@@ -127,6 +127,17 @@ TEST(Calls, CachedAndNewRoutings) {
   });
 }
 
+TEST(Calls, Layouts) {
+  const Workload all = workload();
+  with_thread_ranks(kRanks, [&](const std::shared_ptr<Communicator>& communicator) {
+    auto ht = HighThroughput::create(communicator, {kShape});
+    Request<HighThroughput> request(*communicator, all, 0);
+    if (is_odd(*communicator)) request.dispatch.layout = HighThroughput::Layout::expert_major;
+    expect_mismatch(*ht, *communicator, {"has layout expert_major", "token_major"},
+                    [&] { ht->dispatch(request.dispatch); });
+  });
+}
+
 TEST(Calls, CachedDispatchesSendRowsOfOneKind) {
 #if defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "ranks that disagree about the size of a row write into each other's; the "

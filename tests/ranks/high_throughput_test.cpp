@@ -55,6 +55,34 @@ TEST_P(HighThroughputRoundTrip, MatchesOracle) {
   });
 }
 
+/// Token-major and expert-major operations take turns in one object.
+TEST_P(HighThroughputRoundTrip, GroupedByExpertMatchesOracle) {
+  const Case& c = GetParam();
+  const Workload workload(
+      {c.shape, c.ranks, 13, RoutingPattern::parse(c.routing), true, c.repeats});
+  Reports reports;
+  with_thread_ranks(c.ranks, [&](const std::shared_ptr<Communicator>& communicator) {
+    HighThroughputOptions options{c.shape, c.lanes, 0, c.threads};
+    options.ring_frames = c.ring_frames;
+    auto object = HighThroughput::create(communicator, options);
+    for (int step = 0; step < 13; ++step) {
+      RoundTripOptions how;
+      if (step % 6 != 5) how.layout = HighThroughput::Layout::expert_major;
+      how.alignment = step % 4 == 0 ? 1 : step % 4 == 1 ? 3 : step % 4 == 2 ? 16 : 128;
+      how.weights =
+          step % 5 == 4 ? RoundTripOptions::Weights::none : RoundTripOptions::Weights::dispatch;
+      how.capacity = step % 3 == 2 ? 0.7 : step % 7 == 3 ? 1.2 : 0;
+      how.preallocated = step % 2 == 0;
+      how.weights_home = step % 3 != 1;
+      how.cached = step % 4 >= 2;
+      how.bias = step % 2 == 1;
+      how.wide_ids = step % 3 != 0;
+      if (step % 3 != 0 && c.shape.hidden % 16 == 0) how.payload = RoundTripOptions::Payload::fp8;
+      reports.add(round_trip(*object, *communicator, workload, step, how));
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Shapes, HighThroughputRoundTrip,
     testing::Values(

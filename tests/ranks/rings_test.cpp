@@ -38,11 +38,12 @@ TEST_P(FullRings, NobodyWaitsInACircle) {
               "hotrank:1.0", "grouped:2,1", "masked:0.3", "masked:1.0"}) {
           const Workload workload(
               {shape, ranks, 3, reference::RoutingPattern::parse(routing), true});
-          for (int i = 0; i < 3; ++i, ++step) {
+          for (int i = 0; i < 5; ++i, ++step) {
             RoundTripOptions how;
-            how.weights_home = i == 1;
-            how.capacity = i == 2 ? 0.7 : 0;
+            how.weights_home = i == 1 || i == 3;
+            how.capacity = i == 2 || i == 4 ? 0.7 : 0;
             how.cached = i == 0;
+            if (i >= 3) how.layout = HighThroughput::Layout::expert_major;
             if (rank == step % ranks) std::this_thread::sleep_for(std::chrono::milliseconds(3));
             reports.add(round_trip(*object, *communicator, workload, step, how));
           }

@@ -71,6 +71,7 @@ struct HighThroughput::Impl {
 
   ep::Object object;
   HighThroughputOptions options;
+  bool has_max_tokens;  ///< the caller gave one
   std::unique_ptr<ep::HighThroughputEngine> engine;
   std::vector<Lane> lanes;
   std::uint64_t dispatches = 0;
@@ -78,6 +79,7 @@ struct HighThroughput::Impl {
   Impl(const std::shared_ptr<Communicator>& communicator, const HighThroughputOptions& opts)
       : object(communicator, "HighThroughput"),
         options(ep::completed(opts, communicator->size())),
+        has_max_tokens(opts.shape.max_tokens > 0),
         engine(communicator->cuda_device() >= 0 ? ep::make_cuda_engine(object, options)
                                                 : ep::make_cpu_engine(object, options)),
         lanes(static_cast<std::size_t>(options.lanes)) {}
@@ -91,6 +93,8 @@ struct HighThroughput::Impl {
   }
 
   ep::RowFormat check_dispatch(const DispatchRequest& request, ep::Geometry& geometry) const;
+  void check_layout(const DispatchRequest& request) const;
+  void check_capacity(const DispatchRequest& request, const MoeShape& call) const;
   void check_pool_slot(Lane& lane, const Stream& stream);
   std::shared_ptr<HighThroughputHandle> start_dispatch(
       const DispatchRequest& request, const std::shared_ptr<HighThroughputHandle>& cached);
@@ -98,6 +102,7 @@ struct HighThroughput::Impl {
   struct OutputSizes {
     const MoeShape& shape;
     const ep::RowFormat& format;
+    bool grouped;
     std::int64_t rows;
   };
   static Outputs make_outputs(const Outputs& given, const OutputSizes& sizes,
@@ -166,16 +171,11 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
           "dispatch on a capturing stream needs Output::owned: the pool's rows change places from "
           "one replay to the next");
   }
-  const bool pool = request.output == Output::pool;
-  check_argument(!pool || options.pool_rows > 0,
+  check_argument(request.output != Output::pool || options.pool_rows > 0,
                  "output is Output::pool, but the object was made without a pool; make it with "
                  "pool_rows, or own the output");
-  if (request.capacity)
-    check_argument(
-        *request.capacity >= 0 && *request.capacity <= (pool ? options.pool_rows : every_row()),
-        "capacity is {}; it must be from 0 to the {} rows {}", *request.capacity,
-        pool ? options.pool_rows : every_row(),
-        pool ? "of a pool" : "that all tokens of all ranks make");
+  check_layout(request);
+  check_capacity(request, geometry.call);
   const Outputs& given = request.outputs;
   const bool any = given.x.present() || given.source_tokens.present() ||
                    given.topk_experts.present() || given.topk_weights.present() ||
@@ -186,6 +186,43 @@ ep::RowFormat HighThroughput::Impl::check_dispatch(const DispatchRequest& reques
                  "outputs are given without a capacity; their number of rows must be known before "
                  "the counts are");
   return format;
+}
+
+void HighThroughput::Impl::check_layout(const DispatchRequest& request) const {
+  check_argument(request.layout == Layout::token_major || request.layout == Layout::expert_major,
+                 "layout is {}; it must be Layout::token_major or Layout::expert_major",
+                 static_cast<int>(request.layout));
+  constexpr int kMostAlignment = 512;
+  check_argument(request.expert_alignment >= 1 && request.expert_alignment <= kMostAlignment,
+                 "expert_alignment is {}; it must be from 1 to {}", request.expert_alignment,
+                 kMostAlignment);
+  const bool grouped = request.cached.valid()
+                           ? object.own_handle<HighThroughputHandle>(request.cached)->grouped
+                           : request.layout == Layout::expert_major;
+  check_argument(!grouped || request.output == Output::owned,
+                 "output is Output::pool and layout is Layout::expert_major; rows that are grouped "
+                 "by expert are copied to their places: own the output");
+}
+
+void HighThroughput::Impl::check_capacity(const DispatchRequest& request,
+                                          const MoeShape& call) const {
+  if (!request.capacity) return;
+  const bool pool = request.output == Output::pool;
+  std::int64_t most = pool ? options.pool_rows : every_row();
+  if (request.layout == Layout::expert_major) {
+    check_argument(
+        has_max_tokens,
+        "capacity is {} and layout is Layout::expert_major, but the object was made "
+        "without shape.max_tokens: where the rows of R*M tokens lie must be kept; make it "
+        "with an M, or give no capacity",
+        *request.capacity);
+    most =
+        most * call.top_k + std::int64_t{call.experts / ranks()} * (request.expert_alignment - 1);
+  }
+  most = std::min<std::int64_t>(most, INT32_MAX);
+  check_argument(*request.capacity >= 0 && *request.capacity <= most,
+                 "capacity is {}; it must be from 0 to the {} rows {}", *request.capacity, most,
+                 pool ? "of a pool" : "that all tokens of all ranks make");
 }
 
 /// The slot that the next dispatch of the lane fills must not hold rows that somebody still uses.
@@ -220,6 +257,8 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
   handle->lane = number;
   handle->tokens = static_cast<int>(request.x.size(0));
   handle->in_pool = request.output == Output::pool;
+  handle->grouped = cached ? cached->grouped : request.layout == Layout::expert_major;
+  handle->alignment = cached ? cached->alignment : request.expert_alignment;
   // Handles of owned output are the caller's alone: their memory goes back when the caller's do.
   auto& last = lane.last[lane.dispatches % ep::kSlots];
   last = handle->in_pool ? handle : nullptr;
@@ -231,19 +270,24 @@ std::shared_ptr<HighThroughputHandle> HighThroughput::Impl::start_dispatch(
 HighThroughput::Outputs HighThroughput::Impl::make_outputs(const Outputs& given,
                                                            const OutputSizes& sizes,
                                                            ep::OutputMaker& maker) {
-  const auto& [shape, format, rows] = sizes;
+  const auto& [shape, format, grouped, rows] = sizes;
+  const auto per_row = [&, rows = rows, grouped = grouped, top_k = shape.top_k](const char* name,
+                                                                                DType dtype) {
+    return grouped ? maker.make(name, dtype, {rows}) : maker.make(name, dtype, {rows, top_k});
+  };
   if (!given.x.present())
     return {maker.make("x", format.dtype, {rows, shape.hidden}),
             maker.make("source_tokens", DType::int32, {rows}),
-            maker.make("topk_experts", DType::int32, {rows, shape.top_k}),
-            maker.make("topk_weights", DType::fp32, {rows, shape.top_k}),
+            per_row("topk_experts", DType::int32), per_row("topk_weights", DType::fp32),
             format.scales > 0 ? maker.make("scales", format.scale_dtype(), {rows, format.scales})
                               : TensorView()};
   ep::check_rows("outputs.x", given.x, format.dtype, {rows, shape.hidden});
   ep::check_scales_out(given.scales, format, {rows, format.scales});
   ep::check_tensor("outputs.source_tokens", given.source_tokens, DType::int32, {rows});
-  ep::check_tensor("outputs.topk_experts", given.topk_experts, DType::int32, {rows, shape.top_k});
-  ep::check_tensor("outputs.topk_weights", given.topk_weights, DType::fp32, {rows, shape.top_k});
+  ep::check_per_row("outputs.topk_experts", given.topk_experts, DType::int32,
+                    {rows, shape.top_k, grouped});
+  ep::check_per_row("outputs.topk_weights", given.topk_weights, DType::fp32,
+                    {rows, shape.top_k, grouped});
   return given;
 }
 
@@ -263,8 +307,9 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
     cached = self.object.own_handle<HighThroughputHandle>(request.cached);
     rows = cached->output_rows;
   }
+  const bool grouped = cached ? cached->grouped : request.layout == Layout::expert_major;
   if (owned && rows)
-    result.outputs = Impl::make_outputs(request.outputs, {shape, format, *rows}, maker);
+    result.outputs = Impl::make_outputs(request.outputs, {shape, format, grouped, *rows}, maker);
   const Outputs& out = result.outputs;
   ep::check_memory(*self.object.communicator(),
                    {{"outputs.x", out.x},
@@ -281,16 +326,16 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   handle->format = format;
   handle->shape = shape;
   ep::HighThroughputEngine::Dispatch work{request, handle, cached, result.outputs, maker.owner()};
-  handle->room = cached
-                     ? cached->room
-                     : request.capacity.value_or(owned ? self.every_row() : self.options.pool_rows);
+  // Tokens that come, of which a grouped output clips the rows.
+  const std::int64_t every = owned ? self.every_row() : self.options.pool_rows;
+  handle->room = cached ? cached->room : grouped ? every : request.capacity.value_or(every);
   work.request.cached = {};  // queued work is no caller that holds rows
   self.engine->plan(work);
   handle->output_rows = rows.value_or(handle->needed);
   std::exception_ptr refused;  // by the allocator; the other ranks' rows are on their way already
   if (owned && !rows && !handle->overflow) {
     try {
-      result.outputs = Impl::make_outputs({}, {shape, format, handle->output_rows}, maker);
+      result.outputs = Impl::make_outputs({}, {shape, format, grouped, handle->output_rows}, maker);
     } catch (...) {
       refused = std::current_exception();
     }
@@ -307,6 +352,11 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   result.owner = maker.owner();
   result.handle = ep::HandleAccess::make(handle);
   result.needed_rows = self.engine->needed_rows(*handle);
+  if (grouped) {
+    const auto offsets = self.engine->offsets(*handle);
+    result.expert_offsets = offsets.experts;
+    result.group_offsets = offsets.groups;
+  }
   if (rows && !request.stream.present()) self.engine->learn_counts(*handle);
   result.rows_per_expert = handle->rows_per_expert;
   result.rows_per_source = handle->rows_per_source;
@@ -325,7 +375,14 @@ void HighThroughput::Impl::check_combine(const CombineRequest& request,
   const std::int64_t rows = handle.output_rows;
   const DType dtype = ep::check_rows_home(options.shape, request.y, {rows, shape.hidden});
   if (request.topk_weights.present())
-    ep::check_tensor("topk_weights", request.topk_weights, DType::fp32, {rows, shape.top_k});
+    ep::check_per_row("topk_weights", request.topk_weights, DType::fp32,
+                      {rows, shape.top_k, handle.grouped});
+  check_argument(
+      handle.grouped || !request.row_weights.present(),
+      "row_weights are given, but the rows of the handle are token-major: they have been "
+      "summed over experts already");
+  if (request.row_weights.present())
+    ep::check_tensor("row_weights", request.row_weights, DType::fp32, {rows});
   if (request.bias.present())
     ep::check_rows("bias", request.bias, dtype, {handle.tokens, shape.hidden});
   if (request.out.present())
@@ -362,6 +419,7 @@ HighThroughput::CombineResult HighThroughput::combine(const CombineRequest& requ
   ep::check_memory(*self.object.communicator(),
                    {{"out", result.out}, {"out_topk_weights", result.topk_weights}},
                    {{"y", request.y},
+                    {"row_weights", request.row_weights},
                     {"topk_weights", request.topk_weights},
                     {"bias", over_bias ? ConstTensorView() : request.bias}});
   ep::HighThroughputEngine::Combine work{request, handle, result.out, result.topk_weights,

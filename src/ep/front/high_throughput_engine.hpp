@@ -16,6 +16,8 @@ namespace expertwire::inline v0::ep {
 struct HighThroughputHandle : HandleState {
   std::int64_t room = 0;  ///< rows that the output of the dispatch with this routing has room for
   bool in_pool = false;   ///< the rows stay in the pool until they are released
+  bool grouped = false;   ///< rows are expert-major, ...
+  int alignment = 1;      ///< and groups are multiples of this
   RowFormat format;       ///< of its rows
   bool release_called = false;   ///< combine or release is on its way
   std::int64_t output_rows = 0;  ///< N of the outputs
@@ -54,7 +56,7 @@ class HighThroughputEngine {
     std::int32_t call_options() const {
       const bool capacity = !cached && !eager();
       return (cached ? Call::kCached : 0) | (capacity ? Call::kCapacity : 0) |
-             (handle->in_pool ? Call::kPool : 0);
+             (handle->in_pool ? Call::kPool : 0) | (handle->grouped ? Call::kGrouped : 0);
     }
   };
   struct Combine {
@@ -81,6 +83,11 @@ class HighThroughputEngine {
                                             std::int64_t rows) const = 0;
   /// int32 [1], valid with the handle.
   virtual TensorView needed_rows(HighThroughputHandle& handle) const = 0;
+  /// int32 [L + 1] each, of a grouped handle and as valid.
+  struct Offsets {
+    TensorView experts, groups;
+  };
+  virtual Offsets offsets(HighThroughputHandle& handle) const = 0;
   /// Fills the handle's counts after a dispatch without a stream.
   virtual void learn_counts(HighThroughputHandle& handle) const = 0;
   virtual void refresh(Status&) const {}

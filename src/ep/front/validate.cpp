@@ -110,6 +110,14 @@ void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
   check_alignment(name, tensor, size_of(dtype));
 }
 
+void check_per_row(const char* name, const ConstTensorView& tensor, DType dtype,
+                   const PerRow& wanted) {
+  if (wanted.grouped)
+    check_tensor(name, tensor, dtype, {wanted.rows});
+  else
+    check_tensor(name, tensor, dtype, {wanted.rows, wanted.top_k});
+}
+
 void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
                 std::initializer_list<std::int64_t> shape) {
   check_tensor(name, tensor, dtype, shape);

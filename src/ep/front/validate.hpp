@@ -53,6 +53,14 @@ DType check_rows_home(const MoeShape& most, const ConstTensorView& y,
 /// A tensor that must have exactly this dtype and shape; -1 accepts any size.
 void check_tensor(const char* name, const ConstTensorView& tensor, DType dtype,
                   std::initializer_list<std::int64_t> shape);
+/// What belongs to each row of an output: one value a selection of its token, [N, K]; or, where
+/// rows are grouped by expert, one, [N].
+struct PerRow {
+  std::int64_t rows, top_k;
+  bool grouped;
+};
+void check_per_row(const char* name, const ConstTensorView& tensor, DType dtype,
+                   const PerRow& wanted);
 /// The same for rows of H elements, which must also be aligned to 16 bytes.
 void check_rows(const char* name, const ConstTensorView& tensor, DType dtype,
                 std::initializer_list<std::int64_t> shape);

@@ -25,6 +25,8 @@ std::string describe_options(std::int32_t theirs, std::int32_t ours, int peer, i
     return say(Call::kCapacity, "gave a capacity", "gave none", "all ranks give one, or none");
   if ((differ & Call::kPool) != 0)
     return say(Call::kPool, "leaves rows in its pool", "owns its output", "all ranks do the same");
+  if ((differ & Call::kGrouped) != 0)
+    return say(Call::kGrouped, "has layout expert_major", "token_major", "all ranks have the same");
   return say(Call::kWeights, "gave topk_weights to combine", "gave none",
              "all ranks that have tokens give them, or none does");
 }

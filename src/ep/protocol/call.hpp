@@ -23,6 +23,7 @@ struct Call {
     kCapacity = 4,  ///< the caller knows how many rows there is room for
     kCached = 8,    ///< the routing of an earlier dispatch is taken
     kPool = 16,     ///< rows of the dispatch stay in the receivers' pools
+    kGrouped = 32,  ///< rows are grouped by expert: their positions travel with them
   };
   std::int32_t options = 0;  ///< 8 bits, as the two below
   std::int32_t format = 0;   ///< RowFormat::word() of the rows that travel

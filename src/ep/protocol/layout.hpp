@@ -37,8 +37,19 @@ struct TokenMajor {
   }
 };
 
-/// One row per (token, local expert): a group of the same size for every expert, in it by source,
-/// then token.
+/// One row per selection: a group for every local expert, groups of the sizes that they need side
+/// by side; in a group by source, then token.
+struct Grouped {
+  std::int64_t capacity;  ///< rows of the output
+
+  /// The run of a source in a group, before which `first` rows of the output come.
+  EXPERTWIRE_HOST_DEVICE constexpr Run run(std::int64_t first) const {
+    return TokenMajor{capacity}.run(first);
+  }
+};
+
+/// One row per selection: a group of the same size for every local expert, in it by source, then
+/// token.
 struct ExpertMajor {
   std::int64_t room;  ///< rows of a group
 

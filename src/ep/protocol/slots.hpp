@@ -126,11 +126,12 @@ struct CombineOffer {
 
 /// A row of high throughput and what goes beside it; offsets of a frame.
 struct FrameParts {
-  std::uint64_t token = 0;    ///< int32
-  std::uint64_t experts = 0;  ///< int32 [K]
-  std::uint64_t weights = 0;  ///< float [K]
-  std::uint64_t scales = 0;   ///< [scales]
-  std::uint64_t bytes = 0;    ///< of all of it, behind the row itself
+  std::uint64_t token = 0;      ///< int32
+  std::uint64_t experts = 0;    ///< int32 [K]
+  std::uint64_t weights = 0;    ///< float [K]
+  std::uint64_t positions = 0;  ///< int32 [K], where rows are grouped by expert
+  std::uint64_t scales = 0;     ///< [scales]
+  std::uint64_t bytes = 0;      ///< of all of it, behind the row itself
 };
 
 /// A lane of the high-throughput mode. Offsets are of a pair, those of the pool of the lane: a row
@@ -172,7 +173,8 @@ struct HighThroughputSlots {
     parts.token = align_up(sizes.row_bytes, kVector);
     parts.experts = parts.token + kVector;
     parts.weights = parts.experts + sizes.top_k * kWord;
-    parts.scales = parts.weights + sizes.top_k * kWord;
+    parts.positions = parts.weights + sizes.top_k * kWord;
+    parts.scales = parts.positions + sizes.top_k * kWord;
     parts.bytes = parts.scales + sizes.scales * kWord;
     return parts;
   }

@@ -57,19 +57,25 @@ class HighThroughputLane::Pusher {
   int self() const { return lane_.memory_.rank(); }
 
   void push(int source, std::int64_t row) const {
-    const std::size_t bytes = lane_.shape_.row_bytes();
-    const std::size_t place =
-        handle().run_from(source, self()).place(static_cast<std::uint32_t>(row));
     std::byte* frame = rings_.frame_to(source, row);
-    void* to = frame;
-    vector_ops().copy(&to, 1, op_.request.y.as<std::byte>() + place * bytes, bytes, stream_);
-    if (op_.request.topk_weights.present()) {
-      const std::size_t top_k = index(lane_.shape_.top_k);
-      std::memcpy(frame + lane_.memory_.slots().combined.weights,
-                  op_.request.topk_weights.as<float>() + place * top_k, top_k * sizeof(float));
+    auto* weights = reinterpret_cast<float*>(frame + lane_.memory_.slots().combined.weights);
+    if (handle().grouped) {
+      lane_.sum_group(op_, {source, row}, frame);
+      if (op_.request.topk_weights.present()) lane_.weigh_group(op_, {source, row}, weights);
+    } else {
+      copy(handle().run_from(source, self()).place(static_cast<std::uint32_t>(row)), frame,
+           weights);
     }
     vector_ops().store_fence();
     rings_.announce(source, row);
+  }
+  void copy(std::size_t place, std::byte* frame, float* weights) const {
+    const std::size_t bytes = lane_.shape_.row_bytes(), top_k = index(lane_.shape_.top_k);
+    void* to = frame;
+    vector_ops().copy(&to, 1, op_.request.y.as<std::byte>() + place * bytes, bytes, stream_);
+    if (op_.request.topk_weights.present())
+      std::memcpy(weights, op_.request.topk_weights.as<float>() + place * top_k,
+                  top_k * sizeof(float));
   }
 
   const HighThroughputLane& lane_;
@@ -131,7 +137,9 @@ class HighThroughputLane::Summer {
     const std::size_t bytes = lane_.shape_.row_bytes(), top_k = index(lane_.shape_.top_k);
     const CombineOffer& offer = offers_[index(from.rank)];
     Found found{from, false, nullptr, nullptr};
-    if (from.rank == memory.rank()) {
+    if (from.rank == memory.rank() && handle().grouped) {
+      // Made when all rows are there.
+    } else if (from.rank == memory.rank()) {
       found.row = op_.request.y.as<std::byte>() + place * bytes;
       if (offer.weights != 0) found.weights = op_.request.topk_weights.as<float>() + place * top_k;
     } else if (offer.pull != 0) {
@@ -151,12 +159,24 @@ class HighThroughputLane::Summer {
   }
   void sum() {
     std::array<const void*, kMostTopK> rows;
-    for (int i = 0; i < count_; ++i) rows[index(i)] = found_[index(i)].row;
+    for (int i = 0; i < count_; ++i) {
+      if (found_[index(i)].row == nullptr) make_own(&found_[index(i)]);
+      rows[index(i)] = found_[index(i)].row;
+    }
     if (op_.out_topk_weights.present()) bring_weights();
     lane_.sum_home(op_, token_, {rows.data(), count_, stream_});
     for (int i = 0; i < count_; ++i)
       if (const Found& found = found_[index(i)]; found.framed)
         rings_.give_back(found.from.rank, found.from.row);
+  }
+  /// What this rank's experts made of the token, where rows are grouped.
+  void make_own(Found* found) {
+    own_row_.resize(lane_.shape_.row_bytes());
+    lane_.sum_group(op_, {found->from.rank, found->from.row}, own_row_.data());
+    found->row = own_row_.data();
+    if (!op_.request.topk_weights.present()) return;
+    lane_.weigh_group(op_, {found->from.rank, found->from.row}, own_weights_.data());
+    found->weights = own_weights_.data();
   }
   void bring_weights() {
     const int top_k = route().top_k;
@@ -177,6 +197,8 @@ class HighThroughputLane::Summer {
   std::vector<CombineOffer> offers_;
   int token_, count_ = 0;
   std::array<Found, kMostTopK> found_;
+  std::vector<std::byte> own_row_;
+  std::array<float, kMostTopK> own_weights_;
   Destination missing_{-1, 0};
   bool stream_;
 };

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "base/check.hpp"
 #include "ep/cpu/high_throughput/lane.hpp"
 
@@ -30,6 +32,27 @@ void HighThroughputHandle::adopt(const HighThroughputHandle& cached, const WaitC
   root = cached.root;
   root_lane = cached.root_lane;
   came = cached.came;
+  first_in = cached.first_in;
+  std::copy(cached.expert_offsets.begin(), cached.expert_offsets.end(), expert_offsets.begin());
+  std::copy(cached.group_offsets.begin(), cached.group_offsets.end(), group_offsets.begin());
+}
+
+void HighThroughputHandle::place_groups(const std::vector<std::int32_t>& selections) {
+  const auto local = static_cast<std::int32_t>(selections_per_expert.size());
+  const std::size_t ranks = first_at.size();
+  first_in.assign(selections.size(), 0);
+  for (std::int32_t e = 0; e < local; ++e) {
+    std::int64_t next = group_offsets[index(e)];
+    for (std::size_t source = 0; source < ranks; ++source) {
+      const std::size_t i = source * index(local) + index(e);
+      first_in[i] = next;
+      next += selections[i];
+    }
+    const std::int32_t count = selections_per_expert[index(e)];
+    expert_offsets[index(e) + 1] = expert_offsets[index(e)] + count;
+    group_offsets[index(e) + 1] =
+        group_offsets[index(e)] + (count + alignment - 1) / alignment * alignment;
+  }
 }
 
 // Counts ---------------------------------------------------------------------------------------
@@ -61,6 +84,7 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
   handle.first_at.assign(index(size), 0);
   handle.first_from.assign(index(size) + 1, 0);
   handle.selections_per_expert.assign(index(local), 0);
+  std::vector<std::int32_t> selections;
   std::vector<std::int64_t> needed(index(size), 0);
   for (int source = 0; source < size; ++source) {
     const auto* counts = memory_.inbox<Tagged>(source, slots.counts_of(n));
@@ -75,10 +99,16 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     }
     handle.first_from[index(source) + 1] =
         handle.first_from[index(source)] + handle.rows_between(source, memory_.rank());
-    for (int e = 0; e < local; ++e)
-      handle.selections_per_expert[index(e)] += count(slots.kHeader + size + e);
+    for (int e = 0; e < local; ++e) {
+      selections.push_back(count(slots.kHeader + size + e));
+      handle.selections_per_expert[index(e)] += selections.back();
+    }
   }
   handle.came = static_cast<std::int32_t>(handle.first_from.back());
+  if (handle.grouped) {
+    handle.place_groups(selections);
+    handle.came = handle.group_offsets.back();
+  }
   for (int to = 0; strict && to < size; ++to)
     handle.too_many = handle.too_many || needed[index(to)] > handle.capacity[index(to)];
 }

@@ -16,21 +16,26 @@ HighThroughputLane::RowPlace HighThroughputLane::place_in(const HighThroughput::
           outputs.source_tokens.as<std::int32_t>() + row,
           outputs.topk_experts.as<std::int32_t>() + index(row) * index(top_k),
           outputs.topk_weights.as<float>() + index(row) * index(top_k),
+          nullptr,
           outputs.scales.as<std::byte>() + index(row) * format.scale_bytes()};
 }
 
 /// What a frame holds: a row and what goes beside it.
-HighThroughputLane::RowPlace HighThroughputLane::place_in(std::byte* frame) const {
+HighThroughputLane::RowPlace HighThroughputLane::place_in(
+    std::byte* frame, const HighThroughputHandle& handle) const {
   const FrameParts& parts = memory_.slots().dispatched;
-  return {frame, reinterpret_cast<std::int32_t*>(frame + parts.token),
+  return {frame,
+          reinterpret_cast<std::int32_t*>(frame + parts.token),
           reinterpret_cast<std::int32_t*>(frame + parts.experts),
-          reinterpret_cast<float*>(frame + parts.weights), frame + parts.scales};
+          reinterpret_cast<float*>(frame + parts.weights),
+          handle.grouped ? reinterpret_cast<std::int32_t*>(frame + parts.positions) : nullptr,
+          frame + parts.scales};
 }
 
-void HighThroughputLane::write_row(const Dispatch& op, int token, int to, const RowPlace& place,
-                                   bool stream) const {
+/// What goes beside a token's row at a rank, but for scales.
+void HighThroughputLane::write_beside(const Dispatch& op, int token, int to,
+                                      const RowPlace& place) const {
   const Route& route = routing_of(op).route;
-  const RowFormat& format = routing_of(op).format;
   const std::int32_t* experts = route.experts_of(token);
   const float* weights = op.request.topk_weights.present() ? op.request.topk_weights.as<float>() +
                                                                  index(token) * index(route.top_k)
@@ -40,7 +45,14 @@ void HighThroughputLane::write_row(const Dispatch& op, int token, int to, const 
     const bool here = experts[k] >= 0 && route.placement.rank_of(experts[k]) == to;
     place.experts[k] = here ? route.placement.local_index(experts[k]) : -1;
     place.weights[k] = here && weights != nullptr ? weights[k] : 0.0F;
+    if (place.positions != nullptr) place.positions[k] = here ? route.positions_of(token)[k] : -1;
   }
+}
+
+void HighThroughputLane::write_row(const Dispatch& op, int token, int to, const RowPlace& place,
+                                   bool stream) const {
+  const RowFormat& format = routing_of(op).format;
+  write_beside(op, token, to, place);
   if (format.scales > 0)
     std::memcpy(place.scales,
                 op.request.x_scales.as<std::byte>() + index(token) * format.scale_bytes(),
@@ -88,18 +100,22 @@ class HighThroughputLane::Sender {
     const auto row = static_cast<std::uint32_t>(to.row);
     if (!run.has_room(row)) return true;
     if (to.rank == lane_.memory_.rank()) {
-      if (!op_.outputs.x.present()) return true;
-      lane_.write_row(op_, token_, to.rank,
-                      place_in(op_.outputs, run.place(row), handle().format, lane_.shape_.top_k),
-                      stream_);
+      if (op_.outputs.x.present()) send_home(to, run.place(row));
       return true;
     }
     if (!rings_.has_room(to.rank, to.row)) return false;
-    lane_.write_row(op_, token_, to.rank, lane_.place_in(rings_.frame_to(to.rank, to.row)),
-                    stream_);
+    lane_.write_row(op_, token_, to.rank,
+                    lane_.place_in(rings_.frame_to(to.rank, to.row), handle()), stream_);
     vector_ops().store_fence();
     rings_.announce(to.rank, to.row);
     return true;
+  }
+  void send_home(const Destination& to, std::uint32_t place) const {
+    if (handle().grouped)
+      lane_.expand_own_row(op_, token_, to.row, stream_);
+    else
+      lane_.write_row(op_, token_, to.rank,
+                      place_in(op_.outputs, place, handle().format, lane_.shape_.top_k), stream_);
   }
 
   const HighThroughputLane& lane_;
@@ -133,13 +149,17 @@ class HighThroughputLane::Receiver {
 
   /// Without outputs (an allocator gave none) rows are only let through.
   void take(int source, std::int64_t row) const {
-    if (op_.outputs.x.present()) copy(source, row);
+    const RowPlace from =
+        lane_.place_in(const_cast<std::byte*>(rings_.frame_from(source, row)), handle());
+    if (op_.outputs.x.present() && handle().grouped)
+      lane_.expand_row(op_, {source, row}, from, stream_);
+    else if (op_.outputs.x.present())
+      copy(source, row, from);
     rings_.give_back(source, row);
   }
-  void copy(int source, std::int64_t row) const {
+  void copy(int source, std::int64_t row, const RowPlace& from) const {
     const RowFormat& format = handle().format;
     const Run run = handle().run_from(source, self());
-    const RowPlace from = lane_.place_in(const_cast<std::byte*>(rings_.frame_from(source, row)));
     const RowPlace to = place_in(op_.outputs, run.place(static_cast<std::uint32_t>(row)), format,
                                  lane_.shape_.top_k);
     const std::size_t selections = index(lane_.shape_.top_k);
@@ -173,12 +193,15 @@ void HighThroughputLane::dispatch(const Dispatch& op, WaitContext context) {
   const bool sends = !handle.too_many, pool = handle.in_pool && sends;
   const bool owned = !handle.in_pool && sends;
   const HighThroughputRings rings(memory_, slots.ring, owned ? handle.ring_rows(self) : RingRows{});
+  const bool grouped = handle.grouped && owned && op.outputs.x.present();
+  if (grouped) routing_of(op).places.resize(index(handle.first_from.back() * shape_.top_k));
   context.abandoned = team_.failed();
   team_.run([&](int worker) {
     if (owned) {
       Sender sender(*this, op, rings, worker);
       Receiver receiver(*this, op, rings, worker);
       run_both(sender, receiver, Phase::dispatch_rows, context);
+      pad_output(op, worker);
     } else if (pool) {
       fill_pools(op, worker, n);
       await_pool(op, worker, n, context);

@@ -70,6 +70,12 @@ class CpuEngine final : public HighThroughputEngine {
   TensorView needed_rows(HighThroughputHandle& handle) const override {
     return {&static_cast<CpuHandle&>(handle).came, DType::int32, {1}};
   }
+  Offsets offsets(HighThroughputHandle& handle) const override {
+    auto& mine = static_cast<CpuHandle&>(handle);
+    const std::int64_t count = handle.shape.experts / object_.communicator()->size() + 1;
+    return {{mine.expert_offsets.data(), DType::int32, {count}},
+            {mine.group_offsets.data(), DType::int32, {count}}};
+  }
   void learn_counts(HighThroughputHandle& handle) const override {
     const auto& mine = static_cast<const CpuHandle&>(handle);
     handle.needed = mine.came;
@@ -101,6 +107,11 @@ void CpuEngine::plan(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
   auto promise = std::make_shared<std::promise<void>>();
   handle->counted = promise->get_future().share();
+  if (handle->grouped) {
+    const int local = handle->shape.experts / object_.communicator()->size();
+    handle->expert_offsets.assign(static_cast<std::size_t>(local) + 1, 0);
+    handle->group_offsets = handle->expert_offsets;
+  }
   HighThroughputLane& lane = lane_of(*handle);
   // The promise lives in the closure alone: if that is dropped unrun, waiters find it broken.
   object_.execute(

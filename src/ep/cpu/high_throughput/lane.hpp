@@ -23,6 +23,12 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   std::vector<std::int64_t> first_from;  ///< [R + 1] each source's first row here
   std::vector<std::int32_t> selections_per_expert;  ///< [L]
   std::int32_t came = 0;                            ///< rows that came, or would have
+  /// Of a grouped handle, where rows lie in this rank's output.
+  std::vector<std::int64_t> first_in;        ///< [R, L] of each source in each group
+  std::vector<std::int32_t> expert_offsets;  ///< [L + 1] from the start: callers look at it
+  std::vector<std::int32_t> group_offsets;   ///< [L + 1] the same, with what pads groups
+  /// [token rows, K] of the selections of each token that came, -1 where there is none or no room.
+  std::vector<std::int32_t> places;
   bool too_many = false;             ///< some rank's pool is too small: nothing was sent
   std::shared_future<void> counted;  ///< ready when all of the above and the route are
   Epoch epoch = 0;                   ///< of the dispatch; its pool rows lie in that slot
@@ -45,6 +51,19 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
     return rows[static_cast<std::size_t>(source) * first_at.size() +
                 static_cast<std::size_t>(destination)];
   }
+  /// Where the rows of `source` lie in the group of an expert.
+  Run run_in(int source, int local_expert) const {
+    const std::size_t local = expert_offsets.size() - 1;
+    return Grouped{output_rows}.run(first_in[static_cast<std::size_t>(source) * local +
+                                             static_cast<std::size_t>(local_expert)]);
+  }
+  /// [K] of a token that came: the i-th from `source`.
+  std::int32_t* places_of(int source, std::int64_t i) {
+    return &places[static_cast<std::size_t>((first_from[static_cast<std::size_t>(source)] + i) *
+                                            shape.top_k)];
+  }
+  /// Says where groups lie; `selections` [R, L] of each local expert from each source.
+  void place_groups(const std::vector<std::int32_t>& selections);
   /// Rows that pass between this rank, `self`, and another; what has no room stays at home.
   std::int64_t rows_to(int rank, int self) const {
     return run_at(rank).fitting(static_cast<std::uint32_t>(rows_between(self, rank)));
@@ -55,12 +74,12 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   /// Of a dispatch; a combine's go the other way.
   RingRows ring_rows(int self) const {
     const auto ranks = static_cast<int>(first_at.size());
-    RingRows rows;
+    RingRows passing;
     for (int peer = 0; peer < ranks; ++peer) {
-      rows.to.push_back(peer == self ? 0 : rows_to(peer, self));
-      rows.from.push_back(peer == self ? 0 : rows_from(peer, self));
+      passing.to.push_back(peer == self ? 0 : rows_to(peer, self));
+      passing.from.push_back(peer == self ? 0 : rows_from(peer, self));
     }
-    return rows;
+    return passing;
   }
 };
 
@@ -119,6 +138,7 @@ class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughput
     std::int32_t* token;
     std::int32_t* experts;
     float* weights;
+    std::int32_t* positions;  ///< null where they are not asked for
     std::byte* scales;
   };
   class ChunkTally;
@@ -137,7 +157,18 @@ class HighThroughputLane final : public Lane<HighThroughputSlots, HighThroughput
                     const RowFormat& format) const;
   static RowPlace place_in(const HighThroughput::Outputs& outputs, std::int64_t row,
                            const RowFormat& format, int top_k);
-  RowPlace place_in(std::byte* frame) const;
+  RowPlace place_in(std::byte* frame, const HighThroughputHandle& handle) const;
+  /// A token that came: the i-th of a source.
+  struct Arrived {
+    int source;
+    std::int64_t i;
+  };
+  void expand_row(const Dispatch& op, const Arrived& row, const RowPlace& from, bool stream) const;
+  void expand_own_row(const Dispatch& op, int token, std::int64_t row, bool stream) const;
+  void pad_output(const Dispatch& op, int worker) const;
+  void sum_group(const Combine& op, const Arrived& row, std::byte* out) const;
+  void weigh_group(const Combine& op, const Arrived& row, float* out) const;
+  void write_beside(const Dispatch& op, int token, int to, const RowPlace& place) const;
   void write_row(const Dispatch& op, int token, int to, const RowPlace& place, bool stream) const;
   void fill_pools(const Dispatch& op, int worker, Epoch n);
   void await_pool(const Dispatch& op, int worker, Epoch n, const WaitContext& context) const;

@@ -112,6 +112,7 @@ HighThroughputLane::RowPlace HighThroughputLane::place_of(const HighThroughputSl
           memory_.there<std::int32_t>(owner, slots.pool_token_of(n, row)),
           memory_.there<std::int32_t>(owner, slots.pool_experts_of(n, row)),
           memory_.there<float>(owner, slots.pool_weights_of(n, row)),
+          nullptr,
           memory_.there<std::byte>(owner, slots.pool_scales_of(n, row))};
 }
 

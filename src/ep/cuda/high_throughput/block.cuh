@@ -20,6 +20,7 @@ struct BlockShared {
   Epoch frames_to[kMostRanks], frames_from[kMostRanks];  // the first of this operation
   bool empty[kMostRanks];  // all frames of earlier operations have been read there
   bool overflow;
+  std::int32_t needed;  ///< rows that came, or would have
 
   /// Where this rank's rows lie at `rank`, and those of `source` here.
   __device__ __forceinline__ Run run_at(int rank) const {
@@ -65,6 +66,7 @@ __device__ __forceinline__ void take_routing(const Context& c, const HighThrough
     s.frames_from[rank] = last.read + 1;
   }
   if (threadIdx.x == 0) s.overflow = *routing.overflow != 0;
+  if (threadIdx.x == 32) s.needed = *routing.needed;
 }
 
 /// The stages of `warp`, with room for `parts` pieces a stage.

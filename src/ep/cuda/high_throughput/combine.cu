@@ -18,7 +18,7 @@
 // Cost. Pull: the rows of a token cross the wire once, as reads. Push: once as writes, and are read
 // again here.
 
-#include "ep/cuda/high_throughput/block.cuh"
+#include "ep/cuda/high_throughput/combine_groups.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
 
@@ -30,59 +30,7 @@ namespace {
 
 using Params = HighThroughputCombineParams;
 
-// Roles: offers ----------------------------------------------------------------------------------
-
-__device__ __forceinline__ Saying saying(const Params& p, Epoch n) {
-  return {p.context, p.shape.slots.combine, n, p.call, *p.epoch};
-}
-
-/// The offer to every rank; before it, where rows are pulled, the weights that go home with them.
-/// The first block.
-__device__ void send_offers(const Params& p, Epoch n) {
-  const Context& c = p.context;
-  const HighThroughputSlots& slots = p.shape.slots;
-  if (p.pull && p.topk_weights != nullptr) {
-    auto* beside = there<float>(c, c.rank, slots.pool_weights_of(*p.epoch, 0));
-    const int all = min(p.routing.first_from[c.size], p.routing.capacity[c.rank]) * p.shape.top_k;
-    for (int i = threadIdx.x; i < all; i += blockDim.x) beside[i] = p.topk_weights[i];
-  }
-  const CombineOffer offer{p.pull ? 1 : 0, p.topk_weights != nullptr ? 1 : 0};
-  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    *outbox<CombineOffer>(c, peer, slots.offer_of(n)) = offer;
-  tell_call(saying(p, n), static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
-  __syncthreads();
-  for (int peer = threadIdx.x; peer < c.size; peer += blockDim.x)
-    announce(c, peer, slots.combine.flag_of(n), n);
-}
-
-/// One warp.
-__device__ bool await_offers(const Params& p, Epoch n) {
-  const Context& c = p.context;
-  bool good = true;
-  for (int peer = static_cast<int>(threadIdx.x) % 32; peer < c.size && good; peer += 32) {
-    const auto* flag = inbox<Epoch>(c, peer, p.shape.slots.combine.flag_of(n));
-    good = wait_until(c, peer, Phase::counts, n, [&] { return arrived<KernelAccess>(flag, n); });
-  }
-  __syncwarp();  // what one lane acquired, all may read
-  return __all_sync(kAllLanes, good);
-}
-
-__device__ __forceinline__ CombineOffer offer_of(const Params& p, int rank, Epoch n) {
-  return *inbox<CombineOffer>(p.context, rank, p.shape.slots.offer_of(n));
-}
-
 // Roles: pusher ----------------------------------------------------------------------------------
-
-/// Rows that this rank pushes, and whether they are so few that their warps announce them.
-__device__ __forceinline__ int rows_home(const Params& p, const BlockShared& s) {
-  const Context& c = p.context;
-  int rows = 0;
-  for (int i = 1; i < c.size; ++i) rows += s.rows_from(c, p.routing, (c.rank + i) % c.size);
-  return rows;
-}
-__device__ __forceinline__ bool is_direct(const Params& p, const BlockShared& s) {
-  return rows_home(p, s) <= p.pushers * writing_blocks(p.context);
-}
 
 /// Writes rows to the rings of the ranks that they came from, as there is room.
 __device__ bool push_rows(const Params& p, BlockShared& s, int warp) {
@@ -162,91 +110,6 @@ __device__ void announce_rows(const Params& p, const BlockShared& s) {
 }
 
 // Roles: summer ----------------------------------------------------------------------------------
-
-/// Where this lane's row of a token comes from, if it comes.
-struct Origin {
-  Destination from{-1, -1};  ///< rank below 0: it had no room there, and counts as zero
-  bool framed = false;
-};
-
-/// The tokens of one warp and where their rows are.
-struct Summer {
-  const Params& p;
-  BlockShared& s;
-  Epoch n, dispatched;  // epochs of this combine, and of the dispatch whose pool rows are read
-
-  __device__ __forceinline__ Origin origin(int token, int lane) const {
-    Origin o;
-    if (lane < p.shape.width)
-      o.from = p.routing.destinations[static_cast<std::int64_t>(token) * p.shape.width + lane];
-    if (o.from.rank >= 0 && !s.run_at(o.from.rank).has_room(static_cast<std::uint32_t>(o.from.row)))
-      o.from.rank = -1;
-    o.framed =
-        o.from.rank >= 0 && o.from.rank != p.context.rank && offer_of(p, o.from.rank, n).pull == 0;
-    return o;
-  }
-  __device__ __forceinline__ Epoch frame_of(const Destination& from) const {
-    return s.frames_from[from.rank] + static_cast<Epoch>(from.row);
-  }
-  __device__ __forceinline__ const RingSlots& ring() const { return p.shape.slots.ring; }
-
-  /// Whether the rows of a token are all there; all lanes call. With `wait` it waits for them, and
-  /// false means that the wait was given up.
-  __device__ __forceinline__ bool there_are_all(const Origin& o, bool wait) const {
-    const auto come = [&] { return has_come(p.context, ring(), o.from.rank, frame_of(o.from)); };
-    bool is_there = !o.framed || come();
-    if (!is_there && wait)
-      is_there = wait_until(p.context, o.from.rank, Phase::combine_rows,
-                            static_cast<std::uint64_t>(o.from.row), come);
-    is_there = __all_sync(kAllLanes, is_there);
-    __syncwarp();  // what one lane acquired, all may read
-    return is_there;
-  }
-  /// This lane's row, which is there; null if there is none.
-  __device__ __forceinline__ const std::byte* row_of(const Origin& o) const {
-    const Context& c = p.context;
-    const HighThroughputSlots& slots = p.shape.slots;
-    if (o.from.rank < 0) return nullptr;
-    if (o.framed) return frame_from(c, ring(), o.from.rank, frame_of(o.from));
-    const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
-    if (o.from.rank == c.rank) return p.y + static_cast<std::uint64_t>(row) * slots.sizes.row_bytes;
-    return there<std::byte>(c, o.from.rank,
-                            slots.pool_row_of(dispatched, row, slots.sizes.row_bytes));
-  }
-  /// The weights beside that row.
-  __device__ __forceinline__ const float* weights_of(const Origin& o) const {
-    const Context& c = p.context;
-    const HighThroughputSlots& slots = p.shape.slots;
-    if (o.from.rank < 0 || offer_of(p, o.from.rank, n).weights == 0) return nullptr;
-    if (o.framed) return reinterpret_cast<const float*>(row_of(o) + slots.combined.weights);
-    const std::uint32_t row = s.run_at(o.from.rank).place(static_cast<std::uint32_t>(o.from.row));
-    if (o.from.rank == c.rank) return p.topk_weights + std::uint64_t{row} * p.shape.top_k;
-    return there<float>(c, o.from.rank, slots.pool_weights_of(dispatched, row));
-  }
-
-  /// Writes the weights of a token that came home; all lanes call.
-  __device__ __forceinline__ void take_weights(int token, int lane, const Origin& o) const {
-    std::int32_t expert = -1;
-    const std::int64_t i = static_cast<std::int64_t>(token) * p.shape.top_k + lane;
-    if (lane < p.shape.top_k) expert = p.routing.experts[i];
-    const int rank = expert >= 0 ? p.shape.placement.rank_of(expert) : -1;
-    const auto* mine = reinterpret_cast<const std::byte*>(weights_of(o));
-    float weight = 0;
-    for (int j = 0; j < p.shape.width; ++j) {
-      const int other = __shfl_sync(kAllLanes, o.from.rank, j);
-      const auto weights = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(mine), j);
-      if (rank >= 0 && other == rank && weights != 0)
-        weight = reinterpret_cast<const float*>(weights)[lane];
-    }
-    if (lane < p.shape.top_k) p.out_topk_weights[i] = weight;
-  }
-  /// The rows of a token have been read, and what lies beside them; all lanes call.
-  __device__ __forceinline__ void finish(const Origin& o, Owed* owed) const {
-    __syncwarp();
-    owed->give_back(p.context, ring());
-    if (o.framed) owed->set(o.from.rank, frame_of(o.from));
-  }
-};
 
 /// Adds `vectors` vectors of `count` rows side by side in `stage` and writes the sums; one warp. A
 /// lane has several vectors at once, and the rows follow each other without a test for each: with
@@ -413,12 +276,13 @@ __device__ bool sum_by_vectors(const Summer& w, Rows& rows) {
 
 /// The part of one warp of the block. Pulled rows are all there: every warp has its tokens from the
 /// start. Pushed ones come in order, and warps that have pushed join those that sum already.
-template <class Element>
+template <class Element, class Layout>
 __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   if (!await_offers(p, n)) return false;
   const Summer summer{p, s, n, *p.epoch};
   const int blocks = workers(p.context), warps = kHighThroughputWarps * blocks;
   auto sum = [&](auto rows) {
+    if constexpr (Layout::kGrouped) return sum_with_copies<Element>(summer, rows);
     if constexpr (has_bulk_copies()) {
       if (p.summing.bulk) return sum_by_bulk<Element>(summer, rows, warp);
     }
@@ -452,24 +316,27 @@ __device__ void release_pool(const Params& p, const Direction<KernelAccess>& lan
 }
 
 /// What a block does once it may: pushes what it has to, and sums. False if a wait was given up.
-template <class Element>
+template <class Element, class Layout>
 __device__ __forceinline__ bool work(const Params& p, BlockShared& s, Epoch n) {
   const Context& c = p.context;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   bool good = true;
   if (!p.pull && warp < p.pushers && static_cast<int>(blockIdx.x) < writing_blocks(c)) {
     let_bulk_copies_see();  // credit, behind which they write
-    good = push_rows(p, s, warp);
+    if constexpr (Layout::kGrouped)
+      good = push_sums<Element>(p, s, warp);
+    else
+      good = push_rows(p, s, warp);
     mark(c, kSent);
   }
   if (blockIdx.x == 0 && warp == kHighThroughputWarps - 1)
     good = compare_calls(saying(p, n), [](int) { return true; });  // offers come from all
   // One of the warps that only sum announces first.
   if (!p.pull && warp == kHighThroughputWarps - 2 && is_last_block(c)) announce_rows(p, s);
-  return good && sum_tokens<Element>(p, s, warp, n);
+  return good && sum_tokens<Element, Layout>(p, s, warp, n);
 }
 
-template <class Element>
+template <class Element, class Layout>
 __device__ void run(const Params& p, BlockShared& s) {
   const Context& c = p.context;
   const auto lane = direction(c, p.shape.slots.combine);
@@ -485,7 +352,7 @@ __device__ void run(const Params& p, BlockShared& s) {
   mark(c, kAdmitted);
   if (blockIdx.x == 0) send_offers(p, n);
   if (stops(c, Phase::combine_rows)) return;
-  const bool good = carries || work<Element>(p, s, n);
+  const bool good = carries || work<Element, Layout>(p, s, n);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.combine, n, false, true)) {
@@ -502,11 +369,11 @@ __device__ void run(const Params& p, BlockShared& s) {
 
 namespace high_throughput {
 
-template <class Element>
+template <class Element, class Layout>
 __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     combine(const __grid_constant__ HighThroughputCombineParams p) {
   extern __shared__ __align__(128) std::byte memory[];
-  run<Element>(p, *reinterpret_cast<BlockShared*>(memory));
+  run<Element, Layout>(p, *reinterpret_cast<BlockShared*>(memory));
 }
 
 }  // namespace high_throughput
@@ -515,18 +382,22 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 
 cudaError_t launch(const HighThroughputCombineParams& params, const HighThroughputLaunch& launch) {
   return with_element(params.shape.dtype, [&](auto element) {
-    high_throughput::combine<decltype(element)>
-        <<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
-           shared_bytes(params.summing.bulk), launch.stream>>>(params);
-    return cudaGetLastError();
+    return with_layout(params.grouped, [&](auto layout) {
+      high_throughput::combine<decltype(element), decltype(layout)>
+          <<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
+             shared_bytes(params.summing.bulk), launch.stream>>>(params);
+      return cudaGetLastError();
+    });
   });
 }
 
 cudaError_t prepare_high_throughput_combine(bool bulk) {
   return for_each_element([&](auto element) {
-    return cudaFuncSetAttribute(high_throughput::combine<decltype(element)>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes(bulk)));
+    return for_each_layout([&](auto layout) {
+      return cudaFuncSetAttribute(high_throughput::combine<decltype(element), decltype(layout)>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes(bulk)));
+    });
   });
 }
 

@@ -21,7 +21,7 @@
 // Cost. Reads T rows, writes T * (distinct ranks) rows; what came by rings once more. A warp has
 // two pieces in flight or more; a fence for two tokens, or a count for each (warp, rank, chunk).
 
-#include "ep/cuda/high_throughput/block.cuh"
+#include "ep/cuda/high_throughput/groups.cuh"
 
 namespace expertwire::inline v0::ep::cuda {
 
@@ -40,6 +40,7 @@ struct RowPlace {
   std::int32_t* experts;
   float* weights;
   float* scales;
+  std::int32_t* positions = nullptr;  // null where they are not asked for
 };
 
 /// Rows side by side: where the first is. A pool's are at offsets of its owner's lane.
@@ -74,7 +75,7 @@ __device__ __forceinline__ RowPlace output_place(const Params& p, std::uint32_t 
 /// What lies beside a row, a part of it on each lane of a warp: asked for early, written late.
 struct Beside {
   static constexpr int kScales = 4;
-  std::int32_t token = 0, expert = -1;
+  std::int32_t token = 0, expert = -1, position = -1;
   float weight = 0, scales[kScales] = {};
 
   __device__ __forceinline__ void load_scales(const Params& p, const float* from) {
@@ -86,17 +87,23 @@ struct Beside {
   /// `from` has the scales that are too many to be held.
   __device__ __forceinline__ void write(const Params& p, const RowPlace& to,
                                         const float* from) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, count = static_cast<int>(p.format.scales);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
     if (lane == 0) *to.token = token;
     if (lane < p.shape.top_k) {
       to.experts[lane] = expert;
       to.weights[lane] = weight;
+      if (to.positions != nullptr) to.positions[lane] = position;
     }
+    write_scales(p, to.scales, from);
+  }
+  __device__ __forceinline__ void write_scales(const Params& p, float* to,
+                                               const float* from) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, count = static_cast<int>(p.format.scales);
 #pragma unroll
     for (int i = 0; i < kScales; ++i)
-      if (lane + 32 * i < count) to.scales[lane + 32 * i] = scales[i];
+      if (lane + 32 * i < count) to[lane + 32 * i] = scales[i];
 #pragma unroll 1
-    for (int i = lane + 32 * kScales; i < count; i += 32) to.scales[i] = from[i];
+    for (int i = lane + 32 * kScales; i < count; i += 32) to[i] = from[i];
   }
 };
 
@@ -117,6 +124,7 @@ struct Outgoing {
     beside.token = token;
     beside.expert = mine ? p.routing.experts[i] : -1;
     beside.weight = mine && p.topk_weights != nullptr ? p.topk_weights[i] : 0.0F;
+    if (mine && p.routing.positions != nullptr) beside.position = p.routing.positions[i];
     beside.load_scales(p, scales(p));
   }
   __device__ __forceinline__ const float* scales(const Params& p) const {
@@ -189,19 +197,78 @@ __device__ void send_to_pools(const Params& p, BlockShared& s, int warp, Epoch n
 }
 
 /// What a frame holds.
+template <class Layout>
 __device__ __forceinline__ RowPlace place_in(const Params& p, std::byte* frame) {
   const FrameParts& parts = p.shape.slots.dispatched;
-  return {frame, reinterpret_cast<std::int32_t*>(frame + parts.token),
+  return {frame,
+          reinterpret_cast<std::int32_t*>(frame + parts.token),
           reinterpret_cast<std::int32_t*>(frame + parts.experts),
           reinterpret_cast<float*>(frame + parts.weights),
-          reinterpret_cast<float*>(frame + parts.scales)};
+          reinterpret_cast<float*>(frame + parts.scales),
+          Layout::kGrouped ? reinterpret_cast<std::int32_t*>(frame + parts.positions) : nullptr};
 }
+
+/// Writes what goes beside a row to each of its copies, and where they are to the handle, the
+/// `i`-th token of `source`. `beside` has local experts.
+__device__ __forceinline__ void write_copies(const Params& p, const Copies& copies,
+                                             const Beside& beside, const float* scales, int source,
+                                             int i) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane < p.shape.top_k && !p.places_known)
+    places_of(p.routing, p.shape.top_k, source, i)[lane] = copies.place;
+  if (copies.place >= 0) {
+    p.out_tokens[copies.place] = beside.token;
+    p.out_experts[copies.place] = beside.expert;
+    p.out_weights[copies.place] = beside.weight;
+  }
+  if (p.format.scales == 0) return;
+#pragma unroll 1
+  for (unsigned rest = copies.lanes(); rest != 0; rest &= rest - 1) {
+    const int place = __shfl_sync(kAllLanes, copies.place, __ffs(static_cast<int>(rest)) - 1);
+    beside.write_scales(p, p.out_scales + static_cast<std::int64_t>(place) * p.format.scales,
+                        scales);
+  }
+}
+__device__ __forceinline__ std::byte* copy_at(const Params& p, std::int32_t place) {
+  return p.out_x + static_cast<std::uint64_t>(place) * p.format.data_bytes;
+}
+
+/// A sender's own copies: where its token has destinations on the lanes before, this lane's copy.
+struct OwnCopies {
+  Copies all;              // on the lanes of their selections
+  std::int32_t mine = -1;  // the copy that this lane stores
+
+  __device__ __forceinline__ void find(const Params& p, const Outgoing& token) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, self = p.context.rank;
+    const Placement& placement = p.shape.placement;
+    const std::int32_t expert = token.beside.expert;
+    const bool here = p.out_x != nullptr && expert >= 0 && placement.rank_of(expert) == self;
+    all.place = here ? place_in_group(p.routing, placement, p.out_rows, self,
+                                      placement.local_index(expert), token.beside.position)
+                     : -1;
+    const unsigned copies = all.lanes();
+    // Copies take the lane of this rank's row and those without a destination: there are enough,
+    // for each of the other destinations has a selection elsewhere.
+    const unsigned taken = __ballot_sync(kAllLanes, token.to.rank >= 0 && token.to.rank != self);
+    const int before = __popc(~taken & ((1U << lane) - 1));
+    const bool stores = (taken >> lane & 1U) == 0 && before < __popc(copies);
+    mine = __shfl_sync(kAllLanes, all.place, stores ? lane_of(copies, before) : 0);
+    if (!stores) mine = -1;
+  }
+  /// The token is the `i`-th of this rank's here.
+  __device__ __forceinline__ void write(const Params& p, const Outgoing& token, int i) const {
+    Beside beside = token.beside;
+    if (all.place >= 0) beside.expert = p.shape.placement.local_index(beside.expert);
+    write_copies(p, all, beside, token.scales(p), p.context.rank, i);
+  }
+};
 
 /// Whether there are so few tokens that their warps announce their rows.
 __device__ __forceinline__ bool is_direct(const Params& p) {
   return p.tokens <= p.senders * writing_blocks(p.context);
 }
 
+template <class Layout>
 __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const RingSlots& ring = p.shape.slots.ring;
@@ -209,6 +276,7 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
   SharedRows tokens({p.tickets, p.tokens, p.senders * blocks, true,
                      warp * blocks + static_cast<int>(blockIdx.x)});
   Outgoing token;
+  OwnCopies own;
   bool good = true;
   Written written(p.queue, p.queue_places, is_direct(p));
   auto ready = [&](int row, bool) { return good && tokens.take(row) ? Answer::row : Answer::end; };
@@ -233,6 +301,7 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
                        is_free(s, ring, token.to.rank, static_cast<std::uint32_t>(token.to.row));
     found = known || room();
     asked = __any_sync(kAllLanes, !known);
+    if constexpr (Layout::kGrouped) own.find(p, token);
   };
   auto open = [&](int, bool wait) {
     if (!good || !asked) return true;
@@ -249,12 +318,21 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
   };
   auto place_of = [&](int rank, std::uint32_t row) {
     return rank == c.rank ? output_place(p, s.run_at(rank).place(row))
-                          : place_in(p, frame_to(c, ring, rank, frame_of(rank, row)));
+                          : place_in<Layout>(p, frame_to(c, ring, rank, frame_of(rank, row)));
   };
   auto land = [&](const Cursor& at) -> Landing {
-    const bool mine = good && sends();
+    bool mine = good && sends();
     const auto row = static_cast<std::uint32_t>(token.to.row);
+    if constexpr (Layout::kGrouped) {
+      const unsigned home = __ballot_sync(kAllLanes, mine && token.to.rank == c.rank);
+      mine = mine && token.to.rank != c.rank;
+      if (at.piece == 0 && home != 0)
+        own.write(p, token,
+                  __shfl_sync(kAllLanes, token.to.row, __ffs(static_cast<int>(home)) - 1));
+    }
     if (at.piece == 0) token.write_all(p, __ballot_sync(kAllLanes, mine), row, place_of);
+    if (Layout::kGrouped && good && own.mine >= 0)
+      return {copy_at(p, own.mine) + offset_of(p.moving, at), c.rank, 0};
     if (!mine) return {};
     return {place_of(token.to.rank, row).x + offset_of(p.moving, at), token.to.rank, token.to.row};
   };
@@ -318,6 +396,7 @@ __device__ bool await_rows(const Params& p, int warp, Epoch n) {
 
 /// Copies rows of other ranks out of the rings as they come, or, without outputs, lets them
 /// through; one warp.
+template <class Layout>
 __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
   const Context& c = p.context;
   const RingSlots& ring = p.shape.slots.ring;
@@ -350,18 +429,20 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
     return {__shfl_sync(kAllLanes, held.peer, i % 32), __shfl_sync(kAllLanes, held.row, i % 32)};
   };
   auto place_of = [&](const Served::Row& at) {
-    return place_in(p, const_cast<std::byte*>(frame_from(c, ring, at.peer, frame_of(at))));
+    return place_in<Layout>(p, const_cast<std::byte*>(frame_from(c, ring, at.peer, frame_of(at))));
   };
   auto piece = [&](const Cursor& at) {
     return piece_of(p.moving, place_of(row_at(at.row)).x, p.format.data_bytes, at);
   };
   Beside beside;
+  Copies copies;
   auto look = [&](int i) {
     const RowPlace from = place_of(row_at(i));
     beside.token = *from.token;
     if (lane < p.shape.top_k) {
       beside.expert = from.experts[lane];
       beside.weight = from.weights[lane];
+      if constexpr (Layout::kGrouped) beside.position = from.positions[lane];
     }
     beside.load_scales(p, from.scales);
   };
@@ -369,6 +450,17 @@ __device__ bool take_rows(const Params& p, BlockShared& s, int warp) {
   auto land = [&](const Cursor& at) -> Landing {
     const Served::Row from = row_at(at.row);
     if (p.out_x == nullptr) return {nullptr, from.peer, from.row};
+    if constexpr (Layout::kGrouped) {
+      if (at.piece == 0) {
+        const bool selected = lane < p.shape.top_k && beside.expert >= 0;
+        copies.place = selected ? place_in_group(p.routing, p.shape.placement, p.out_rows,
+                                                 from.peer, beside.expert, beside.position)
+                                : -1;
+        write_copies(p, copies, beside, place_of(from).scales, from.peer, from.row);
+      }
+      return {copies.place >= 0 ? copy_at(p, copies.place) + offset_of(p.moving, at) : nullptr,
+              from.peer, from.row};
+    }
     const Run run = s.run_from(c, p.routing, from.peer);
     const RowPlace to = output_place(p, run.place(static_cast<std::uint32_t>(from.row)));
     if (at.piece == 0) beside.write(p, to, place_of(from).scales);
@@ -400,6 +492,7 @@ __device__ void advance_rings(const Params& p, const BlockShared& s) {
 
 namespace high_throughput {
 
+template <class Layout>
 __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     dispatch(const __grid_constant__ HighThroughputDispatchParams p) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -426,13 +519,14 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
     if (p.pool)
       send_to_pools(p, s, warp, n);
     else if (static_cast<int>(blockIdx.x) < writing_blocks(c))
-      good = send_to_rings(p, s, warp);
+      good = send_to_rings<Layout>(p, s, warp);
     mark(c, kSent);
   } else if (!p.pool && warp == kHighThroughputWarps - 1 && is_last_block(c)) {
     announce_rows(p, s);
   } else if (good) {
-    good = p.pool ? await_rows(p, warp - p.senders, n) : take_rows(p, s, warp - p.senders);
+    good = p.pool ? await_rows(p, warp - p.senders, n) : take_rows<Layout>(p, s, warp - p.senders);
   }
+  if (good && !carries && p.out_x != nullptr) pad_output<Layout>(p, s);
   if (!__syncthreads_and(good) || stops(c, Phase::release)) return;
   mark(c, kReceived);
   if (leave_receive(c, lane, p.shape.slots.dispatch, n, p.keep, true)) {
@@ -447,15 +541,20 @@ __global__ void __launch_bounds__(kHighThroughputWarps * 32, 1)
 // Launch -----------------------------------------------------------------------------------------
 
 cudaError_t launch(const HighThroughputDispatchParams& params, const HighThroughputLaunch& launch) {
-  high_throughput::dispatch<<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
-                              shared_bytes(params.moving.bulk), launch.stream>>>(params);
-  return cudaGetLastError();
+  return with_layout(params.grouped, [&](auto layout) {
+    high_throughput::dispatch<decltype(layout)>
+        <<<launch.blocks + params.context.couriers, kHighThroughputWarps * 32,
+           shared_bytes(params.moving.bulk), launch.stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
 cudaError_t prepare_high_throughput_dispatch(bool bulk) {
-  return cudaFuncSetAttribute(high_throughput::dispatch,
-                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes(bulk)));
+  return for_each_layout([&](auto layout) {
+    return cudaFuncSetAttribute(high_throughput::dispatch<decltype(layout)>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes(bulk)));
+  });
 }
 
 }  // namespace expertwire::ep::cuda

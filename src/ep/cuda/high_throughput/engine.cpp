@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <deque>
+#include <numeric>
 
 #include "base/check.hpp"
 #include "base/env.hpp"
@@ -23,11 +24,12 @@ using cuda::Runtime;
 struct CudaHandle final : HighThroughputHandle {
   std::shared_ptr<std::byte> routing_memory;  // shared with the handle that was cached
   HighThroughputRouting routing{};
-  int routing_lane = 0;                     // whose pool the routing's memory comes from
-  bool cached = false;                      // the routing is an earlier dispatch's
-  std::shared_ptr<std::byte> epoch_memory;  // of a cached one; else the routing has it
-  Epoch host_epoch = 0;                     // of the dispatch, while no capture has made it unknown
-  bool has_counts = false;                  // the host has learnt them
+  int routing_lane = 0;                      // whose pool the routing's memory comes from
+  std::shared_ptr<std::byte> places_memory;  // of a grouped one, shared in the same way
+  bool cached = false;                       // the routing is an earlier dispatch's
+  std::shared_ptr<std::byte> epoch_memory;   // of a cached one; else the routing has it
+  Epoch host_epoch = 0;     // of the dispatch, while no capture has made it unknown
+  bool has_counts = false;  // the host has learnt them
 
   Epoch* epoch() const {
     return cached ? reinterpret_cast<Epoch*>(epoch_memory.get()) : routing.epoch;
@@ -52,6 +54,7 @@ class CudaEngine final : public HighThroughputEngine {
   TensorView needed_rows(HighThroughputHandle& handle) const override {
     return {static_cast<CudaHandle&>(handle).routing.needed, DType::int32, {1}};
   }
+  Offsets offsets(HighThroughputHandle& handle) const override;
   void learn_counts(HighThroughputHandle& handle) const override;
   void check_sms(int sms) const override { runtime_.check_sms(sms); }
   void refresh(Status& status) const override { runtime_.refresh(status, most_.top_k); }
@@ -85,8 +88,9 @@ class CudaEngine final : public HighThroughputEngine {
     return handle.routing_lane == handle.lane ? -1 : handle.routing_lane;
   }
   Lane& lane_of(const HandleState& handle) { return lanes_[static_cast<std::size_t>(handle.lane)]; }
-  std::size_t carve_routing(std::byte* base, std::int64_t tokens,
+  std::size_t carve_routing(std::byte* base, std::int64_t tokens, bool grouped,
                             HighThroughputRouting* routing) const;
+  void take_places(CudaHandle& handle, const Allocator& allocator, const Stream& stream);
   void make_lane(Lane& lane);
   void learn_epoch(CudaHandle& handle, const Dispatch& work);
   void read_mirror(CudaHandle& handle, const Lane& lane) const;
@@ -151,7 +155,8 @@ void CudaEngine::make_lane(Lane& lane) {
   const SlotSizes& sizes = slots_.most;
   constexpr std::uint64_t kUsualTokens = 4096;  // handles of more are made when they come
   const auto tokens = static_cast<std::int64_t>(std::min(sizes.max_tokens, kUsualTokens));
-  lane.routings = std::make_shared<BlockPool>(share, carve_routing(nullptr, tokens, nullptr));
+  lane.routings =
+      std::make_shared<BlockPool>(share, carve_routing(nullptr, tokens, false, nullptr));
   lane.epochs = std::make_shared<BlockPool>(share, sizeof(Epoch));
   const std::size_t values =
       CountsMirror::kHeader + static_cast<std::size_t>(sizes.ranks + sizes.local_experts);
@@ -185,7 +190,7 @@ void CudaEngine::make_lane(Lane& lane) {
   check_cuda(cudaStreamSynchronize(share->memory_stream().get()), "cudaStreamSynchronize");
 }
 
-std::size_t CudaEngine::carve_routing(std::byte* base, std::int64_t tokens,
+std::size_t CudaEngine::carve_routing(std::byte* base, std::int64_t tokens, bool grouped,
                                       HighThroughputRouting* routing) const {
   const SlotSizes& sizes = slots_.most;
   const auto count = static_cast<std::size_t>(tokens);
@@ -201,8 +206,28 @@ std::size_t CudaEngine::carve_routing(std::byte* base, std::int64_t tokens,
   r.capacity = carver.take<std::int32_t>(sizes.ranks);
   r.needed = carver.take<std::int32_t>(1);
   r.overflow = carver.take<std::int32_t>(1);
+  if (grouped) {
+    r.positions = carver.take<std::int32_t>(count * sizes.top_k);
+    r.first_in = carver.take<std::int32_t>(sizes.ranks * sizes.local_experts);
+    r.expert_offsets = carver.take<std::int32_t>(sizes.local_experts + 1);
+    r.group_offsets = carver.take<std::int32_t>(sizes.local_experts + 1);
+  }
   if (routing != nullptr) *routing = r;
   return carver.bytes();
+}
+
+/// Memory for the places of what comes: of so many tokens, if the host knows that; else of all.
+void CudaEngine::take_places(CudaHandle& handle, const Allocator& allocator, const Stream& stream) {
+  std::int64_t rows = static_cast<std::int64_t>(slots_.most.ranks) * most_.max_tokens;
+  if (handle.has_counts)
+    rows = std::accumulate(handle.rows_per_source.begin(), handle.rows_per_source.end(),
+                           std::int64_t{0});
+  const cuda::StreamPlace place(runtime_.stream_of(handle.lane, stream));
+  const auto values =
+      static_cast<std::size_t>(std::max<std::int64_t>(rows, 1) * handle.shape.top_k);
+  handle.places_memory =
+      lane_of(handle).routings->take(place, values * sizeof(std::int32_t), allocator, "places");
+  handle.routing.places = reinterpret_cast<std::int32_t*>(handle.places_memory.get());
 }
 
 // Dispatch ---------------------------------------------------------------------------------------
@@ -217,16 +242,20 @@ HighThroughputEngine::HandlePointer CudaEngine::make_handle(
     const auto& from = static_cast<const CudaHandle&>(*cached);
     handle->routing_memory = from.routing_memory;
     handle->routing = from.routing;
+    handle->places_memory = from.places_memory;
     handle->routing_lane = from.routing_lane;
     handle->cached = true;
-    if (place.captured() && !request.allocator)
+    if (place.captured() && !request.allocator) {
       cuda::keep_with_graph(place, handle->routing_memory);
+      if (handle->places_memory) cuda::keep_with_graph(place, handle->places_memory);
+    }
   } else {
     handle->routing_lane = number;
     const std::int64_t tokens = request.x.size(0);
-    handle->routing_memory =
-        lane.routings->take(place, carve_routing(nullptr, tokens, nullptr), request.allocator);
-    carve_routing(handle->routing_memory.get(), tokens, &handle->routing);
+    const bool grouped = request.layout == HighThroughput::Layout::expert_major;
+    handle->routing_memory = lane.routings->take(
+        place, carve_routing(nullptr, tokens, grouped, nullptr), request.allocator);
+    carve_routing(handle->routing_memory.get(), tokens, grouped, &handle->routing);
   }
   lane.captured = lane.captured || place.captured();
   handle->host_epoch = Env::get().first_epoch + static_cast<Epoch>(lane.dispatches) + 1;
@@ -247,6 +276,9 @@ void CudaEngine::learn_epoch(CudaHandle& handle, const Dispatch& work) {
 void CudaEngine::plan(const Dispatch& work) {
   auto& handle = static_cast<CudaHandle&>(*work.handle);
   learn_epoch(handle, work);
+  // Before anything is sent, unless it depends on that.
+  if (handle.grouped && !work.cached && !work.eager())
+    take_places(handle, work.request.allocator, work.request.stream);
   Lane& lane = lane_of(handle);
   auto job = Runtime::Job::of(handle.lane, "high-throughput dispatch", work.request);
   job.wait = false;
@@ -267,6 +299,7 @@ void CudaEngine::plan(const Dispatch& work) {
   p.tokens = handle.tokens;
   p.capacity = static_cast<std::int32_t>(handle.room);
   p.strict = work.eager();
+  p.alignment = handle.alignment;
   p.call = handle.call(work.call_options(), handle.format);
   p.ids = {work.request.topk_idx.data(), work.request.topk_idx.dtype() == DType::int64};
   if (told) p.mirror = lane.mirror;
@@ -296,6 +329,14 @@ void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
   handle.has_counts = true;
 }
 
+CudaEngine::Offsets CudaEngine::offsets(HighThroughputHandle& handle) const {
+  const HighThroughputRouting& routing = static_cast<CudaHandle&>(handle).routing;
+  const std::int64_t count = handle.shape.experts / static_cast<int>(slots_.most.ranks) + 1;
+  const int device = runtime_.share().device();
+  return {TensorView(routing.expert_offsets, DType::int32, {count}).on(device),
+          TensorView(routing.group_offsets, DType::int32, {count}).on(device)};
+}
+
 void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
   auto& mine = static_cast<CudaHandle&>(handle);
   if (mine.has_counts) return;
@@ -314,6 +355,14 @@ void CudaEngine::dispatch(const Dispatch& work) {
   Lane& lane = lane_of(*handle);
   auto job = Runtime::Job::of(handle->lane, "high-throughput dispatch", work.request);
   job.other_lane = other_lane_of(*handle);
+  std::exception_ptr refused;  // by the allocator: the other ranks' rows are let through
+  if (handle->grouped && !handle->places_memory) {
+    try {
+      take_places(*handle, work.request.allocator, work.request.stream);
+    } catch (...) {
+      refused = std::current_exception();
+    }
+  }
   lane.readings.push_back({handle, !handle->in_pool || handle->overflow});
   cuda::HighThroughputDispatchParams p{};
   p.context = runtime_.context_of(job);
@@ -344,7 +393,10 @@ void CudaEngine::dispatch(const Dispatch& work) {
   p.x_scales = work.request.x_scales.as<float>();
   p.topk_weights =
       work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
-  if (work.outputs.x.present()) {
+  p.grouped = handle->grouped;
+  p.places_known = work.cached != nullptr;
+  p.out_rows = static_cast<std::int32_t>(handle->output_rows);
+  if (work.outputs.x.present() && !refused) {
     p.out_x = work.outputs.x.as<std::byte>();
     p.out_tokens = work.outputs.source_tokens.as<std::int32_t>();
     p.out_experts = work.outputs.topk_experts.as<std::int32_t>();
@@ -354,6 +406,7 @@ void CudaEngine::dispatch(const Dispatch& work) {
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of dispatch");
   });
+  if (refused) std::rethrow_exception(refused);
 }
 
 /// Notes that a dispatch's rows have been read, and returns the latest whose credit can be granted
@@ -397,7 +450,9 @@ void CudaEngine::combine(const Combine& work) {
   p.tickets = lane.tickets;
   p.queue = lane.queue;
   p.queue_places = queue_places_;
+  p.grouped = handle->grouped;
   p.y = work.request.y.as<std::byte>();
+  if (work.request.row_weights.present()) p.row_weights = work.request.row_weights.as<float>();
   p.topk_weights =
       work.request.topk_weights.present() ? work.request.topk_weights.as<float>() : nullptr;
   p.bias = work.request.bias.present() ? work.request.bias.as<std::byte>() : nullptr;
@@ -407,6 +462,7 @@ void CudaEngine::combine(const Combine& work) {
   const int blocks = workers_of(job);
   p.pushers = cuda::pushers_of({blocks, link_bytes_per_us_, true, bulk_},
                                static_cast<int>(slots_.most.ranks) - 1);
+  if (p.grouped) p.pushers = cuda::kGroupedPushers;
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
   });

@@ -26,6 +26,12 @@ struct HighThroughputRouting {
   std::int32_t* capacity;     ///< [R] rows that each rank's output has room for
   std::int32_t* needed;       ///< [1] rows that came, or would have
   std::int32_t* overflow;     ///< [1] some rank's pool is too small: nothing is sent
+  // Where rows are grouped by expert; else null. Those of this rank's output are its own.
+  std::int32_t* positions;       ///< [M, K] of this rank's tokens: index among its of the expert
+  std::int32_t* first_in;        ///< [R, L] first row of each source in each group
+  std::int32_t* expert_offsets;  ///< [L + 1]
+  std::int32_t* group_offsets;   ///< [L + 1] with what pads groups
+  std::int32_t* places;          ///< [token rows, K] of what came, -1 where there is no row
 };
 
 /// What the host learns of the counts: int32 [kHeader + R + L] in pinned memory.
@@ -53,9 +59,10 @@ struct NotifyParams {
   HighThroughputRouting routing;
   Call call;
   std::int32_t tokens;
-  Cut cut;                ///< of the tokens, made at the launch: none for the first of many blocks
-  std::int32_t capacity;  ///< rows that this rank's output has room for
-  bool strict;            ///< no rank has given a capacity: needing more is an overflow
+  Cut cut;                 ///< of the tokens, made at the launch: none for the first of many blocks
+  std::int32_t capacity;   ///< rows that this rank's output has room for
+  bool strict;             ///< no rank has given a capacity: needing more is an overflow
+  std::int32_t alignment;  ///< of groups
   ExpertIds ids;
   CountsMirror mirror;  ///< values null: nobody waits
   std::uint32_t ticket;
@@ -90,6 +97,9 @@ struct HighThroughputDispatchParams {
   const std::byte* x;         ///< [T, H]
   const float* x_scales;      ///< [T, scales] or null
   const float* topk_weights;  ///< [T, K] or null
+  bool grouped;               ///< rows are grouped by expert, and what belongs to them is [N]
+  bool places_known;          ///< an earlier dispatch has written the places of copies
+  std::int32_t out_rows;      ///< N
   std::byte* out_x;           ///< [N, H]; null: rows stay in the pool, or are let through
   float* out_scales;          ///< [N, scales] or null
   std::int32_t* out_tokens;
@@ -111,8 +121,10 @@ struct HighThroughputCombineParams {
   std::uint32_t* tickets;
   FrameQueue* queue;
   std::uint32_t queue_places;
+  bool grouped;               ///< rows are grouped by expert
   const std::byte* y;         ///< [N, H]
-  const float* topk_weights;  ///< [N, K] or null
+  const float* row_weights;   ///< grouped: [N] or null
+  const float* topk_weights;  ///< [N, K], grouped [N], or null
   const std::byte* bias;      ///< [T, H] or null
   std::byte* out;             ///< [T, H]
   float* out_topk_weights;    ///< [T, K] or null

@@ -42,16 +42,20 @@ struct Shared {
   std::int32_t* before;     // [R] tokens of the blocks before this one
   std::int32_t* warp_rows;  // [kWarps, R] rows before each warp's
   std::int32_t* told;       // [R, entries] the counts of every rank
+  std::int32_t* so_far;     // [E] selections of the tokens before, where positions are asked for
+  std::uint32_t* lanes;     // [E] which lanes of a warp have one; zero between warps
   std::int32_t entries;     // of one rank's counts
 
   __host__ __device__ static std::size_t words(int experts, int ranks) {
     const int counts = HighThroughputSlots::kHeader + ranks + experts / ranks;
-    return static_cast<std::size_t>(experts + 2 * ranks + kWarps * ranks + ranks * counts);
+    return static_cast<std::size_t>(3 * experts + 2 * ranks + kWarps * ranks + ranks * counts);
   }
   __device__ Shared(const Params& p, std::int32_t* memory) {
     const int size = p.context.size;
     experts = memory;
-    ranks = experts + p.shape.placement.experts;
+    so_far = experts + p.shape.placement.experts;
+    lanes = reinterpret_cast<std::uint32_t*>(so_far + p.shape.placement.experts);
+    ranks = so_far + 2 * p.shape.placement.experts;
     before = ranks + size;
     warp_rows = before + size;
     told = warp_rows + kWarps * size;
@@ -152,6 +156,62 @@ __device__ void place_tokens(const Params& p, const Shared& s, const Part& token
     for (; found < width; ++found) list[found] = {-1, -1};
 }
 
+/// Gives the selections of a warp's tokens, a lane a token, their positions among this rank's of
+/// the same expert: `so_far`, then by token, then in top-k order. One warp at a time.
+__device__ void place_selections(const Params& p, const Shared& s, const Part& tokens) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int token = tokens.begin + static_cast<int>(threadIdx.x), top_k = p.shape.top_k;
+  const std::int64_t first = static_cast<std::int64_t>(token) * top_k;
+  const int count = token < tokens.end ? top_k : 0;
+  const std::int32_t* experts = p.routing.experts + first;
+  std::int32_t* positions = p.routing.positions + first;
+  bool repeats = false;
+#pragma unroll 1
+  for (int k = 0; k < count; ++k)
+    if (experts[k] >= 0)
+      repeats = repeats || (atomicOr(&s.lanes[experts[k]], 1U << lane) & 1U << lane) != 0;
+  const bool any_repeats = __any_sync(kAllLanes, repeats);
+  __syncwarp();
+  if (any_repeats) {  // a lane has an expert twice: one lane after another
+#pragma unroll 1
+    for (int turn = 0; turn < 32; ++turn) {
+#pragma unroll 1
+      for (int k = 0; turn == lane && k < count; ++k) {
+        const std::int32_t expert = experts[k];
+        positions[k] = expert < 0 ? -1 : s.so_far[expert]++;
+        if (expert >= 0) s.lanes[expert] = 0;
+      }
+      __syncwarp();
+    }
+    return;
+  }
+  unsigned counts = 0;  // bit k: this lane is the last that has the expert of k
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+    const std::int32_t expert = experts[k];
+    const unsigned all = expert < 0 ? 0 : s.lanes[expert];
+    positions[k] = expert < 0 ? -1 : s.so_far[expert] + __popc(all & ((1U << lane) - 1));
+    if (all >> lane == 1) counts |= 1U << k;
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (unsigned rest = counts; rest != 0; rest &= rest - 1) {
+    const std::int32_t expert = experts[__ffs(static_cast<int>(rest)) - 1];
+    s.so_far[expert] += __popc(s.lanes[expert]);
+    s.lanes[expert] = 0;
+  }
+  __syncwarp();
+}
+
+/// The same of all tokens of a round; all threads.
+__device__ void place_all_selections(const Params& p, const Shared& s, const Part& tokens) {
+#pragma unroll 1
+  for (int warp = 0; warp * 32 < tokens.end - tokens.begin; ++warp) {
+    if (static_cast<int>(threadIdx.x) / 32 == warp) place_selections(p, s, tokens);
+    __syncthreads();
+  }
+}
+
 // Roles: tallies ---------------------------------------------------------------------------------
 
 /// What a block tells the others of this grid: tokens of each rank, selections of each expert.
@@ -238,6 +298,39 @@ __device__ bool take_counts(const Params& p, const Shared& s, Epoch n) {
   return __syncthreads_and(good);
 }
 
+/// Says where groups lie, and every source's rows in them; one warp.
+__device__ void place_groups(const Params& p, const Shared& s) {
+  if (threadIdx.x >= 32) return;
+  const HighThroughputRouting& r = p.routing;
+  const int lane = static_cast<int>(threadIdx.x), size = p.context.size;
+  const int local = p.shape.placement.local_experts(), entry = HighThroughputSlots::kHeader + size;
+  std::int32_t rows_before = 0, padded_before = 0;
+#pragma unroll 1
+  for (int base = 0; base < local; base += 32) {
+    const int e = base + lane;
+    std::int32_t rows = 0;
+#pragma unroll 1
+    for (int source = 0; e < local && source < size; ++source)
+      rows += s.count_from(source, entry + e);
+    const std::int32_t padded = (rows + p.alignment - 1) / p.alignment * p.alignment;
+    const std::int32_t rows_sum = sum_up_to(rows, lane), padded_sum = sum_up_to(padded, lane);
+    if (e < local) {
+      r.expert_offsets[e] = rows_before + rows_sum - rows;
+      std::int32_t next = r.group_offsets[e] = padded_before + padded_sum - padded;
+#pragma unroll 1
+      for (int source = 0; source < size; ++source) {
+        r.first_in[source * local + e] = next;
+        next += s.count_from(source, entry + e);
+      }
+    }
+    rows_before += __shfl_sync(kAllLanes, rows_sum, 31);
+    padded_before += __shfl_sync(kAllLanes, padded_sum, 31);
+  }
+  if (lane != 0) return;
+  r.expert_offsets[local] = rows_before;
+  *r.needed = r.group_offsets[local] = padded_before;
+}
+
 /// Sums up what all ranks told.
 __device__ void sum_up(const Params& p, const Shared& s) {
   using Slots = HighThroughputSlots;
@@ -259,8 +352,12 @@ __device__ void sum_up(const Params& p, const Shared& s) {
     r.capacity[to] = capacity;
     r.rows_from[to] = s.count_from(to, Slots::kHeader + c.rank);
     r.first_from[to] = first_from;
-    if (to == c.rank) *r.needed = r.first_from[c.size] = static_cast<std::int32_t>(sum);
+    if (to == c.rank) {
+      r.first_from[c.size] = static_cast<std::int32_t>(sum);
+      if (r.positions == nullptr) *r.needed = static_cast<std::int32_t>(sum);
+    }
   }
+  if (r.positions != nullptr) place_groups(p, s);
   const bool any_overflow = __syncthreads_or(overflow);
   if (threadIdx.x == 0) *r.overflow = any_overflow ? 1 : 0;
   __syncthreads();
@@ -315,6 +412,7 @@ __device__ void exchange_counts(const Params& p, const Shared& s,
 __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, Epoch n) {
   const bool alone = workers(p.context) == 1;
   const bool at_once = own.end - own.begin <= kThreads;
+  const bool places = p.routing.positions != nullptr;
   RankSet ranks;
 #pragma unroll 1
   for (int begin = own.begin; begin < own.end; begin += kThreads)
@@ -322,26 +420,33 @@ __device__ void plan_tokens(const Params& p, const Shared& s, const Part& own, E
   if (!alone) {
     tell_tally(p, s, n);
     mark(p.context, kSent);
-    if (!add_tallies(p, static_cast<int>(blockIdx.x), p.context.size, n,
-                     [&](int i) { return &s.before[i]; }))
+    const int size = p.context.size;
+    const int width = size + (places ? p.shape.placement.experts : 0);
+    if (!add_tallies(p, static_cast<int>(blockIdx.x), width, n,
+                     [&](int i) { return i < size ? &s.before[i] : &s.so_far[i - size]; }))
       return;
     mark(p.context, kCounted);
   }
-  if (at_once) return place_tokens(p, s, own, ranks, s.before);
+  if (at_once) {
+    place_tokens(p, s, own, ranks, s.before);
+    if (places) place_all_selections(p, s, own);
+    return;
+  }
 #pragma unroll 1
   for (int begin = own.begin; begin < own.end; begin += kThreads) {
     const Part tokens{begin, min(begin + kThreads, own.end)};
     __syncthreads();
-    std::int32_t* so_far = s.told;  // free here; sums of this round come to it
+    std::int32_t* of_round = s.told;  // free here; sums of this round come to it
 #pragma unroll 1
-    for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads) so_far[rank] = 0;
+    for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads) of_round[rank] = 0;
     __syncthreads();
-    ranks = take_tokens(p, s, tokens, false, so_far);
+    ranks = take_tokens(p, s, tokens, false, of_round);
     place_tokens(p, s, tokens, ranks, s.before);
+    if (places) place_all_selections(p, s, tokens);
     __syncthreads();
 #pragma unroll 1
     for (int rank = threadIdx.x; rank < p.context.size; rank += kThreads)
-      s.before[rank] += so_far[rank];
+      s.before[rank] += of_round[rank];
   }
 }
 
@@ -374,7 +479,7 @@ __global__ void __launch_bounds__(kThreads, 1) notify(const __grid_constant__ No
   start(p);
   const auto lane = direction(c, p.shape.slots.dispatch);
   const Epoch credit = peek_credit(c, lane);
-  const int counters = p.shape.placement.experts + 2 * c.size;
+  const int counters = 3 * p.shape.placement.experts + 2 * c.size;
 #pragma unroll 1
   for (int i = threadIdx.x; i < counters; i += kThreads) s.experts[i] = 0;
   if (is_courier(c)) return carry_counts(c, lane, p.shape.slots.dispatch);

@@ -58,6 +58,10 @@ constexpr int pushers_of(const SendingRequest& r, int rings) {
   return warps;
 }
 
+/// The same where what goes home is summed first, out of this GPU's memory; two warps of a block
+/// are left to compare and to announce.
+inline constexpr int kGroupedPushers = kHighThroughputWarps - 4;
+
 /// What was asked for in place of the formula's.
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
   return {

@@ -44,10 +44,10 @@ std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place, std::size_t
 }
 
 std::shared_ptr<std::byte> BlockPool::take(const StreamPlace& place, std::size_t bytes,
-                                           const Allocator& given) {
+                                           const Allocator& given, std::string_view name) {
   if (!given) return take(place, bytes);
   OutputMaker maker(given);
-  const TensorView memory = maker.make("handle", DType::uint8, {static_cast<std::int64_t>(bytes)});
+  const TensorView memory = maker.make(name, DType::uint8, {static_cast<std::int64_t>(bytes)});
   return {maker.owner(), memory.as<std::byte>()};
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "ep/cuda/runtime/device_share.hpp"
@@ -17,10 +18,10 @@ namespace expertwire::inline v0::ep::cuda {
 class BlockPool : public std::enable_shared_from_this<BlockPool> {
  public:
   BlockPool(std::shared_ptr<DeviceShare> share, std::size_t usual);
-  /// A block for work on `place`: from the caller's allocator, who then says how long it lasts, or
-  /// of the pool, which grows as it must.
+  /// A block for work on `place`: from the caller's allocator, who then says how long it lasts, by
+  /// that name; or of the pool, which grows as it must.
   std::shared_ptr<std::byte> take(const StreamPlace& place, std::size_t bytes,
-                                  const Allocator& given);
+                                  const Allocator& given, std::string_view name = "handle");
   /// One of the usual size.
   std::shared_ptr<std::byte> take(const StreamPlace& place, const Allocator& given) {
     return take(place, usual_, given);
