@@ -93,10 +93,10 @@ class HighThroughput {
     Layout layout = Layout::token_major;
     int expert_alignment = 1;  ///< expert-major: of groups, in rows, 1 to 512; may differ by rank
     /// Rows that the output has room for, 0 to the rows of the pool or, owned, to R*M;
-    /// expert-major: to R*M*K and the padding, of an object with an M. Set: counts stay on the
-    /// device, a call on a stream does not wait for them, rows past it are not written. Unset: the
-    /// output gets exactly the rows that came. All ranks give one, or none does (else
-    /// `Error{mismatch}`); the values may differ.
+    /// expert-major: to R*M*K + L*(alignment - 1), rounded up to the alignment, of an object with
+    /// an M. Set: counts stay on the device, a call on a stream does not wait for them, rows past
+    /// it are not written. Unset: the output gets exactly the rows that came. All ranks give one,
+    /// or none does (else `Error{mismatch}`); the values may differ.
     std::optional<std::int64_t> capacity;
     /// With Output::owned, and a capacity or a cached handle: else N is not known.
     Outputs outputs;
@@ -125,6 +125,9 @@ class HighThroughput {
     /// int32 [1] in memory of the handle (CUDA: of the device): rows that came, also those past the
     /// capacity; expert-major: with those that pad groups.
     TensorView needed_rows;
+    /// int32 [R + 1], in the same memory: tokens that came from the ranks before each and, at last,
+    /// from all; token-major these are their rows.
+    TensorView source_offsets;
     /// Expert-major: int32 [L + 1] in memory of the handle, sums over the groups before each and,
     /// at last, all: of rows that came, and of rows with those that pad. `group_offsets` is where
     /// groups begin; [1:] are the ends that grouped GEMMs take.

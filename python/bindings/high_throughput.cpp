@@ -26,6 +26,14 @@ struct Held {
   std::shared_ptr<void> owner;
 };
 
+HighThroughput::Layout layout_of(const Arguments& given) {
+  const auto name = given.value("layout", std::string("token_major"));
+  if (name == "token_major") return HighThroughput::Layout::token_major;
+  if (name == "expert_major") return HighThroughput::Layout::expert_major;
+  throw Error(ErrorCode::invalid_argument,
+              "layout is \"" + name + "\"; it must be \"token_major\" or \"expert_major\"");
+}
+
 TensorView placed(const TensorView& view, int device) {
   return view.present() ? view.on(device) : view;
 }
@@ -41,6 +49,8 @@ nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
   request.cached = handle_of(given.object("cached"));
   const bool pool = given.value("pool", false);
   request.output = pool ? HighThroughput::Output::pool : HighThroughput::Output::owned;
+  request.layout = layout_of(given);
+  request.expert_alignment = given.value("expert_alignment", 1);
   request.capacity = given.maybe<std::int64_t>("capacity");
   request.outputs = {out.view("x"), out.view("source_tokens"), out.view("topk_experts"),
                      out.view("topk_weights"), out.view("scales")};
@@ -59,7 +69,13 @@ nb::object dispatch(const Object& self, const nb::kwargs& kwargs) {
     fields[name] = pool ? export_view(placed(*view, device), held) : output(name, out, give);
     ++view;
   }
-  fields["needed_rows"] = export_view(placed(result.needed_rows, device), held);
+  const auto kept = [&](const TensorView& values) -> nb::object {
+    return values.present() ? export_view(placed(values, device), held) : nb::none();
+  };
+  fields["needed_rows"] = kept(result.needed_rows);
+  fields["source_offsets"] = kept(result.source_offsets);
+  fields["expert_offsets"] = kept(result.expert_offsets);
+  fields["group_offsets"] = kept(result.group_offsets);
   fields["rows_per_source"] = result.rows_per_source;
   fields["rows_per_expert"] = result.rows_per_expert;
   fields["handle"] = nb::cast(result.handle);
@@ -74,6 +90,7 @@ nb::object combine(const Object& self, const nb::kwargs& kwargs) {
   PythonAllocator give(given.object("allocator"), given.object("y"));
   HighThroughput::CombineRequest request;
   fill_combine(request, given, give);
+  request.row_weights = given.view("row_weights");
   request.out_topk_weights = given.view("out_topk_weights", Use::write);
   {
     nb::gil_scoped_release release;

@@ -23,14 +23,18 @@ class LowLatencyDispatch:
 
 @dataclass
 class HighThroughputDispatch:
-    """One row per (token, this rank), by source rank, then token."""
+    """Token-major: one row per (token, this rank), by source rank, then token. Expert-major: one per
+    selection, grouped by local expert, in each group in the same order."""
 
     x: Array  #: [N, H]
-    source_tokens: Array  #: int32 [N]: index of the token at its source
-    topk_experts: Array  #: int32 [N, K]: local expert of each selection, -1 if not here
-    topk_weights: Array  #: fp32 [N, K]: its weight, 0 if not here
+    source_tokens: Array  #: int32 [N]: index of the token at its source; -1: nobody's row
+    topk_experts: Array  #: int32 [N, K]: local expert of each selection, -1 if not here; expert-major [N]
+    topk_weights: Array  #: fp32 [N, K]: its weight, 0 if not here; expert-major [N]
     scales: Optional[Array]  #: fp32 [N, ceil(H/128)] of fp8 rows
     needed_rows: Array  #: int32 [1]: rows that came, also those past a capacity
+    source_offsets: Array  #: int32 [R + 1]: tokens from the ranks before each; at last, all
+    expert_offsets: Optional[Array]  #: expert-major, int32 [L + 1]: rows of the experts before each
+    group_offsets: Optional[Array]  #: the same with rows that pad: where groups begin; [1:] their ends
     rows_per_source: List[int]  #: [R], if the host knows them
     rows_per_expert: List[int]  #: [L], the same
     handle: Any  #: for combine, a cached dispatch, and release

@@ -14,7 +14,8 @@ EVERY_ROW = -1  #: pool_rows of a pool that always suffices
 
 
 class HighThroughput(Closing):
-    """Rows are exchanged token-major: one per (token, this rank), by source rank, then source token.
+    """Rows come token-major, one per (token, this rank), by source rank, then source token; or
+    expert-major, one per selection, grouped by local expert.
 
     Made collectively, for the most that calls bring; see LowLatency. Rows pass through rings of a few
     megabytes, so `max_tokens` may be left out: a rank may then dispatch 2^24 tokens. `pool_rows` are
@@ -44,12 +45,15 @@ class HighThroughput(Closing):
     def dispatch(self, x: Array, topk_idx: Optional[Array] = None,
                  topk_weights: Optional[Array] = None, *, x_scales: Optional[Array] = None,
                  experts: int = 0, cached: Any = None, pool: bool = False,
+                 layout: str = "token_major", expert_alignment: int = 1,
                  capacity: Optional[int] = None, out: Optional[Dict[str, Array]] = None,
                  allocator: Optional[Allocator] = None, stream: Any = None,
                  timeout: Optional[float] = None, sms: int = 0) -> HighThroughputDispatch:
         """Sends `x` [T, H] to the ranks whose experts `topk_idx` [T, K] names.
 
         `cached`, a handle, takes its routing again in place of `topk_idx` (the backward of combine).
+        `layout` is "token_major" or "expert_major", whose groups are padded with zeros to multiples of
+        `expert_alignment` rows; a cached dispatch has that of its handle.
         `pool` leaves rows in the receive pool until combine or `release()`. With `capacity` outputs
         have that many rows, counts stay on the device and nothing waits for them; rows past it are
         not written. Other arguments and errors are as for `LowLatency.dispatch`; `CapacityError` on
@@ -57,23 +61,28 @@ class HighThroughput(Closing):
         """
         sent = self._native.dispatch(
             x=x, topk_idx=topk_idx, topk_weights=topk_weights, x_scales=x_scales, experts=experts,
-            cached=cached, pool=pool, capacity=capacity, out=out, allocator=allocator, stream=stream,
+            cached=cached, pool=pool, layout=layout, expert_alignment=expert_alignment,
+            capacity=capacity, out=out, allocator=allocator, stream=stream,
             timeout=timeout, sms=sms, device=self._device)
         if pool:
             for name in ("x", "source_tokens", "topk_experts", "topk_weights", "scales"):
                 setattr(sent, name, _arrays.take(getattr(sent, name), x, str(x.dtype)))
-        sent.needed_rows = _arrays.take(sent.needed_rows, x, "int32")
+        for name in ("needed_rows", "source_offsets", "expert_offsets", "group_offsets"):
+            if getattr(sent, name) is not None:
+                setattr(sent, name, _arrays.take(getattr(sent, name), x, "int32"))
         return sent
 
-    def combine(self, y: Array, handle: Any, *, topk_weights: Optional[Array] = None,
-                bias: Optional[Array] = None, out: Optional[Array] = None,
+    def combine(self, y: Array, handle: Any, *, row_weights: Optional[Array] = None,
+                topk_weights: Optional[Array] = None, bias: Optional[Array] = None, out: Optional[Array] = None,
                 out_topk_weights: Optional[Array] = None, allocator: Optional[Allocator] = None,
                 stream: Any = None, timeout: Optional[float] = None,
                 sms: int = 0) -> HighThroughputCombine:
-        """Brings rows `y` [N, H] home, one per (token, this rank), and sums them in ascending order of
-        rank, onto `bias` if there is one; `topk_weights` [N, K] fp32 come home with them."""
+        """Brings rows `y` [N, H] home and sums them in ascending order of rank, onto `bias` if there is
+        one; `topk_weights` [N, K] fp32 come home with them. Token-major there is one per (token, this
+        rank). Expert-major they are one per selection: times `row_weights` [N] fp32, if given, those of
+        a token are added before one goes home, and `topk_weights` are [N]."""
         return self._native.combine(
-            y=y, handle=handle, topk_weights=topk_weights, bias=bias, out=out,
+            y=y, handle=handle, row_weights=row_weights, topk_weights=topk_weights, bias=bias, out=out,
             out_topk_weights=out_topk_weights, allocator=allocator, stream=stream, timeout=timeout,
             sms=sms)
 

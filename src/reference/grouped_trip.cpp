@@ -118,6 +118,7 @@ Report grouped_trip(HighThroughput& object, const Communicator& communicator,
     check.same("rows", 0, 0, seen.x.size(0), capacities.rows[at(rank)]);
     check.same("needed_rows", 0, 0, *tensors.download(dispatched.needed_rows).as<std::int32_t>(),
                static_cast<std::int32_t>(wanted.size()));
+    check_sources(check, oracle, rank, tensors.download(dispatched.source_offsets));
     check_offsets(check, wanted, options.alignment, tensors.download(dispatched.expert_offsets),
                   tensors.download(dispatched.group_offsets));
     check_grouped(check, oracle, wanted, seen, weighted);

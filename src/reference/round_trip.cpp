@@ -264,6 +264,19 @@ void check_counts(Checker& check, const Oracle& oracle, int rank, int ranks,
                experts[i]);
 }
 
+}  // namespace
+
+void check_sources(Checker& check, const Oracle& oracle, int rank, const TensorView& offsets) {
+  std::vector<std::int32_t> before(at(offsets.size(0)), 0);
+  for (const ReceivedRow& row : oracle.token_major(rank))
+    for (std::size_t i = at(row.source) + 1; i < before.size(); ++i) ++before[i];
+  for (std::size_t i = 0; i < before.size(); ++i)
+    check.same("source_offsets", static_cast<std::int64_t>(i), 0, offsets.as<std::int32_t>()[i],
+               before[i]);
+}
+
+namespace {
+
 /// (rank, token) of the rows of `source` that had room there.
 std::set<std::pair<std::int64_t, int>> kept_tokens(const Oracle& oracle, int source, int ranks,
                                                    const Capacities& capacities) {
@@ -331,6 +344,7 @@ Report round_trip(HighThroughput& object, const Communicator& communicator,
   check.same("rows", 0, 0, dispatched.outputs.x.size(0), capacities.rows[at(rank)]);
   check_token_major(check, oracle, rank, seen, weighted);
   check_counts(check, oracle, rank, ranks, dispatched);
+  check_sources(check, oracle, rank, tensors.download(dispatched.source_offsets));
   if (options.cached) {
     object.release(dispatched.handle);
     request.topk_idx = {};

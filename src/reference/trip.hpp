@@ -67,6 +67,9 @@ bool is_fp8(const RoundTripOptions& options);
 void check_dispatched(Checker& check, const Oracle& oracle, int source, int token,
                       const TensorView& x, const TensorView& scales, std::int64_t row);
 
+/// How many tokens came from the sources before each.
+void check_sources(Checker& check, const Oracle& oracle, int rank, const TensorView& offsets);
+
 /// What came home, and what it must be.
 struct Home {
   const TensorView& out;

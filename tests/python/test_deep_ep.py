@@ -15,53 +15,10 @@ import torch
 import expertwire as ew
 from expertwire.deep_ep import Buffer, Config, EventHandle, EventOverlap
 from expertwire.deep_ep import utils
+from thread_ranks import ThreadComm, on_ranks
 
 RANKS = 3
 SHAPE = dict(hidden=128, experts=12, top_k=3, max_tokens=9)
-
-
-class ThreadComm:
-    """What is asked of an mpi4py communicator, between threads."""
-
-    def __init__(self, rank, parts, barrier):
-        self.rank, self.parts, self.barrier = rank, parts, barrier
-
-    def Get_rank(self):
-        return self.rank
-
-    def Get_size(self):
-        return len(self.parts)
-
-    def allgather(self, mine):
-        self.parts[self.rank] = mine
-        self.barrier.wait()
-        everybody = list(self.parts)
-        self.barrier.wait()
-        return everybody
-
-
-def on_ranks(ranks, body, **settings):
-    """body(buffer, rank) on a thread a rank."""
-    parts, barrier, errors = [None] * ranks, threading.Barrier(ranks, timeout=60), []
-
-    def run(rank):
-        try:
-            buffer = Buffer(None, comm=ThreadComm(rank, parts, barrier), explicitly_destroy=True,
-                            **settings)
-            body(buffer, rank)
-            buffer.destroy()
-        except BaseException as error:
-            errors.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    broken = [e for e in errors if not isinstance(e, (threading.BrokenBarrierError, ew.PeerLost))]
-    for error in broken + errors:
-        raise error
 
 
 def draw(step, **changes):

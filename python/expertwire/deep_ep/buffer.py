@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Optional
 
 import torch
 
-from .. import Communicator, HighThroughput
 from ._config import Config
-from ._events import EventHandle, EventOverlap, handle_of, on_cuda
+from ._events import EventHandle, EventOverlap, on_cuda
+from ._group import MOST_TOP_K, GroupPart, Rows, plain_scales
 from ._low_latency import LowLatencyPart
 
 topk_idx_t = torch.int64
-
-_MOST_TOP_K = 32
-_MOST_EXPERTS = 4096
-#: Bytes of the largest row that dispatch takes: 16,384 elements of bf16.
-_ROW_BYTES = int(os.environ.get("EXPERTWIRE_DEEP_EP_ROW_BYTES", 32768))
-
-Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
 class DispatchHandle(tuple):
@@ -31,7 +22,7 @@ class DispatchHandle(tuple):
     rows: int
 
 
-class Buffer(LowLatencyPart):
+class Buffer(LowLatencyPart, GroupPart):
     """Dispatch and combine of one group of ranks, made collectively.
 
     `group` is a torch process group of any backend, or `comm` an mpi4py communicator. Sizes are hints:
@@ -47,21 +38,11 @@ class Buffer(LowLatencyPart):
                  allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
                  use_fabric: bool = False, explicitly_destroy: bool = False,
                  enable_shrink: bool = False, comm: Any = None) -> None:
-        assert group is not None or comm is not None, "give a process group, or comm"
-        settings = {"cuda_device": torch.cuda.current_device()} if on_cuda() else {}
-        if group is not None:
-            self.communicator = Communicator.from_process_group(group, **settings)
-        else:
-            self.communicator = Communicator.from_mpi(comm, **settings)
-        self.group = group
-        self.rank, self.group_size = self.communicator.rank, self.communicator.size
+        self._join(group, comm)
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
         self.low_latency_mode, self.enable_shrink = low_latency_mode, enable_shrink
         self.explicitly_destroy = explicitly_destroy
-        self._comm_stream = torch.cuda.Stream() if on_cuda() else None
-        self._high_throughput = HighThroughput(
-            self.communicator, hidden=_ROW_BYTES // 2, dtype="bfloat16",
-            experts=_MOST_EXPERTS // self.group_size * self.group_size, top_k=_MOST_TOP_K)
+        self._high_throughput = self._make_high_throughput()
         super().__init__()
 
     def destroy(self) -> None:
@@ -99,49 +80,10 @@ class Buffer(LowLatencyPart):
     def get_combine_config(num_ranks: int) -> Config:
         return Config(Buffer.num_sms)
 
-    def get_comm_stream(self) -> "torch.cuda.Stream":
-        assert self._comm_stream is not None, "there is no CUDA device"
-        return self._comm_stream
-
     def get_local_buffer_tensor(self, dtype: torch.dtype, size: Any = None, offset: int = 0,
                                 use_rdma_buffer: bool = False) -> torch.Tensor:
         raise NotImplementedError("get_local_buffer_tensor: expertwire's memory has no layout that "
                                   "callers could know")
-
-    # Streams --------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _working(self, previous_event: Any, async_finish: bool, allocate_on_comm_stream: bool,
-                 inputs: Tuple[Any, ...]):
-        """Where an operation runs: on the comm stream, behind `previous_event` or else the current
-        stream, if it is asynchronous; else on the current stream. On the host it has happened when the
-        call returns. Gives a function that makes the event of what has been made."""
-        previous = handle_of(previous_event)
-        if not on_cuda() or not async_finish:
-            if previous is not None:
-                previous.current_stream_wait()
-            stream = torch.cuda.current_stream() if on_cuda() else None
-            yield stream, lambda *made: EventOverlap(EventHandle() if async_finish else None)
-            return
-        assert not allocate_on_comm_stream or previous is not None, \
-            "allocate_on_comm_stream needs a previous_event"
-        current, comm = torch.cuda.current_stream(), self._comm_stream
-        if previous is None:
-            comm.wait_stream(current)
-        with torch.cuda.stream(comm):
-            if previous is not None:
-                previous.current_stream_wait()
-
-            def finish(*made: Any) -> EventOverlap:
-                for tensor in inputs:
-                    if isinstance(tensor, torch.Tensor):
-                        tensor.record_stream(comm)
-                for tensor in made:
-                    if isinstance(tensor, torch.Tensor):
-                        tensor.record_stream(current)
-                return EventOverlap(EventHandle())
-
-            yield comm, finish
 
     @staticmethod
     def _sms(config: Optional[Config]) -> int:
@@ -188,7 +130,7 @@ class Buffer(LowLatencyPart):
         ids -1, and an empty list. Returns (rows, ids, weights, list, handle, event)."""
         rows, scales = x if isinstance(x, tuple) else (x, None)
         if scales is not None:
-            scales = self._plain_scales(scales)
+            scales = plain_scales(scales)
         inputs = (rows, scales, topk_idx, topk_weights)
         with self._working(previous_event, async_finish, allocate_on_comm_stream,
                            inputs) as (stream, finish):
@@ -211,8 +153,6 @@ class Buffer(LowLatencyPart):
                 options["capacity"] = num_worst_tokens
             sent = self._high_throughput.dispatch(rows, ids.contiguous(), topk_weights,
                                                   experts=experts, **options)
-            if num_worst_tokens > 0:
-                self._clear_tail(sent)
             made = self._handle_of(sent, is_token_in_rank)
             recv_idx = sent.topk_experts.to(topk_idx.dtype) if routed else None
             counts = [] if num_worst_tokens > 0 else [
@@ -242,28 +182,15 @@ class Buffer(LowLatencyPart):
     internode_dispatch, internode_combine = dispatch, combine
 
     @staticmethod
-    def _plain_scales(scales: torch.Tensor) -> torch.Tensor:
-        if scales.dtype != torch.float32:
-            raise NotImplementedError(
-                f"scales of {scales.dtype}: expertwire takes float32, one for every 128 channels")
-        return scales.contiguous()
-
-    @staticmethod
     def _with_scales(sent: Any, scales: Optional[torch.Tensor]) -> Rows:
         return sent.x if scales is None else (sent.x, sent.scales)
 
     def _ids_of_ranks(self, is_token_in_rank: torch.Tensor) -> torch.Tensor:
         """One expert a rank: for a dispatch that is told ranks alone."""
-        if self.group_size > _MOST_TOP_K:
-            raise NotImplementedError(f"a dispatch without topk_idx over more than {_MOST_TOP_K} ranks")
+        if self.group_size > MOST_TOP_K:
+            raise NotImplementedError(f"a dispatch without topk_idx over more than {MOST_TOP_K} ranks")
         ranks = torch.arange(self.group_size, dtype=torch.int32, device=is_token_in_rank.device)
         return torch.where(is_token_in_rank, ranks, -1).to(torch.int32)
-
-    def _clear_tail(self, sent: Any) -> None:
-        """Rows past the last that came have no ids and no weights."""
-        tail = torch.arange(len(sent.x), device=sent.x.device)[:, None] >= sent.needed_rows[0]
-        sent.topk_experts.masked_fill_(tail, -1)
-        sent.topk_weights.masked_fill_(tail, 0)
 
     def _handle_of(self, sent: Any, is_token_in_rank: torch.Tensor) -> DispatchHandle:
         """The first element has, in the column of this rank, where the rows of each source end; what

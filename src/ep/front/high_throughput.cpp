@@ -216,8 +216,8 @@ void HighThroughput::Impl::check_capacity(const DispatchRequest& request,
         "without shape.max_tokens: where the rows of R*M tokens lie must be kept; make it "
         "with an M, or give no capacity",
         *request.capacity);
-    most =
-        most * call.top_k + std::int64_t{call.experts / ranks()} * (request.expert_alignment - 1);
+    const std::int64_t alignment = request.expert_alignment, groups = call.experts / ranks();
+    most = (most * call.top_k + groups * (alignment - 1) + alignment - 1) / alignment * alignment;
   }
   most = std::min<std::int64_t>(most, INT32_MAX);
   check_argument(*request.capacity >= 0 && *request.capacity <= most,
@@ -352,11 +352,10 @@ HighThroughput::DispatchResult HighThroughput::dispatch(const DispatchRequest& r
   result.owner = maker.owner();
   result.handle = ep::HandleAccess::make(handle);
   result.needed_rows = self.engine->needed_rows(*handle);
-  if (grouped) {
-    const auto offsets = self.engine->offsets(*handle);
-    result.expert_offsets = offsets.experts;
-    result.group_offsets = offsets.groups;
-  }
+  const auto offsets = self.engine->offsets(*handle);
+  result.source_offsets = offsets.sources;
+  result.expert_offsets = offsets.experts;
+  result.group_offsets = offsets.groups;
   if (rows && !request.stream.present()) self.engine->learn_counts(*handle);
   result.rows_per_expert = handle->rows_per_expert;
   result.rows_per_source = handle->rows_per_source;

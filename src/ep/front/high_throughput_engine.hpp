@@ -83,9 +83,9 @@ class HighThroughputEngine {
                                             std::int64_t rows) const = 0;
   /// int32 [1], valid with the handle.
   virtual TensorView needed_rows(HighThroughputHandle& handle) const = 0;
-  /// int32 [L + 1] each, of a grouped handle and as valid.
+  /// int32 [R + 1] and, of a grouped handle, twice [L + 1]; as valid.
   struct Offsets {
-    TensorView experts, groups;
+    TensorView sources, experts, groups;
   };
   virtual Offsets offsets(HighThroughputHandle& handle) const = 0;
   /// Fills the handle's counts after a dispatch without a stream.

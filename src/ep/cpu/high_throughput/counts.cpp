@@ -32,6 +32,7 @@ void HighThroughputHandle::adopt(const HighThroughputHandle& cached, const WaitC
   root = cached.root;
   root_lane = cached.root_lane;
   came = cached.came;
+  std::copy(cached.source_offsets.begin(), cached.source_offsets.end(), source_offsets.begin());
   first_in = cached.first_in;
   std::copy(cached.expert_offsets.begin(), cached.expert_offsets.end(), expert_offsets.begin());
   std::copy(cached.group_offsets.begin(), cached.group_offsets.end(), group_offsets.begin());
@@ -105,6 +106,8 @@ void HighThroughputLane::exchange_counts(HighThroughputHandle& handle, std::int6
     }
   }
   handle.came = static_cast<std::int32_t>(handle.first_from.back());
+  std::transform(handle.first_from.begin(), handle.first_from.end(), handle.source_offsets.begin(),
+                 [](std::int64_t first) { return static_cast<std::int32_t>(first); });
   if (handle.grouped) {
     handle.place_groups(selections);
     handle.came = handle.group_offsets.back();

@@ -72,9 +72,12 @@ class CpuEngine final : public HighThroughputEngine {
   }
   Offsets offsets(HighThroughputHandle& handle) const override {
     auto& mine = static_cast<CpuHandle&>(handle);
-    const std::int64_t count = handle.shape.experts / object_.communicator()->size() + 1;
-    return {{mine.expert_offsets.data(), DType::int32, {count}},
-            {mine.group_offsets.data(), DType::int32, {count}}};
+    const auto view = [](std::vector<std::int32_t>& values) {
+      return values.empty() ? TensorView()
+                            : TensorView(values.data(), DType::int32,
+                                         {static_cast<std::int64_t>(values.size())});
+    };
+    return {view(mine.source_offsets), view(mine.expert_offsets), view(mine.group_offsets)};
   }
   void learn_counts(HighThroughputHandle& handle) const override {
     const auto& mine = static_cast<const CpuHandle&>(handle);
@@ -107,6 +110,7 @@ void CpuEngine::plan(const Dispatch& work) {
   auto handle = std::static_pointer_cast<CpuHandle>(work.handle);
   auto promise = std::make_shared<std::promise<void>>();
   handle->counted = promise->get_future().share();
+  handle->source_offsets.assign(static_cast<std::size_t>(object_.communicator()->size()) + 1, 0);
   if (handle->grouped) {
     const int local = handle->shape.experts / object_.communicator()->size();
     handle->expert_offsets.assign(static_cast<std::size_t>(local) + 1, 0);

@@ -29,10 +29,11 @@ struct HighThroughputHandle final : ep::HighThroughputHandle {
   std::vector<std::int32_t> group_offsets;   ///< [L + 1] the same, with what pads groups
   /// [token rows, K] of the selections of each token that came, -1 where there is none or no room.
   std::vector<std::int32_t> places;
-  bool too_many = false;             ///< some rank's pool is too small: nothing was sent
-  std::shared_future<void> counted;  ///< ready when all of the above and the route are
-  Epoch epoch = 0;                   ///< of the dispatch; its pool rows lie in that slot
-  Epoch root = 0;                    ///< of the dispatch whose routing this is, and its lane
+  bool too_many = false;                     ///< some rank's pool is too small: nothing was sent
+  std::vector<std::int32_t> source_offsets;  ///< as first_from; callers look at it from the start
+  std::shared_future<void> counted;          ///< ready when all of the above and the route are
+  Epoch epoch = 0;                           ///< of the dispatch; its pool rows lie in that slot
+  Epoch root = 0;  ///< of the dispatch whose routing this is, and its lane
   int root_lane = 0;
 
   /// Takes the routing of a dispatch that may still be on its way on another stream.

@@ -282,7 +282,7 @@ __device__ bool sum_tokens(const Params& p, BlockShared& s, int warp, Epoch n) {
   const Summer summer{p, s, n, *p.epoch};
   const int blocks = workers(p.context), warps = kHighThroughputWarps * blocks;
   auto sum = [&](auto rows) {
-    if constexpr (Layout::kGrouped) return sum_with_copies<Element>(summer, rows);
+    if constexpr (Layout::kGrouped) return sum_with_copies<Element>(summer, rows, warp);
     if constexpr (has_bulk_copies()) {
       if (p.summing.bulk) return sum_by_bulk<Element>(summer, rows, warp);
     }

@@ -312,6 +312,7 @@ __device__ bool send_to_rings(const Params& p, BlockShared& s, int warp) {
     else if (!found)
       found = room();
     const bool all = __all_sync(kAllLanes, found);
+    __syncwarp();  // what one lane acquired, all may use
     if (wait) good = all;
     if (all) let_bulk_copies_see();
     return all;

@@ -331,10 +331,15 @@ void CudaEngine::read_mirror(CudaHandle& handle, const Lane& lane) const {
 
 CudaEngine::Offsets CudaEngine::offsets(HighThroughputHandle& handle) const {
   const HighThroughputRouting& routing = static_cast<CudaHandle&>(handle).routing;
-  const std::int64_t count = handle.shape.experts / static_cast<int>(slots_.most.ranks) + 1;
-  const int device = runtime_.share().device();
-  return {TensorView(routing.expert_offsets, DType::int32, {count}).on(device),
-          TensorView(routing.group_offsets, DType::int32, {count}).on(device)};
+  const auto ranks = static_cast<int>(slots_.most.ranks);
+  const auto view = [&](std::int32_t* values, std::int64_t count) {
+    return values == nullptr
+               ? TensorView()
+               : TensorView(values, DType::int32, {count + 1}).on(runtime_.share().device());
+  };
+  const int local = handle.shape.experts / ranks;
+  return {view(routing.first_from, ranks), view(routing.expert_offsets, local),
+          view(routing.group_offsets, local)};
 }
 
 void CudaEngine::learn_counts(HighThroughputHandle& handle) const {
@@ -437,9 +442,13 @@ void CudaEngine::combine(const Combine& work) {
   p.shape = shape_of(shape);
   p.routing = handle->routing;
   const auto row_bytes = static_cast<std::uint32_t>(shape.row_bytes());
-  p.pushing = cuda::plan_moving({row_bytes, warps, 1, cuda::kStagesBytes, bulk_, /*awaited=*/true});
-  p.summing = cuda::plan_moving(
-      {row_bytes, warps, p.shape.width, cuda::kStagesBytes, bulk_, /*awaited=*/false});
+  // A grouped token has at most K rows, of its copies here and of other ranks.
+  const int pushed = handle->grouped ? p.shape.top_k : 1;
+  const int summed = handle->grouped ? p.shape.top_k : p.shape.width;
+  p.pushing =
+      cuda::plan_moving({row_bytes, warps, pushed, cuda::kStagesBytes, bulk_, /*awaited=*/true});
+  p.summing =
+      cuda::plan_moving({row_bytes, warps, summed, cuda::kStagesBytes, bulk_, /*awaited=*/false});
   p.call = handle->call(0, RowFormat::of(work.request.y.dtype(), handle->shape.hidden));
   p.tokens = handle->tokens;
   p.pull = handle->in_pool && work.request.y.data() == pool_view(*handle, 0).x.data();
@@ -462,7 +471,7 @@ void CudaEngine::combine(const Combine& work) {
   const int blocks = workers_of(job);
   p.pushers = cuda::pushers_of({blocks, link_bytes_per_us_, true, bulk_},
                                static_cast<int>(slots_.most.ranks) - 1);
-  if (p.grouped) p.pushers = cuda::kGroupedPushers;
+  if (p.grouped) p.pushers = cuda::grouped_pushers(p.shape.top_k, p.shape.placement.ranks);
   runtime_.run(job, [&](cudaStream_t stream) {
     check_cuda(cuda::launch(p, {blocks, stream}), "launch of combine");
   });

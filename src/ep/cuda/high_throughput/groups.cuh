@@ -60,36 +60,6 @@ struct Copies {
   __device__ __forceinline__ unsigned lanes() const { return __ballot_sync(kAllLanes, place >= 0); }
 };
 
-/// Adds `kAtOnce` vectors of the copies' rows from `base` on: fma(weight, y, acc) in top-k order,
-/// rounded once. The rows of two copies are on their way at once.
-template <class Element, int kAtOnce>
-__device__ __forceinline__ void add_copies(const uint4* y, std::int64_t row_vectors,
-                                           const Copies& copies, unsigned lanes, int base,
-                                           int vectors, uint4* sums) {
-  float acc[kAtOnce][Element::kLanes] = {};
-  uint4 held[kAtOnce] = {}, next[kAtOnce] = {};
-  auto load = [&](int from, uint4* to) {
-    const uint4* row = y + __shfl_sync(kAllLanes, copies.place, from) * row_vectors + base;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      if (base + i * 32 < vectors) to[i] = row[i * 32];
-  };
-  if (lanes != 0) load(__ffs(static_cast<int>(lanes)) - 1, held);
-#pragma unroll 1
-  for (unsigned rest = lanes; rest != 0;) {
-    const float weight = __shfl_sync(kAllLanes, copies.weight, __ffs(static_cast<int>(rest)) - 1);
-    rest &= rest - 1;
-    if (rest != 0) load(__ffs(static_cast<int>(rest)) - 1, next);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      Element::add(weight, held[i], acc[i]);
-      held[i] = next[i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kAtOnce; ++i) sums[i] = Element::round(acc[i]);
-}
-
 /// Rows of an output that nothing came for: those that pad groups are zeros, and none of them, nor
 /// of the rest of a capacity, is a token's. All warps of the grid share them out.
 template <class Layout>

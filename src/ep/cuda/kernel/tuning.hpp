@@ -58,9 +58,14 @@ constexpr int pushers_of(const SendingRequest& r, int rings) {
   return warps;
 }
 
-/// The same where what goes home is summed first, out of this GPU's memory; two warps of a block
-/// are left to compare and to announce.
-inline constexpr int kGroupedPushers = kHighThroughputWarps - 4;
+/// The same where what goes home is summed first: rows that pushers read and write beside those of
+/// summers, of an even routing. Some warps are left to compare, to announce and to sum.
+constexpr int grouped_pushers(int top_k, int ranks) {
+  constexpr int kMost = kHighThroughputWarps - 4;
+  const int rows = std::min(top_k, ranks);  // of a token that go home, one of them here
+  const int pushed = top_k * (ranks - 1) / ranks + rows - 1, summed = top_k / ranks + rows + 1;
+  return std::clamp(kHighThroughputWarps * pushed / (pushed + summed), 1, kMost);
+}
 
 /// What was asked for in place of the formula's.
 constexpr Sending asked_or(const Tuning& asked, const Sending& formula) {
