@@ -92,6 +92,19 @@ Measurement measure(const std::shared_ptr<Communicator>& communicator,
                                  : bench_low_latency(communicator, options);
 }
 
+reference::RoundTripOptions check_of(const BenchOptions& options) {
+  using Payload = reference::RoundTripOptions::Payload;
+  reference::RoundTripOptions check;
+  check.weights = options.weights;
+  if (options.fp8) check.payload = options.high_throughput ? Payload::fp8 : Payload::cast;
+  if (!options.high_throughput) return check;
+  check.output = options.output;
+  check.layout = options.layout;
+  check.alignment = options.alignment;
+  check.in_place = options.output == HighThroughput::Output::pool;
+  return check;
+}
+
 std::int64_t BenchOptions::most_rows(int of_ranks) const {
   const std::int64_t tokens = std::int64_t{of_ranks} * shape.max_tokens;
   return grouped() ? tokens * shape.top_k + std::int64_t{shape.experts / of_ranks} * (alignment - 1)

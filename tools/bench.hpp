@@ -107,6 +107,9 @@ std::vector<SweepPoint> sweep(const std::shared_ptr<Communicator>& communicator,
 std::int64_t report_sweep(Communicator& communicator, const BenchOptions& options,
                           const std::vector<SweepPoint>& points);
 
+/// How the round trip that a bench is checked by uses the API.
+reference::RoundTripOptions check_of(const BenchOptions& options);
+
 /// Runs the bench that the options and the communicator's backend ask for.
 Measurement measure(const std::shared_ptr<Communicator>& communicator, const BenchOptions& options);
 /// Bytes of device memory that a bench of these options takes of the arena.

@@ -564,19 +564,6 @@ std::vector<SweepPoint> sweep_of(ModeOf&& mode, const Communicator& communicator
   return points;
 }
 
-reference::RoundTripOptions check_of(const BenchOptions& options) {
-  using Payload = reference::RoundTripOptions::Payload;
-  reference::RoundTripOptions check;
-  check.weights = options.weights;
-  if (options.fp8) check.payload = options.high_throughput ? Payload::fp8 : Payload::cast;
-  if (!options.high_throughput) return check;
-  check.output = options.output;
-  check.layout = options.layout;
-  check.alignment = options.alignment;
-  check.in_place = options.output == HighThroughput::Output::pool;
-  return check;
-}
-
 }  // namespace
 
 Measurement bench_cuda_low_latency(const std::shared_ptr<Communicator>& communicator,

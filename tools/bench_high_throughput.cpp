@@ -51,16 +51,8 @@ Measurement bench_high_throughput(const std::shared_ptr<Communicator>& communica
   Measurement result = start_measurement(*communicator, steps, options);
   result.arena_bytes = HighThroughput::memory_bytes(object_options, ranks);
 
-  if (options.verify) {
-    reference::RoundTripOptions check;
-    check.weights = options.weights;
-    check.output = options.output;
-    check.layout = options.layout;
-    check.alignment = options.alignment;
-    check.in_place = pool;
-    if (options.fp8) check.payload = reference::RoundTripOptions::Payload::fp8;
-    result.report += round_trip(*object, *communicator, workload, 0, check);
-  }
+  if (options.verify)
+    result.report += round_trip(*object, *communicator, workload, 0, check_of(options));
 
   ReusingAllocator allocator(shape.row_bytes());
   const Allocation out =

@@ -49,13 +49,8 @@ Measurement bench_low_latency(const std::shared_ptr<Communicator>& communicator,
   Measurement result = start_measurement(*communicator, steps, options);
   result.arena_bytes = LowLatency::memory_bytes(object_options, ranks);
 
-  if (options.verify) {
-    reference::RoundTripOptions check;
-    check.weights = options.weights;
-    if (options.fp8) check.payload = reference::RoundTripOptions::Payload::cast;
-    for (int step = 0; step < 2; ++step)
-      result.report += round_trip(*object, *communicator, workload, step, check);
-  }
+  for (int step = 0; options.verify && step < 2; ++step)
+    result.report += round_trip(*object, *communicator, workload, step, check_of(options));
 
   std::array<Buffers, 2> buffers{Buffers(shape, ranks, options.fp8),
                                  Buffers(shape, ranks, options.fp8)};
