@@ -27,7 +27,6 @@ constexpr std::pair<const char*, const char*> kDefaults[] = {
     {"UCX_KEEPALIVE_INTERVAL", "1s"},
     {"UCX_ERROR_SIGNALS", ""},          // signals are the program's
     {"UCX_MEM_EVENTS", "n"},            // no hooks in malloc
-    {"UCX_FENCE_MODE", "ep_based"},     // from 1.19 on; no fence is used
     {"UCX_WARN_UNUSED_ENV_VARS", "n"},  // older versions do not know all of these
     {"UCX_LOG_LEVEL", "fatal"},         // what fails is reported here, with the peer's name
 };
